@@ -1,0 +1,88 @@
+//! The crew: which hosts there are and how to reach them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crewboss_protocol::limits;
+use crewboss_protocol::{HostName, Name};
+
+/// All hosts, and how the boss talks to them.
+#[derive(Debug, Clone)]
+pub struct Crew {
+    /// The hosts, in the order of the crew file.
+    pub hosts: Vec<Host>,
+    /// What holds for every host that is reached by `ssh`.
+    pub ssh: Ssh,
+    /// What holds for every session.
+    pub timing: Timing,
+}
+
+/// One host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name in the crew file.
+    pub name: HostName,
+    /// How to reach it.
+    pub transport: Transport,
+    /// Where the host keeps its files; by default the user's data directory there.
+    pub work: Option<String>,
+    /// Cap on its slots.
+    pub slots: Option<u32>,
+    /// Words that targets may ask for.
+    pub tags: BTreeSet<Name>,
+    /// Compilers besides those on its `PATH`: toolchain name to the compiler's path or name.
+    pub toolchains: BTreeMap<Name, String>,
+}
+
+/// How a host is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// By `ssh` to this destination.
+    Ssh(String),
+    /// By a command that runs what is appended to it, with its standard input and output as ours.
+    Command(Vec<String>),
+    /// This computer, by a plain child process.
+    Local,
+}
+
+/// Settings for `ssh`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ssh {
+    /// A file for `ssh -F` instead of the user's own configuration.
+    pub config: Option<PathBuf>,
+    /// What to do with a host key that is not known yet. One that has changed is always refused.
+    pub host_keys: HostKeys,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+}
+
+/// What to do with a host key that is not known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostKeys {
+    /// Store it.
+    AcceptNew,
+    /// Refuse it.
+    Strict,
+}
+
+impl Default for Ssh {
+    fn default() -> Self {
+        Self { config: None, host_keys: HostKeys::AcceptNew, connect_timeout: Duration::from_secs(15) }
+    }
+}
+
+/// How often boss and worker say that they are there, and when silence counts as death.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// See [`limits::HEARTBEAT`].
+    pub heartbeat: Duration,
+    /// See [`limits::SILENCE`].
+    pub silence: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat: limits::HEARTBEAT, silence: limits::SILENCE }
+    }
+}

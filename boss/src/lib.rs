@@ -1,0 +1,8 @@
+//! The boss: plans a run, hands tasks to hosts, keeps the results.
+//!
+//! It never prints and reads neither arguments nor configuration files: it is given parsed settings and a sink for
+//! [`event`]s.
+#![forbid(unsafe_code)]
+
+pub mod crew;
+pub mod event;

@@ -1,0 +1,26 @@
+//! What boss and worker say to each other: messages, ids, limits and the line codec.
+//!
+//! This crate knows nothing of sockets, processes or git. Everything that arrives from the other side passes
+//! through [`codec`] (bounded memory, never a panic), then through the types in [`id`] (which refuse names that
+//! could leave a directory), then through [`Validate::validate`]. `PROTOCOL.md` beside this crate is the reference for
+//! readers; a test holds it against the types.
+#![forbid(unsafe_code)]
+
+pub mod bulk;
+pub mod codec;
+pub mod host;
+pub mod id;
+pub mod limits;
+pub mod message;
+pub mod outcome;
+pub mod target;
+
+pub use host::{Feature, HostFacts, Load, SlotHolder, Toolchain};
+pub use id::{Attempt, HostName, Name, RelPath, RunId, SessionId, TaskId, TaskRef, TreeId};
+pub use message::{FromWorker, Invalid, ToWorker, Validate};
+pub use outcome::{Outcome, StageExit, StageResult};
+pub use target::{Command, Environment, Stage, Target};
+
+/// The version of the line protocol. Both sides are always the same build, so this only guards against a worker
+/// started by hand; a difference ends the session.
+pub const PROTOCOL_VERSION: u32 = 1;

@@ -1,0 +1,67 @@
+//! Named limits. Whoever enforces one refers to it here, so that both sides agree.
+
+use std::time::Duration;
+
+/// Longest line on the control channel, prefix and newline included.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// A finished log up to this size travels inside `done`; a longer one, or one that is not UTF-8, over a bulk channel.
+pub const INLINE_LOG_BYTES_MAX: usize = 16 << 10;
+
+/// Longest piece of live output in one `log` message.
+pub const LIVE_CHUNK_BYTES_MAX: usize = 32 << 10;
+
+/// Live output that may wait at the worker for a slow boss; beyond it the live view is shortened.
+/// The stored log is not affected.
+pub const LIVE_BUFFER_BYTES_MAX: usize = 1 << 20;
+
+/// Longest piece of data in one frame of a bulk channel.
+pub const BULK_CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// Channels that the boss opens on one connection: control, source, and two for results. sshd's default
+/// `MaxSessions` is 10, and a person's own sessions may share the connection.
+pub const CHANNELS_MAX: usize = 4;
+
+/// Longest name of a host, target, stage, toolchain, tag or run.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// Longest relative path of an artifact; Linux allows 4096 for a whole path.
+pub const PATH_BYTES_MAX: usize = 3072;
+
+/// Targets in one build file.
+pub const TARGETS_MAX: usize = 100_000;
+
+/// Stages of one target.
+pub const STAGES_MAX: usize = 64;
+
+/// Tasks in one message (`recall`, `returned`).
+pub const TASKS_PER_MESSAGE_MAX: usize = 4096;
+
+/// Tasks that one worker accepts before any of them has started.
+pub const QUEUED_TASKS_MAX: usize = 4096;
+
+/// Artifacts of one task.
+pub const ARTIFACTS_MAX: usize = 1_000_000;
+
+/// Length of a text that is shown to a person: errors, notices, reasons.
+pub const TEXT_BYTES_MAX: usize = 64 << 10;
+
+/// How often each side says that it is there, when nothing else is said.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// After this long without a line the other side counts as gone.
+pub const SILENCE: Duration = Duration::from_secs(20);
+
+/// Between asking a task's processes to end (SIGTERM) and ending them (SIGKILL).
+pub const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// From the first Ctrl-C to the end of the boss.
+pub const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+// A heartbeat may be lost to a busy machine twice before it counts as silence.
+const _: () = assert!(SILENCE.as_millis() >= 3 * HEARTBEAT.as_millis());
+// Killing must be over before the boss stops waiting for it.
+const _: () = assert!(KILL_GRACE.as_millis() + 2000 <= STOP_WITHIN.as_millis());
+// Even if every byte of both inlined logs is escaped to six, the line holds, with room for the rest.
+const _: () = assert!(2 * 6 * INLINE_LOG_BYTES_MAX + (256 << 10) <= LINE_BYTES_MAX);
+const _: () = assert!(6 * LIVE_CHUNK_BYTES_MAX + 1024 <= LINE_BYTES_MAX);

@@ -1,0 +1,451 @@
+//! The messages of the control channel, one enum per direction.
+//!
+//! Unknown fields are ignored, so that a field can be added without a new version. An unknown message is an error:
+//! ignoring it would leave the other side waiting.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{HostFacts, Load};
+use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
+use crate::limits::{
+    ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, STAGES_MAX, TARGETS_MAX,
+    TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX,
+};
+use crate::outcome::{Outcome, StageResult};
+use crate::target::{Command, Target};
+
+/// Why a message that could be parsed is refused all the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct Invalid {
+    /// The offending field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Invalid {
+    fn check(holds: bool, field: &'static str, why: impl FnOnce() -> String) -> Result<(), Self> {
+        if holds { Ok(()) } else { Err(Self { field, why: why() }) }
+    }
+
+    fn at_most(field: &'static str, len: usize, max: usize) -> Result<(), Self> {
+        Self::check(len <= max, field, || format!("{len} is over the limit of {max}"))
+    }
+}
+
+/// What every received message must pass, after its types have accepted it.
+pub trait Validate {
+    /// Refuses content that no honest sender would send.
+    fn validate(&self) -> Result<(), Invalid>;
+}
+
+/// From the boss to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToWorker {
+    /// The first line: who calls, and how the session is to be.
+    Hello(Hello),
+    /// Defines targets, which tasks then name by number. May come several times, each with further targets.
+    Configure {
+        /// The number of the first target of this message.
+        first: u32,
+        /// The targets.
+        targets: Vec<Target>,
+    },
+    /// A tree's source has arrived and is checked out.
+    SourceReady {
+        /// The tree.
+        tree: TreeId,
+    },
+    /// Run this as soon as a slot is free.
+    Task(TaskOrder),
+    /// Stop an attempt, wherever it stands.
+    Cancel {
+        /// Which.
+        at: TaskRef,
+    },
+    /// Give back what has not started of these.
+    Recall {
+        /// Which.
+        tasks: Vec<TaskRef>,
+    },
+    /// The result is stored at the boss: everything of the attempt may be removed.
+    Collected {
+        /// Which.
+        at: TaskRef,
+    },
+    /// The boss is there. The worker answers with `alive` and the same number.
+    Ping {
+        /// Counted by the boss.
+        number: u64,
+    },
+    /// Stop everything, clean up, say `finished`, exit.
+    Quit,
+}
+
+/// The first line from the boss.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::PROTOCOL_VERSION`] of the boss.
+    pub protocol: u32,
+    /// SHA-256 of the boss's binary.
+    pub build: String,
+    /// Who started the boss, as `user@computer`.
+    pub boss: String,
+    /// The run.
+    pub run: RunId,
+    /// This connection.
+    pub session: SessionId,
+    /// What the boss calls this host.
+    pub host: HostName,
+    /// Priority of the boss's work; 0 is ordinary.
+    #[serde(default)]
+    pub priority: u32,
+    /// How often each side says that it is there, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// After how much silence the other side counts as gone, in milliseconds.
+    pub silence_ms: u64,
+    /// Cap on the slots, from `crew.toml`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// Compilers named in `crew.toml`, besides those found on `PATH`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub toolchains: BTreeMap<Name, String>,
+    /// Only look: answer `ready`, take no tasks, make nothing that has to be removed.
+    #[serde(default)]
+    pub probe_only: bool,
+    /// Measure and try everything anew instead of trusting what an earlier worker found.
+    #[serde(default)]
+    pub refresh: bool,
+}
+
+/// One attempt at one task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskOrder {
+    /// Which.
+    pub at: TaskRef,
+    /// The number of its target, from `configure`.
+    pub target: u32,
+    /// The tree to build.
+    pub tree: TreeId,
+    /// The commit's id for `$CREWBOSS_COMMIT`; for the working tree the id of its tree.
+    pub commit: TreeId,
+    /// Do not start from, nor leave, a warm build directory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
+}
+
+/// From a worker to the boss.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The answer to `hello`.
+    Ready(Box<Ready>),
+    /// An attempt's first stage starts now.
+    Started {
+        /// Which.
+        at: TaskRef,
+    },
+    /// A further stage starts.
+    Stage {
+        /// Which.
+        at: TaskRef,
+        /// The stage.
+        stage: Name,
+    },
+    /// A piece of output, for the live view only: bytes that are not UTF-8 are replaced.
+    Log {
+        /// Which.
+        at: TaskRef,
+        /// Counts the pieces of this attempt from 0.
+        seq: u64,
+        /// The output.
+        text: String,
+        /// Bytes left out of the live view before this piece, since the boss was slow.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        lost: u64,
+    },
+    /// The log is getting long: fetch it over a bulk channel while it grows.
+    LongLog {
+        /// Which.
+        at: TaskRef,
+    },
+    /// The answer to `ping`, and the state of the host.
+    Alive {
+        /// The number of the last `ping`.
+        number: u64,
+        /// The host's state.
+        load: Load,
+    },
+    /// An attempt has ended.
+    Done(Box<Done>),
+    /// An order cannot be taken or carried out here.
+    Refused {
+        /// Which.
+        at: TaskRef,
+        /// Why.
+        reason: Refusal,
+        /// Details for a person.
+        text: String,
+    },
+    /// These had not started and are given back: the answer to `recall`.
+    Returned {
+        /// Which.
+        tasks: Vec<TaskRef>,
+    },
+    /// Something a person should know, said once.
+    Notice {
+        /// What.
+        text: String,
+    },
+    /// The session cannot go on.
+    Error {
+        /// What kind of error.
+        kind: WorkerErrorKind,
+        /// Details for a person: what failed, where and why.
+        text: String,
+    },
+    /// The last line: everything of this session is stopped and removed.
+    Finished,
+}
+
+/// The answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// [`crate::PROTOCOL_VERSION`] of the worker.
+    pub protocol: u32,
+    /// SHA-256 of the worker's binary.
+    pub build: String,
+    /// The worker's process.
+    pub pid: u32,
+    /// The host.
+    pub facts: HostFacts,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// Which.
+    pub at: TaskRef,
+    /// The outcome.
+    pub outcome: Outcome,
+    /// The stages that ran.
+    pub stages: Vec<StageResult>,
+    /// Largest resident size of one process, in KiB.
+    pub rss_kib_max: u64,
+    /// Both outputs in the order of arrival.
+    pub log: LogEnd,
+    /// Standard error alone.
+    pub err: LogEnd,
+    /// What `size` says of the files named in `sizes`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sizes: String,
+    /// What has to be fetched over a bulk channel.
+    #[serde(default, skip_serializing_if = "ArtifactCount::is_none")]
+    pub artifacts: ArtifactCount,
+    /// Version of the toolchain used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toolchain: Option<String>,
+    /// Whether it started from a warm build directory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
+    /// What a person should know: why it could not be run, which artifact is missing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// A log whose end has been written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// All of it, if it is short and UTF-8; otherwise it is fetched over a bulk channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// How much there is to fetch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactCount {
+    /// Files.
+    pub files: u32,
+    /// Bytes in all.
+    pub bytes: u64,
+}
+
+impl ArtifactCount {
+    /// Whether there is nothing to fetch.
+    pub fn is_none(&self) -> bool {
+        self.files == 0
+    }
+}
+
+/// Why an order is not carried out. All of these are the host's fault, not the task's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// More orders than a worker keeps.
+    QueueFull,
+    /// The order names a target that was never configured.
+    UnknownTarget,
+    /// The same task and attempt was ordered before.
+    Duplicate,
+    /// The toolchain is not offered here, or no longer.
+    NoToolchain,
+    /// No space, or none left, for what the task needs.
+    NoSpace,
+    /// The source's tree is not there.
+    NoSource,
+    /// The environment could not be made.
+    Environment,
+    /// The worker is shutting down.
+    Stopping,
+}
+
+/// What ended a session from the worker's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerErrorKind {
+    /// The boss speaks another version or is another build.
+    Version,
+    /// A line that is no message, or a message at the wrong time.
+    Protocol,
+    /// The work directory cannot be used.
+    WorkDirectory,
+    /// The disk is full.
+    NoSpace,
+    /// Anything else that the worker cannot go on after.
+    Internal,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Validate for ToWorker {
+    fn validate(&self) -> Result<(), Invalid> {
+        match self {
+            ToWorker::Hello(hello) => hello.validate(),
+            ToWorker::Configure { first, targets } => {
+                let end = u64::from(*first) + targets.len() as u64;
+                Invalid::check(end <= TARGETS_MAX as u64, "targets", || {
+                    format!("{end} is over the limit of {TARGETS_MAX}")
+                })?;
+                targets.iter().try_for_each(Validate::validate)
+            }
+            ToWorker::Recall { tasks } => Invalid::at_most("tasks", tasks.len(), TASKS_PER_MESSAGE_MAX),
+            ToWorker::SourceReady { .. }
+            | ToWorker::Task(_)
+            | ToWorker::Cancel { .. }
+            | ToWorker::Collected { .. }
+            | ToWorker::Ping { .. }
+            | ToWorker::Quit => Ok(()),
+        }
+    }
+}
+
+impl Validate for Hello {
+    fn validate(&self) -> Result<(), Invalid> {
+        Invalid::at_most("boss", self.boss.len(), 256)?;
+        Invalid::at_most("build", self.build.len(), 64)?;
+        Invalid::at_most("toolchains", self.toolchains.len(), 1024)?;
+        Invalid::check(self.heartbeat_ms >= 10, "heartbeat_ms", || "it is under 10".to_owned())?;
+        Invalid::check(self.silence_ms / 2 >= self.heartbeat_ms, "silence_ms", || {
+            format!("{} is less than two heartbeats", self.silence_ms)
+        })?;
+        Invalid::check(self.slots != Some(0), "slots", || "a host without slots can do nothing".to_owned())
+    }
+}
+
+impl Validate for Target {
+    fn validate(&self) -> Result<(), Invalid> {
+        Invalid::check(!self.stages.is_empty(), "stages", || format!("target {} has none", self.name))?;
+        Invalid::at_most("stages", self.stages.len(), STAGES_MAX)?;
+        for (index, stage) in self.stages.iter().enumerate() {
+            let twice = self.stages[..index].iter().any(|earlier| earlier.name == stage.name);
+            Invalid::check(!twice, "stages", || format!("{} is there twice", stage.name))?;
+            stage.command.validate()?;
+        }
+        let nul = |text: &String| text.contains('\0');
+        Invalid::check(!self.variables.iter().any(|(k, v)| !is_variable(k) || nul(v)), "variables", || {
+            "a name is not made of letters, digits and `_`, or a value has a NUL".to_owned()
+        })?;
+        Invalid::check(self.timeout_ms > 0, "timeout_ms", || "it is 0".to_owned())
+    }
+}
+
+/// Whether a text can be the name of an environment variable.
+pub fn is_variable(name: &str) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    !name.is_empty() && name.chars().all(word) && !name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+impl Validate for Command {
+    fn validate(&self) -> Result<(), Invalid> {
+        let words = match self {
+            Command::Shell(line) => std::slice::from_ref(line),
+            Command::Words(words) => words.as_slice(),
+        };
+        let empty = words.first().is_none_or(|program| program.trim().is_empty());
+        Invalid::check(!empty, "command", || "it is empty".to_owned())?;
+        let nul = words.iter().any(|word| word.contains('\0'));
+        Invalid::check(!nul, "command", || "it has a NUL".to_owned())
+    }
+}
+
+impl Validate for FromWorker {
+    fn validate(&self) -> Result<(), Invalid> {
+        match self {
+            FromWorker::Ready(ready) => ready.validate(),
+            FromWorker::Done(done) => done.validate(),
+            FromWorker::Log { text, .. } => {
+                // Bytes that are not UTF-8 grow to three when they are replaced.
+                Invalid::at_most("text", text.len(), 3 * LIVE_CHUNK_BYTES_MAX)
+            }
+            FromWorker::Returned { tasks } => Invalid::at_most("tasks", tasks.len(), TASKS_PER_MESSAGE_MAX),
+            FromWorker::Refused { text, .. }
+            | FromWorker::Notice { text }
+            | FromWorker::Error { text, .. } => Invalid::at_most("text", text.len(), TEXT_BYTES_MAX),
+            FromWorker::Started { .. }
+            | FromWorker::Stage { .. }
+            | FromWorker::LongLog { .. }
+            | FromWorker::Alive { .. }
+            | FromWorker::Finished => Ok(()),
+        }
+    }
+}
+
+impl Validate for Ready {
+    fn validate(&self) -> Result<(), Invalid> {
+        let facts = &self.facts;
+        Invalid::check((1..=65_536).contains(&facts.slots), "slots", || {
+            format!("{} is not between 1 and 65536", facts.slots)
+        })?;
+        Invalid::check((1..=1_000_000).contains(&facts.speed), "speed", || {
+            format!("{} is not between 1 and 1000000", facts.speed)
+        })?;
+        Invalid::at_most("toolchains", facts.toolchains.len(), 1024)?;
+        Invalid::at_most("trees", facts.trees.len(), 1024)
+    }
+}
+
+impl Validate for Done {
+    fn validate(&self) -> Result<(), Invalid> {
+        Invalid::at_most("stages", self.stages.len(), STAGES_MAX + 1)?;
+        Invalid::at_most("artifacts", self.artifacts.files as usize, ARTIFACTS_MAX)?;
+        Invalid::at_most("message", self.message.len(), TEXT_BYTES_MAX)?;
+        Invalid::at_most("sizes", self.sizes.len(), TEXT_BYTES_MAX)?;
+        for log in [&self.log, &self.err] {
+            if let Some(text) = &log.text {
+                Invalid::at_most("log", text.len(), INLINE_LOG_BYTES_MAX)?;
+                Invalid::check(text.len() as u64 == log.bytes, "log", || {
+                    format!("{} bytes are announced, {} are there", log.bytes, text.len())
+                })?;
+            }
+        }
+        Invalid::check(self.outcome != Outcome::Skipped, "outcome", || "a worker skips nothing".to_owned())
+    }
+}
