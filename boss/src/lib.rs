@@ -6,3 +6,4 @@
 
 pub mod crew;
 pub mod event;
+pub mod plan;
