@@ -1,0 +1,138 @@
+//! `boss.log`: what happened, for people, and a status line per host and minute.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+
+use crewboss_protocol::{HostName, Outcome};
+
+use crate::event::{Event, EventKind, EventSink, TaskDone};
+use crate::store::StoreError;
+
+/// Time between two status lines of a host.
+const STATUS_INTERVAL_MS: u64 = 60_000;
+
+/// The log file.
+#[derive(Debug)]
+pub struct BossLog {
+    file: BufWriter<File>,
+    hosts: BTreeMap<HostName, HostStatus>,
+    /// Whether a write failed; said once.
+    broken: bool,
+}
+
+#[derive(Debug, Default)]
+struct HostStatus {
+    running: u32,
+    done: u32,
+    failed: u32,
+    status_ms: u64,
+}
+
+impl BossLog {
+    /// Opens `boss.log` in the result directory for appending.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let path = root.join("boss.log");
+        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(StoreError::io("open", &path))?;
+        Ok(Self { file: BufWriter::new(file), hosts: BTreeMap::new(), broken: false })
+    }
+
+    fn line(&mut self, time_ms: u64, text: fmt::Arguments<'_>) {
+        let time = i64::try_from(time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        let time = time.unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%SZ");
+        let written = writeln!(self.file, "{time} {text}").and_then(|()| self.file.flush());
+        if let Err(error) = written
+            && !std::mem::replace(&mut self.broken, true)
+        {
+            tracing::warn!(%error, "cannot write boss.log");
+        }
+    }
+
+    fn done(&mut self, time_ms: u64, done: &TaskDone) {
+        if let Some(host) = &done.host
+            && done.outcome != Outcome::Skipped
+        {
+            let status = self.hosts.entry(host.clone()).or_default();
+            status.running = status.running.saturating_sub(1);
+            status.done += 1;
+            status.failed += u32::from(!done.outcome.is_good());
+        }
+        if !done.outcome.is_good() {
+            let mut text = format!("{} {} @ {}", done.outcome, done.target, done.commit);
+            if let Some(host) = &done.host {
+                write!(text, " on {host}").ok();
+            }
+            if !done.message.is_empty() {
+                write!(text, ": {}", done.message.replace('\n', "; ")).ok();
+            }
+            self.line(time_ms, format_args!("{text}"));
+        }
+    }
+
+    /// Says how a host is doing, at most once a minute.
+    fn status(&mut self, time_ms: u64, event: &EventKind) {
+        let EventKind::HostLoad { host, load, round_trip_us } = event else { return };
+        let status = self.hosts.entry(host.clone()).or_default();
+        if time_ms.saturating_sub(status.status_ms) < STATUS_INTERVAL_MS {
+            return;
+        }
+        status.status_ms = time_ms;
+        let (running, done, failed) = (status.running, status.done, status.failed);
+        let (whole, hundredths) = (load.load_percent / 100, load.load_percent % 100);
+        let (memory, disk) = (load.memory_available >> 20, load.disk_free >> 20);
+        self.line(
+            time_ms,
+            format_args!(
+                "{host}: {running} running, {done} done, {failed} not good; load {whole}.{hundredths:02}, \
+                 {memory} MiB memory and {disk} MiB disk free, round trip {round_trip_us} us"
+            ),
+        );
+    }
+}
+
+impl EventSink for BossLog {
+    fn event(&mut self, event: &Event) {
+        let at = event.time_ms;
+        match &event.kind {
+            EventKind::RunStarted { run, tasks, targets, commits, .. } => self.line(
+                at,
+                format_args!("run {run}: {tasks} tasks, {targets} targets at {commits} commits"),
+            ),
+            EventKind::HostShipped { host, bytes } => {
+                self.line(at, format_args!("{host}: sent the worker, {bytes} bytes"));
+            }
+            EventKind::HostReady { host, slots, threads, speed, .. } => {
+                self.hosts.entry(host.clone()).or_default().running = 0;
+                self.line(at, format_args!("{host}: ready, {slots} slots, {threads} threads, speed {speed}"));
+            }
+            EventKind::HostLost { host, reason, .. } => self.line(at, format_args!("{host}: lost: {reason}")),
+            EventKind::HostFailed { host, reason } => self.line(at, format_args!("{host}: out of the run: {reason}")),
+            EventKind::HostPaused { host, reason, pause_ms } => {
+                self.line(at, format_args!("{host}: paused for {pause_ms} ms: {reason}"));
+            }
+            EventKind::HostNotice { host, text } => self.line(at, format_args!("{host}: {text}")),
+            EventKind::SourceSent { host, tree, objects, bytes, wall_ms } => self.line(
+                at,
+                format_args!("{host}: source {tree:.12}: {objects} objects, {bytes} bytes in {wall_ms} ms"),
+            ),
+            EventKind::TasksImpossible { target, tasks, .. } => {
+                self.line(at, format_args!("{target}: no host can take its {tasks} tasks"));
+            }
+            EventKind::TaskStarted { host, .. } => self.hosts.entry(host.clone()).or_default().running += 1,
+            EventKind::TaskRetried { host, at: task, reason } => {
+                let status = self.hosts.entry(host.clone()).or_default();
+                status.running = status.running.saturating_sub(1);
+                self.line(at, format_args!("{host}: attempt {task} could not be completed: {reason}"));
+            }
+            EventKind::TaskDone(done) => self.done(at, done),
+            EventKind::Stopping { reason } => self.line(at, format_args!("stopping: {reason}")),
+            EventKind::RunFinished(summary) => {
+                self.line(at, format_args!("finished after {} ms", summary.wall_ms));
+            }
+            kind @ EventKind::HostLoad { .. } => self.status(at, kind),
+            EventKind::HostConnecting { .. } | EventKind::TaskStage { .. } | EventKind::TaskOutput { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Names and paths in the result directory, and who may use it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use crewboss_protocol::{Name, RunId, TaskRef};
+
+/// Longest part of a commit's subject in a directory name.
+const SUBJECT_CHARS_MAX: usize = 40;
+
+/// What went wrong in the result directory.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory could not be made, written or moved.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another boss writes into the same directory.
+    #[error(
+        "another crewboss is using the result directory {} ({holder}); hint: wait for it, or choose another directory with --out",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Who, as far as is known.
+        holder: String,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// A result directory that this boss alone writes into, until it is dropped.
+#[derive(Debug)]
+pub struct OutDir {
+    root: PathBuf,
+    scratch: PathBuf,
+    _lock: File,
+}
+
+impl OutDir {
+    /// Makes the directory if need be, takes its lock and removes what a killed boss left half done.
+    pub fn open(root: &Path, run: &RunId) -> Result<Self, StoreError> {
+        fs::create_dir_all(root).map_err(StoreError::io("create", root))?;
+        let lock = lock(root)?;
+        let ignore = root.join(".gitignore");
+        if !ignore.exists() {
+            fs::write(&ignore, "*\n").map_err(StoreError::io("write", &ignore))?;
+        }
+        remove_scratch(root)?;
+        let scratch = root.join(format!(".part-{run}"));
+        fs::create_dir(&scratch).map_err(StoreError::io("create", &scratch))?;
+        Ok(Self { root: root.to_owned(), scratch, _lock: lock })
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where an attempt's files are gathered before they are moved into place together.
+    pub fn part(&self, at: TaskRef) -> PathBuf {
+        self.scratch.join(at.to_string())
+    }
+}
+
+impl Drop for OutDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.scratch) {
+            tracing::warn!(path = %self.scratch.display(), %error, "could not remove");
+        }
+    }
+}
+
+fn lock(root: &Path) -> Result<File, StoreError> {
+    let path = root.join(".lock");
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = open.map_err(StoreError::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            return Err(StoreError::InUse { path: root.to_owned(), holder: holder.trim().to_owned() });
+        }
+        Err(fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &path)(error)),
+    }
+    let holder = format!("process {}\n", std::process::id());
+    file.set_len(0)
+        .and_then(|()| file.write_all(holder.as_bytes()))
+        .map_err(StoreError::io("write", &path))?;
+    Ok(file)
+}
+
+fn remove_scratch(root: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(root).map_err(StoreError::io("read", root))? {
+        let entry = entry.map_err(StoreError::io("read", root))?;
+        if entry.file_name().to_string_lossy().starts_with(".part-") {
+            fs::remove_dir_all(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A task's directory below the result directory: `<nn>_of_<mm>_g<hash>_<subject>/<target>`, as buildman names them.
+pub fn task_path(index: usize, count: usize, short: &str, subject: &str, target: &Name) -> String {
+    let width = count.to_string().len().max(2);
+    format!("{:0width$}_of_{count:0width$}_g{short}_{}/{target}", index + 1, slug(subject))
+}
+
+/// A subject as a part of a file name: letters, digits, `.`, `_` and single dashes.
+fn slug(subject: &str) -> String {
+    let mut text = String::new();
+    for c in subject.chars() {
+        let c = if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
+        if c != '-' || !text.ends_with('-') {
+            text.push(c);
+        }
+        if text.len() >= SUBJECT_CHARS_MAX {
+            break;
+        }
+    }
+    let text = text.trim_matches(['-', '.']);
+    if text.is_empty() { "no-subject".to_owned() } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(text: &str) -> RunId {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn directories_are_named_as_buildman_names_them() {
+        let target: Name = "native".parse().unwrap();
+        assert_eq!(
+            task_path(2, 7, "1a2b3c4", "fs: Fix the `..` case (again)", &target),
+            "03_of_07_g1a2b3c4_fs-Fix-the-..-case-again/native"
+        );
+        assert_eq!(task_path(0, 250, "1a2b3c4", "../../etc\n", &target), "001_of_250_g1a2b3c4_etc/native");
+        assert_eq!(task_path(0, 1, "1a2b3c4", "日本語", &target), "01_of_01_g1a2b3c4_no-subject/native");
+    }
+
+    #[test]
+    fn a_result_directory_has_one_boss_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = OutDir::open(dir.path(), &run("r1")).unwrap();
+        let error = OutDir::open(dir.path(), &run("r2")).unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("process {}", std::process::id())));
+        drop(first);
+        OutDir::open(dir.path(), &run("r2")).unwrap();
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_boss_are_removed_and_results_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join(".part-old/1.1/artifacts")).unwrap();
+        fs::create_dir_all(dir.path().join("01_of_01_gabc_x/native")).unwrap();
+        let out = OutDir::open(dir.path(), &run("r1")).unwrap();
+        assert!(!dir.path().join(".part-old").exists());
+        assert!(dir.path().join("01_of_01_gabc_x/native").exists());
+        assert_eq!(fs::read_to_string(dir.path().join(".gitignore")).unwrap(), "*\n");
+        assert!(out.part("1.1".parse().unwrap()).starts_with(dir.path().join(".part-r1")));
+    }
+}

@@ -1,0 +1,11 @@
+//! The result directory: one directory per task, whole or not there at all, and the journal that says what is done.
+
+mod journal;
+mod layout;
+mod result;
+mod writer;
+
+pub use journal::{Journal, JournalError, Recorded};
+pub use layout::{OutDir, StoreError, task_path};
+pub use result::{AttemptStory, RESULT_SCHEMA, ResultFile, TargetDigest, TaskKey};
+pub use writer::{StoreReply, Stored, Submission, WriteError, Writer};

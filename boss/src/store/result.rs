@@ -1,0 +1,148 @@
+//! What is kept of a task: its key and its `result.json`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crewboss_protocol::message::ArtifactCount;
+use crewboss_protocol::{Attempt, HostName, Name, Outcome, RunId, StageResult, Target, TreeId};
+use serde::{Deserialize, Serialize};
+
+/// Version of `result.json`. Raised when a field is removed or changes its meaning.
+pub const RESULT_SCHEMA: u32 = 1;
+
+/// What a task builds: the hash of its tree and of its target's definition, environment included. Together with the
+/// toolchain's version it decides whether a task is already done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskKey(pub [u8; 32]);
+
+impl TaskKey {
+    /// The key of a target at a tree.
+    pub fn new(target: &TargetDigest, tree: TreeId) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&tree.0);
+        hasher.update(&target.0);
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
+/// The hash of a target's whole definition, computed once for all its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetDigest([u8; 32]);
+
+impl TargetDigest {
+    /// The digest of a target.
+    pub fn new(target: &Target) -> Self {
+        // A target has string keys only, so this cannot fail.
+        Self(*blake3::hash(&serde_json::to_vec(target).unwrap_or_default()).as_bytes())
+    }
+}
+
+impl fmt::Display for TaskKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl fmt::Debug for TaskKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for TaskKey {
+    type Err = blake3::HexError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(*blake3::Hash::from_hex(text)?.as_bytes()))
+    }
+}
+
+impl TryFrom<String> for TaskKey {
+    type Error = blake3::HexError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<TaskKey> for String {
+    fn from(key: TaskKey) -> String {
+        key.to_string()
+    }
+}
+
+/// An attempt that did not become the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptStory {
+    /// Which.
+    pub attempt: Attempt,
+    /// Where.
+    pub host: HostName,
+    /// What happened.
+    pub reason: String,
+}
+
+/// `result.json`: everything that is known of a task's end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResultFile {
+    /// [`RESULT_SCHEMA`].
+    pub schema: u32,
+    /// The run that made it.
+    pub run: RunId,
+    /// The target.
+    pub target: Name,
+    /// The commit's full id.
+    pub commit: TreeId,
+    /// The commit's subject.
+    pub subject: Arc<str>,
+    /// The tree that was built.
+    pub tree: TreeId,
+    /// See [`TaskKey`].
+    pub key: TaskKey,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The attempt that gave this result; 0 if it never ran.
+    pub attempt: Attempt,
+    /// Where.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+    /// Milliseconds since 1970, UTC, by the boss's clock.
+    pub ended_ms: u64,
+    /// From the first stage to the end, in milliseconds.
+    pub wall_ms: u64,
+    /// Processor time of all stages, in milliseconds.
+    pub cpu_ms: u64,
+    /// Largest process, in KiB.
+    pub rss_kib_max: u64,
+    /// The stages that ran.
+    pub stages: Vec<StageResult>,
+    /// Version of the toolchain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toolchain: Option<String>,
+    /// Whether it started from an earlier build directory.
+    pub warm: bool,
+    /// Length of `log` in bytes.
+    pub log_bytes: u64,
+    /// Length of `err` in bytes.
+    pub err_bytes: u64,
+    /// What is below `artifacts/`.
+    pub artifacts: ArtifactCount,
+    /// What a person should know.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Earlier attempts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<AttemptStory>,
+}
+
+impl ResultFile {
+    /// What `done` holds, as buildman writes it: 0, or the exit code of the stage that ended the task.
+    pub fn return_code(&self) -> u8 {
+        match self.stages.last() {
+            _ if self.outcome.is_good() => 0,
+            Some(stage) if !stage.exit.is_success() => stage.exit.shell_code(),
+            // Nothing failed by itself: a limit, a missing artifact or the environment ended it.
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The thread that puts results into place. It takes all that is waiting at once, so that one sync of the journal
+//! serves many results when they come fast.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use super::journal::{Journal, JournalError, Recorded};
+use super::layout::StoreError;
+use super::result::ResultFile;
+use crewboss_protocol::{RunId, TaskId};
+
+/// Results that are put into place between two syncs.
+const BATCH_MAX: usize = 256;
+
+/// A result to be stored.
+#[derive(Debug)]
+pub struct Submission {
+    /// Which task.
+    pub task: TaskId,
+    /// Goes into `result.json`.
+    pub result: ResultFile,
+    /// Goes into the journal.
+    pub recorded: Recorded,
+    /// The directory in which the files are gathered. Artifacts, and logs that were fetched, are there already.
+    pub part: PathBuf,
+    /// Whether `part` exists.
+    pub fetched: bool,
+    /// The log, if it came with the message.
+    pub log: Option<String>,
+    /// Standard error, if it came with the message.
+    pub err: Option<String>,
+    /// Goes into `sizes`, if there is any.
+    pub sizes: String,
+}
+
+/// A result that is in place and in the journal.
+#[derive(Debug)]
+pub struct Stored {
+    /// Which task.
+    pub task: TaskId,
+    /// Bytes that a person may want to read: logs and artifacts.
+    pub bytes: u64,
+}
+
+/// What the thread answers.
+#[derive(Debug)]
+pub enum StoreReply {
+    /// These are in place.
+    Stored(Vec<Stored>),
+    /// The result directory cannot be written any more. Nothing half-written was left in place.
+    Failed(WriteError),
+}
+
+/// Why a result could not be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// In the result directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// In the journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// The handle of the thread.
+#[derive(Debug)]
+pub struct Writer {
+    submit: Option<mpsc::Sender<Submission>>,
+    thread: Option<JoinHandle<Journal>>,
+}
+
+impl Writer {
+    /// Starts the thread. `reply` is called from it.
+    ///
+    /// The queue has no limit of its own: what can wait in it is limited by the tasks that are under way at hosts.
+    pub fn start(
+        root: PathBuf,
+        journal: Journal,
+        reply: impl FnMut(StoreReply) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (submit, submissions) = mpsc::channel();
+        let work = move || Work { root, journal, parents: HashSet::new(), reply }.run(&submissions);
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(work)?;
+        Ok(Self { submit: Some(submit), thread: Some(thread) })
+    }
+
+    /// Hands a result over.
+    pub fn submit(&self, submission: Submission) {
+        if let Some(submit) = &self.submit {
+            // The thread only ends before us after it has reported a failure.
+            submit.send(submission).ok();
+        }
+    }
+
+    /// Waits until all is stored and notes the end of the run.
+    pub fn finish(mut self, run: &RunId, ended_ms: u64) -> Result<(), JournalError> {
+        self.submit = None;
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(mut journal)) => journal.end(run, ended_ms),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Work<R> {
+    root: PathBuf,
+    journal: Journal,
+    /// Commit directories that exist.
+    parents: HashSet<PathBuf>,
+    reply: R,
+}
+
+impl<R: FnMut(StoreReply)> Work<R> {
+    fn run(mut self, submissions: &mpsc::Receiver<Submission>) -> Journal {
+        while let Ok(first) = submissions.recv() {
+            let batch = std::iter::once(first).chain(submissions.try_iter()).take(BATCH_MAX);
+            match self.store(batch) {
+                Ok(stored) => (self.reply)(StoreReply::Stored(stored)),
+                Err(error) => {
+                    (self.reply)(StoreReply::Failed(error));
+                    break;
+                }
+            }
+        }
+        self.journal
+    }
+
+    fn store(&mut self, batch: impl Iterator<Item = Submission>) -> Result<Vec<Stored>, WriteError> {
+        let mut stored = Vec::new();
+        for submission in batch {
+            self.place(&submission)?;
+            let Submission { task, result, recorded, .. } = submission;
+            stored.push(Stored { task, bytes: result.log_bytes + result.artifacts.bytes });
+            self.journal.add(recorded);
+        }
+        self.journal.sync()?;
+        Ok(stored)
+    }
+
+    /// Completes the directory and moves it into place.
+    fn place(&mut self, submission: &Submission) -> Result<(), StoreError> {
+        let part = &submission.part;
+        if !submission.fetched {
+            fs::create_dir(part).map_err(StoreError::io("create", part))?;
+        }
+        write(part, "done", format!("{}\n", submission.result.return_code()).as_bytes())?;
+        if let Some(log) = &submission.log {
+            write(part, "log", log.as_bytes())?;
+        }
+        match &submission.err {
+            Some(err) if !err.is_empty() => write(part, "err", err.as_bytes())?,
+            _ => {}
+        }
+        if !submission.sizes.is_empty() {
+            write(part, "sizes", submission.sizes.as_bytes())?;
+        }
+        let mut json = serde_json::to_vec_pretty(&submission.result)
+            .map_err(io::Error::from)
+            .map_err(StoreError::io("write", &part.join("result.json")))?;
+        json.push(b'\n');
+        write(part, "result.json", &json)?;
+        self.publish(part, &submission.recorded.path)
+    }
+
+    fn publish(&mut self, part: &Path, path: &Arc<str>) -> Result<(), StoreError> {
+        let place = self.root.join(&**path);
+        if let Some(parent) = place.parent()
+            && !self.parents.contains(parent)
+        {
+            fs::create_dir_all(parent).map_err(StoreError::io("create", parent))?;
+            self.parents.insert(parent.to_owned());
+        }
+        match fs::rename(part, &place) {
+            Ok(()) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
+                replace(part, &place)
+            }
+            Err(error) => Err(StoreError::io("move a result to", &place)(error)),
+        }
+    }
+}
+
+/// Puts a new result where an older one is. In between there is none, never a half one.
+fn replace(part: &Path, place: &Path) -> Result<(), StoreError> {
+    let old = part.with_extension("old");
+    fs::rename(place, &old).map_err(StoreError::io("move away", place))?;
+    fs::rename(part, place).map_err(StoreError::io("move a result to", place))?;
+    fs::remove_dir_all(&old).map_err(StoreError::io("remove", &old))
+}
+
+fn write(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    fs::write(&path, content).map_err(StoreError::io("write", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{RESULT_SCHEMA, TaskKey};
+    use crewboss_protocol::message::ArtifactCount;
+    use crewboss_protocol::{Attempt, Outcome, StageExit, StageResult, TreeId};
+
+    fn submission(root: &Path, outcome: Outcome, exit: StageExit) -> Submission {
+        let stage = StageResult { name: "build".parse().unwrap(), exit, wall_ms: 5, cpu_ms: 4 };
+        let result = ResultFile {
+            schema: RESULT_SCHEMA,
+            run: "r1".parse().unwrap(),
+            target: "native".parse().unwrap(),
+            commit: TreeId([1; 20]),
+            subject: "x".into(),
+            tree: TreeId([2; 20]),
+            key: TaskKey([3; 32]),
+            outcome,
+            attempt: Attempt(1),
+            host: None,
+            ended_ms: 1,
+            wall_ms: 5,
+            cpu_ms: 4,
+            rss_kib_max: 100,
+            stages: vec![stage],
+            toolchain: None,
+            warm: false,
+            log_bytes: 4,
+            err_bytes: 0,
+            artifacts: ArtifactCount::default(),
+            message: String::new(),
+            earlier: Vec::new(),
+        };
+        let recorded = Recorded {
+            key: result.key,
+            toolchain: None,
+            target: result.target.clone(),
+            commit: "0101010".into(),
+            outcome,
+            attempt: Attempt(1),
+            host: None,
+            wall_ms: 5,
+            path: "01_of_01_g0101010_x/native".into(),
+        };
+        Submission {
+            task: TaskId(0),
+            result,
+            recorded,
+            part: root.join("1.1"),
+            fetched: false,
+            log: Some("out\n".to_owned()),
+            err: Some(String::new()),
+            sizes: String::new(),
+        }
+    }
+
+    /// Stores what is given and returns what the thread answered.
+    fn store(root: &Path, submissions: Vec<Submission>) -> Vec<StoreReply> {
+        let (journal, _) = Journal::open(root).unwrap();
+        let (replies, answers) = mpsc::channel();
+        let writer =
+            Writer::start(root.to_owned(), journal, move |reply| replies.send(reply).unwrap()).unwrap();
+        for submission in submissions {
+            writer.submit(submission);
+        }
+        writer.finish(&"r1".parse().unwrap(), 2).unwrap();
+        answers.iter().collect()
+    }
+
+    #[test]
+    fn a_result_appears_whole_and_replaces_an_older_one_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let place = root.join("01_of_01_g0101010_x/native");
+        store(root, vec![submission(root, Outcome::Failure, StageExit::Code(2))]);
+        assert_eq!(fs::read_to_string(place.join("done")).unwrap(), "2\n");
+        assert_eq!(fs::read_to_string(place.join("log")).unwrap(), "out\n");
+        assert!(!place.join("err").exists());
+        fs::write(place.join("stale"), "").unwrap();
+
+        store(root, vec![submission(root, Outcome::Success, StageExit::Code(0))]);
+        assert_eq!(fs::read_to_string(place.join("done")).unwrap(), "0\n");
+        assert!(!place.join("stale").exists());
+        let text = fs::read(place.join("result.json")).unwrap();
+        let result: ResultFile = serde_json::from_slice(&text).unwrap();
+        assert_eq!(result.outcome, Outcome::Success);
+        assert_eq!(Journal::open(root).unwrap().1[&TaskKey([3; 32])][0].outcome, Outcome::Success);
+        let mut left: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["01_of_01_g0101010_x", "run.jsonl"]);
+    }
+
+    #[test]
+    fn a_result_that_cannot_be_placed_is_reported_and_not_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::write(root.join("01_of_01_g0101010_x"), "in the way").unwrap();
+        let replies = store(root, vec![submission(root, Outcome::Success, StageExit::Code(0))]);
+        let [StoreReply::Failed(error)] = replies.as_slice() else { panic!("{replies:?}") };
+        assert!(error.to_string().starts_with("cannot create"), "{error}");
+        assert!(Journal::open(root).unwrap().1.is_empty());
+    }
+}
