@@ -7,3 +7,4 @@
 pub mod crew;
 pub mod event;
 pub mod plan;
+pub mod scheduler;
