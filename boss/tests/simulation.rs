@@ -17,6 +17,7 @@ use crewboss_protocol::TaskId;
 
 use world::HostModel;
 
+/// A host without faults, 1 ms away.
 pub fn model(slots: u32, speed: u32) -> HostModel {
     HostModel {
         offer: Offer { slots, speed, memory: 1 << 30, disk_free: 1 << 30, ..Offer::default() },
@@ -29,10 +30,12 @@ pub fn model(slots: u32, speed: u32) -> HostModel {
     }
 }
 
+/// A task of which nothing is known.
 pub fn entry(task: u32, requirement: RequirementId) -> TaskEntry {
     TaskEntry { task: TaskId(task), requirement, priority: 0, expected_ms: None, tree: 0, chain: None }
 }
 
+/// A task of an incremental target.
 pub fn chained(task: u32, requirement: RequirementId, chain: u32) -> TaskEntry {
     TaskEntry { chain: Some(ChainId(chain)), ..entry(task, requirement) }
 }

@@ -284,7 +284,7 @@ impl Scheduler {
     fn wait_ms(&self, host: HostIndex) -> u64 {
         let state = self.host(host);
         let mean = if state.mean_ms > 0 { state.mean_ms } else { 1_000_000 / u64::from(state.speed) };
-        u64::from(state.excess()) * mean / u64::from(state.slots)
+        u64::from(state.excess()).saturating_mul(mean) / u64::from(state.slots)
     }
 
     /// Whether a task is done sooner if this host takes it from the one where it waits.
@@ -301,7 +301,7 @@ impl Scheduler {
         };
         let here_ms = there_ms.saturating_mul(u64::from(there.speed)) / u64::from(here.speed);
         let travel_ms = here.round_trip_ms() + there.round_trip_ms();
-        here_ms + travel_ms <= there_ms.saturating_add(self.wait_ms(donor))
+        here_ms.saturating_add(travel_ms) <= there_ms.saturating_add(self.wait_ms(donor))
     }
 
     pub(super) fn mark_recalled(&mut self, host: HostIndex, task: TaskId, why: Recall) {

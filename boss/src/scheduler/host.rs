@@ -19,6 +19,10 @@ pub const PAUSE_FIRST_MS: u64 = 10_000;
 pub const PAUSE_MAX_MS: u64 = 300_000;
 /// Pauses in a row after which the host is out: about five minutes in all with the values above.
 pub const PAUSES_MAX: u32 = 5;
+/// A longer round trip is an outage, not a property of the link.
+const ROUND_TRIP_MAX_MICROS: u64 = 10_000_000;
+/// A longer run says nothing more for the estimates (100 days), and sums of it do not overflow.
+const RUN_MAX_MS: u64 = 100 * 24 * 3_600_000;
 /// Completions are counted over at least this long for one estimate of the rate.
 const RATE_WINDOW_MS: u64 = 20;
 /// Shorter runs say more about the link than about the host's speed.
@@ -176,6 +180,7 @@ impl Host {
     }
 
     pub fn note_round_trip(&mut self, micros: u64) {
+        let micros = micros.min(ROUND_TRIP_MAX_MICROS);
         self.round_trip_micros = match self.round_trip_micros {
             0 => micros,
             // A sudden delay counts at once, a shorter one slowly: sending too little ahead costs more.
@@ -198,7 +203,7 @@ impl Host {
             self.window_start = now;
             self.window_count = 0;
         }
-        let Some(ran) = ran_ms else { return };
+        let Some(ran) = ran_ms.map(|ran| ran.min(RUN_MAX_MS)) else { return };
         self.mean_ms = if self.mean_ms == 0 { ran.max(1) } else { ((self.mean_ms * 7 + ran) / 8).max(1) };
         if let Some(expected) = expected_ms.filter(|_| ran >= SPEED_SAMPLE_MIN_MS) {
             let offered = u64::from(self.offer.as_ref().map_or(1, |offer| offer.speed.max(1)));

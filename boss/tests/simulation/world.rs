@@ -72,7 +72,7 @@ struct WorkerState {
 }
 
 pub struct World {
-    pub now: u64,
+    now: u64,
     pub scheduler: Scheduler,
     pub checker: Checker,
     pub models: Vec<HostModel>,
@@ -89,10 +89,11 @@ pub struct World {
     sequence: u64,
     random: fastrand::Rng,
     entries: BTreeMap<TaskId, TaskEntry>,
-    /// How often each task was really run to its end and accepted.
+    /// When the last result was accepted.
     pub finished_at: u64,
-    pub steps: u64,
-    pub wake_at: Option<u64>,
+    steps: u64,
+    wake_at: Option<u64>,
+    /// What each host has started, in order.
     pub ran: BTreeMap<u32, Vec<TaskId>>,
 }
 
@@ -178,7 +179,7 @@ impl World {
         self.scheduler.handle(input, Millis(self.now), &mut out);
         let silently = |at: &&TaskRef| !out.iter().any(|action| names(action, **at));
         before.iter().filter(silently).for_each(|at| self.checker.gone(*at));
-        self.checker.actions(&self.scheduler, &out);
+        self.checker.actions(&out);
         out.into_iter().for_each(|action| self.act(action));
         if self.checked {
             let hosts = u32::try_from(self.models.len()).unwrap();
@@ -310,12 +311,8 @@ impl World {
                     return self.report(host, Input::Refused { host: HostIndex(host), at, reason, text });
                 }
                 let worker = &mut self.workers[host as usize];
-                let seen =
-                    self.ran.get(&host).is_some_and(|ran| ran.contains(&at.task)) && self.chaos.double > 0;
-                if !worker.queue.contains(&at) && !worker.running.contains(&at) && !seen {
-                    worker.queue.push_back(at);
-                } else if seen && !worker.queue.contains(&at) && !worker.running.contains(&at) {
-                    // A worker cannot know an old order from a doubled one in this model: it runs it again.
+                // What was doubled on the way and has ended before is run again: this worker keeps no memory.
+                if !worker.queue.contains(&at) && !worker.running.contains(&at) {
                     worker.queue.push_back(at);
                 }
                 self.start(host);
