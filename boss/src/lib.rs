@@ -7,4 +7,5 @@
 pub mod crew;
 pub mod event;
 pub mod plan;
+pub mod scheduler;
 pub mod store;

@@ -1,0 +1,455 @@
+//! Taking note of what happened.
+
+use crewboss_protocol::message::Refusal;
+use crewboss_protocol::{Attempt, Name, TaskId, TaskRef};
+
+use super::hand_out::push_recall;
+use super::host::{Health, Link, PAUSES_MAX, STRIKES_MAX};
+use super::task::{ATTEMPTS_MAX, LOST_MAX, NO_SEGMENT, Phase, REFUSALS_MAX, Recall, Task};
+use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, Offer, TaskEntry};
+use super::{Requirement, Scheduler};
+
+impl Scheduler {
+    pub(super) fn take(&mut self, input: Input, out: &mut Vec<Action>) {
+        match input {
+            Input::AddTasks(tasks) => tasks.into_iter().for_each(|entry| self.add(&entry)),
+            Input::HostUp { host, offer } => self.host_up(host, offer, out),
+            Input::HostDown { host, reason, returns } => self.host_down(host, reason, returns, out),
+            Input::Started { host, at } => self.started(host, at),
+            Input::Ended { host, at, ended } => self.ended(host, at, ended, out),
+            Input::Refused { host, at, reason, text } => self.refused(host, at, reason, &text, out),
+            Input::Returned { host, tasks } => {
+                tasks.into_iter().for_each(|at| self.returned(host, at, out));
+            }
+            Input::ResultLost { at, host, reason } => self.result_lost(host, at, reason, out),
+            Input::RoundTrip { host, micros } if self.known_host(host) => {
+                self.host_mut(host).note_round_trip(micros);
+                self.touch(host);
+            }
+            Input::Disk { host, free } if self.known_host(host) => {
+                if let Some(offer) = &mut self.host_mut(host).offer {
+                    offer.disk_free = free;
+                    self.refresh_host(host);
+                }
+            }
+            Input::RoundTrip { .. } | Input::Disk { .. } => self.counts.stale += 1,
+            Input::Tick => {}
+            Input::Withdraw { tasks } => tasks.into_iter().for_each(|task| self.withdraw(task, out)),
+            Input::Stop => self.stopped = true,
+        }
+    }
+
+    fn add(&mut self, entry: &TaskEntry) {
+        let index = entry.task.0 as usize;
+        if self.tasks.len() <= index {
+            self.tasks.resize(index + 1, Task::absent());
+        }
+        let known_class = (entry.requirement.0 as usize) < self.classes.len();
+        if self.tasks[index].phase != Phase::Absent || !known_class {
+            self.counts.stale += 1;
+            return;
+        }
+        let task = &mut self.tasks[index];
+        task.class = entry.requirement.0;
+        task.priority = entry.priority;
+        task.expected_ms = entry.expected_ms.unwrap_or(u64::MAX);
+        task.tree = entry.tree;
+        self.counts.total += 1;
+        self.counts.waiting += 1;
+        match entry.chain {
+            Some(chain) => self.append_to_chain(entry.task, chain, entry.requirement.0),
+            None => self.make_ready(entry.task),
+        }
+    }
+
+    fn host_up(&mut self, host: HostIndex, offer: Offer, out: &mut Vec<Action>) {
+        if !self.known_host(host) || self.host(host).out {
+            self.counts.stale += 1;
+            return;
+        }
+        if self.host(host).link == Link::Up {
+            self.host_down(host, "a new session replaced it".to_owned(), true, out);
+        }
+        let now = self.now;
+        self.host_mut(host).come_up(offer, now);
+        let well = self.host(host).health == Health::Well;
+        if well && self.host(host).strikes >= STRIKES_MAX {
+            self.pause(host, "its session was lost again and again", out);
+        }
+        self.refresh_host(host);
+    }
+
+    fn host_down(&mut self, host: HostIndex, reason: String, returns: bool, out: &mut Vec<Action>) {
+        if !self.known_host(host) {
+            self.counts.stale += 1;
+            return;
+        }
+        let was_up = self.host(host).link == Link::Up;
+        self.host_mut(host).link = Link::Down { reason: reason.clone(), returns };
+        // Fits first, so that what is put back sees that this host is gone.
+        self.refresh_host(host);
+        if !was_up {
+            return;
+        }
+        let slots = self.host(host).slots as usize;
+        let running: Vec<TaskId> = self.host(host).running.iter().copied().collect();
+        let sent: Vec<TaskId> = self.host(host).sent.values().copied().collect();
+        if !running.is_empty() || !sent.is_empty() {
+            self.host_mut(host).strikes += 1;
+        }
+        // The news that they had started may have been lost with the session.
+        let suspects = running.iter().chain(sent.iter().take(slots));
+        for task in suspects {
+            let at = self.current(*task);
+            self.release(host, at.task);
+            self.fail(host, at, format!("the session with the host was lost: {reason}"), out);
+        }
+        for task in sent.iter().skip(slots) {
+            self.release(host, *task);
+            self.lose(host, self.current(*task), out);
+        }
+        self.refresh_host(host);
+    }
+
+    fn started(&mut self, host: HostIndex, at: TaskRef) {
+        if self.held_at(host, at) != Some(None) {
+            self.counts.stale += 1;
+            return;
+        }
+        self.leave_sent(host, at.task);
+        let since = self.now;
+        self.task_mut(at.task).phase = Phase::Running { host, since };
+        self.counts.running += 1;
+        self.host_mut(host).running.insert(at.task);
+        self.touch(host);
+    }
+
+    fn ended(&mut self, host: HostIndex, at: TaskRef, ended: Ended, out: &mut Vec<Action>) {
+        let Some(since) = self.held_at(host, at) else {
+            self.counts.stale += 1;
+            return;
+        };
+        let now = self.now;
+        let ran_ms = since.map(|since| now.0.saturating_sub(since.0));
+        let expected = self.task(at.task).expected().filter(|_| ended == Ended::Result);
+        self.host_mut(host).note_end(now, ran_ms, expected);
+        self.release(host, at.task);
+        match ended {
+            Ended::Result => self.result(host, at, out),
+            Ended::Infrastructure(reason) => {
+                self.strike(host, &reason, out);
+                self.fail(host, at, reason, out);
+            }
+            Ended::Interrupted => {
+                self.fail(host, at, "work of a higher priority took its place".to_owned(), out);
+            }
+        }
+    }
+
+    fn result(&mut self, host: HostIndex, at: TaskRef, out: &mut Vec<Action>) {
+        self.prove(host);
+        if self.task(at.task).unwanted {
+            return self.conclude(at.task, Phase::Withdrawn);
+        }
+        out.push(Action::Accept { host, at });
+        let state = self.task(at.task);
+        let (segment, chain) = (state.segment, state.chain);
+        self.conclude(at.task, Phase::Done);
+        if let Some(chain) = self.chains.get(chain as usize).map(|chain| chain.id) {
+            self.host_mut(host).warm.insert(chain);
+            let next = self.segments[segment as usize].start as usize;
+            let tasks = &self.chains[self.segments[segment as usize].chain as usize].tasks;
+            if let Some(next) = tasks.get(next).copied() {
+                self.continuations.push((host, next));
+            }
+        }
+    }
+
+    /// A result came: the host works.
+    fn prove(&mut self, host: HostIndex) {
+        let state = self.host_mut(host);
+        state.strikes = 0;
+        if state.health == Health::Trial {
+            state.health = Health::Well;
+            state.pauses = 0;
+            self.refresh_host(host);
+        }
+    }
+
+    fn refused(&mut self, host: HostIndex, at: TaskRef, why: Refusal, text: &str, out: &mut Vec<Action>) {
+        if self.held_at(host, at).is_none() {
+            self.counts.stale += 1;
+            return;
+        }
+        self.release(host, at.task);
+        let reason = format!("refused: {text}");
+        if why == Refusal::NoToolchain {
+            self.drop_toolchain(host, at.task);
+        }
+        match why {
+            Refusal::NoToolchain
+            | Refusal::NoSpace
+            | Refusal::NoSource
+            | Refusal::Environment
+            | Refusal::UnknownTarget => {
+                self.strike(host, &reason, out);
+                self.note_refusal(host, at, reason, out);
+            }
+            // Says nothing about this task; what was sent may fit a moment later, but not for ever.
+            Refusal::QueueFull | Refusal::Duplicate | Refusal::Stopping => {
+                self.strike(host, &reason, out);
+                self.lose(host, at, out);
+            }
+        }
+    }
+
+    fn note_refusal(&mut self, host: HostIndex, at: TaskRef, reason: String, out: &mut Vec<Action>) {
+        let trouble = self.trouble(at.task);
+        trouble.refused_by.push(host);
+        trouble.story.push(AttemptStory { attempt: at.attempt, host, reason: reason.clone() });
+        let often = trouble.refused_by.len() >= REFUSALS_MAX;
+        if self.task(at.task).unwanted {
+            self.conclude(at.task, Phase::Withdrawn);
+        } else if often || self.refused_everywhere(at.task) {
+            self.put_back(at.task);
+            self.give_up(at.task, GiveUp::Refused, out);
+        } else {
+            out.push(Action::Retry { host, at, reason });
+            self.put_back(at.task);
+        }
+    }
+
+    /// The host says itself that it does not have what it offered.
+    fn drop_toolchain(&mut self, host: HostIndex, task: TaskId) {
+        let class = &self.classes[self.task(task).class as usize];
+        let Requirement { toolchain: Some(name), .. } = &class.requirement else { return };
+        let name: Name = name.clone();
+        if let Some(offer) = &mut self.host_mut(host).offer {
+            offer.toolchains.remove(&name);
+        }
+        self.refresh_host(host);
+    }
+
+    fn returned(&mut self, host: HostIndex, at: TaskRef, out: &mut Vec<Action>) {
+        let sent = self.held_at(host, at) == Some(None);
+        if !sent {
+            self.counts.stale += 1;
+            return;
+        }
+        let asked = !matches!(self.task(at.task).phase, Phase::Sent { recall: Recall::No, .. });
+        self.release(host, at.task);
+        if asked && !self.task(at.task).unwanted {
+            self.put_back(at.task);
+        } else {
+            // Nobody asked: a worker that gives everything back must not keep the run going for ever.
+            self.lose(host, at, out);
+        }
+    }
+
+    fn result_lost(&mut self, host: HostIndex, at: TaskRef, reason: String, out: &mut Vec<Action>) {
+        let state = self.tasks.get(at.task.0 as usize);
+        let accepted = state.is_some_and(|s| s.phase == Phase::Done && s.attempt == at.attempt.0);
+        if !accepted || !self.known_host(host) {
+            self.counts.stale += 1;
+            return;
+        }
+        self.counts.done -= 1;
+        self.counts.waiting += 1;
+        if self.task(at.task).chain != NO_SEGMENT {
+            self.chain_reopen(at.task);
+            self.pass_turn(at.task);
+        }
+        self.fail(host, at, format!("the result could not be fetched: {reason}"), out);
+    }
+
+    fn withdraw(&mut self, task: TaskId, out: &mut Vec<Action>) {
+        match self.tasks.get(task.0 as usize).map_or(Phase::Absent, |state| state.phase) {
+            Phase::Waiting => {
+                self.unqueue(task);
+                self.pass_turn(task);
+                self.conclude(task, Phase::Withdrawn);
+            }
+            Phase::Blocked => self.conclude(task, Phase::Withdrawn),
+            Phase::Sent { host, .. } | Phase::Running { host, .. } if !self.task(task).unwanted => {
+                self.task_mut(task).unwanted = true;
+                out.push(Action::Cancel { host, at: self.current(task) });
+            }
+            _ => self.counts.stale += 1,
+        }
+    }
+
+    /// The live attempt of a task.
+    fn current(&self, task: TaskId) -> TaskRef {
+        TaskRef { task, attempt: Attempt(self.task(task).attempt) }
+    }
+
+    /// Whether this host holds this attempt; if so, since when it runs.
+    fn held_at(&self, host: HostIndex, at: TaskRef) -> Option<Option<Millis>> {
+        let state = self.tasks.get(at.task.0 as usize).filter(|state| state.attempt == at.attempt.0)?;
+        match state.phase {
+            Phase::Sent { host: there, .. } if there == host => Some(None),
+            Phase::Running { host: there, since } if there == host => Some(Some(since)),
+            _ => None,
+        }
+    }
+
+    /// Takes a task out of its host's line of unstarted ones.
+    fn leave_sent(&mut self, host: HostIndex, task: TaskId) {
+        let Phase::Sent { number, recall, .. } = self.task(task).phase else { return };
+        self.counts.sent -= 1;
+        let state = self.host_mut(host);
+        state.sent.remove(&number);
+        state.recalled -= u32::from(recall != Recall::No);
+        if let Recall::For(beneficiary) = recall {
+            self.host_mut(beneficiary).expecting -= 1;
+            self.dirty.insert(beneficiary);
+        }
+    }
+
+    /// Takes a task off its host. It then counts as waiting, but is in no queue.
+    fn release(&mut self, host: HostIndex, task: TaskId) {
+        if let Phase::Running { .. } = self.task(task).phase {
+            self.counts.running -= 1;
+            self.host_mut(host).running.remove(&task);
+        } else {
+            self.leave_sent(host, task);
+        }
+        let last = self.task(task).is_last_attempt();
+        self.host_mut(host).last_attempts -= u32::from(last);
+        self.counts.waiting += 1;
+        if self.task(task).segment != NO_SEGMENT {
+            self.chain_released(task, host);
+        }
+        // Its space counted as coming back only while something ran there.
+        if self.host(host).held() == 0 && self.classes.iter().any(|class| class.requirement.disk > 0) {
+            self.refresh_host(host);
+        }
+        self.touch(host);
+    }
+
+    /// Queues a released task again.
+    fn put_back(&mut self, task: TaskId) {
+        if self.task(task).segment != NO_SEGMENT {
+            self.chain_put_back(task);
+        }
+        self.make_ready(task);
+    }
+
+    /// Ends a task that is in no queue; it still counted as waiting. The next of its segment has its turn.
+    fn conclude(&mut self, task: TaskId, phase: Phase) {
+        self.counts.waiting -= 1;
+        match phase {
+            Phase::Done => self.counts.done += 1,
+            Phase::GivenUp => self.counts.given_up += 1,
+            _ => self.counts.withdrawn += 1,
+        }
+        let state = self.task_mut(task);
+        state.phase = phase;
+        let segment = state.segment;
+        if segment != NO_SEGMENT {
+            self.advance(segment);
+        }
+    }
+
+    /// A waiting task leaves its segment.
+    fn pass_turn(&mut self, task: TaskId) {
+        let segment = self.task(task).segment;
+        if segment != NO_SEGMENT {
+            self.segments[segment as usize].start += 1;
+        }
+    }
+
+    /// Gives a waiting task up.
+    pub(super) fn give_up(&mut self, task: TaskId, why: GiveUp, out: &mut Vec<Action>) {
+        self.unqueue(task);
+        self.pass_turn(task);
+        let story = self.troubles.remove(&task).map(|trouble| trouble.story).unwrap_or_default();
+        out.push(Action::GiveUp { task, why, story });
+        self.conclude(task, Phase::GivenUp);
+    }
+
+    /// A released attempt failed.
+    fn fail(&mut self, host: HostIndex, at: TaskRef, reason: String, out: &mut Vec<Action>) {
+        if self.task(at.task).unwanted {
+            return self.conclude(at.task, Phase::Withdrawn);
+        }
+        let trouble = self.trouble(at.task);
+        if !trouble.failed_on.contains(&host) {
+            trouble.failed_on.push(host);
+        }
+        trouble.story.push(AttemptStory { attempt: at.attempt, host, reason: reason.clone() });
+        self.task_mut(at.task).failures += 1;
+        self.put_back(at.task);
+        if self.task(at.task).failures >= ATTEMPTS_MAX {
+            self.give_up(at.task, GiveUp::Attempts, out);
+        } else {
+            out.push(Action::Retry { host, at, reason });
+        }
+    }
+
+    /// A released hand-out came to nothing, and the task is not to blame.
+    fn lose(&mut self, host: HostIndex, at: TaskRef, out: &mut Vec<Action>) {
+        if self.task(at.task).unwanted {
+            return self.conclude(at.task, Phase::Withdrawn);
+        }
+        self.task_mut(at.task).lost += 1;
+        self.put_back(at.task);
+        if self.task(at.task).lost >= LOST_MAX {
+            let reason = "it was handed out there and did not start".to_owned();
+            self.trouble(at.task).story.push(AttemptStory { attempt: at.attempt, host, reason });
+            self.give_up(at.task, GiveUp::NeverStarted, out);
+        }
+    }
+
+    fn trouble(&mut self, task: TaskId) -> &mut super::Trouble {
+        self.task_mut(task).troubled = true;
+        self.troubles.entry(task).or_default()
+    }
+
+    /// Something could not be run on a host, through no fault of the task as far as is known.
+    fn strike(&mut self, host: HostIndex, reason: &str, out: &mut Vec<Action>) {
+        self.host_mut(host).strikes += 1;
+        let state = self.host(host);
+        let too_many = state.health == Health::Trial || state.strikes >= STRIKES_MAX;
+        if too_many && state.is_active() {
+            self.pause(host, reason, out);
+            self.refresh_host(host);
+        }
+    }
+
+    fn pause(&mut self, host: HostIndex, reason: &str, out: &mut Vec<Action>) {
+        let now = self.now;
+        let state = self.host_mut(host);
+        state.pauses += 1;
+        if state.pauses > PAUSES_MAX {
+            state.out = true;
+            out.push(Action::Out { host, reason: reason.to_owned() });
+            return self.host_down(host, reason.to_owned(), false, out);
+        }
+        let for_ms = state.pause_ms();
+        let until = Millis(now.0.saturating_add(for_ms));
+        state.health = Health::Paused { until, reason: reason.to_owned() };
+        self.pauses.insert((until, host));
+        out.push(Action::Pause { host, for_ms, reason: reason.to_owned() });
+        let sent: Vec<TaskId> = self.host(host).sent.values().copied().collect();
+        let mut asked = Vec::new();
+        for task in sent {
+            if let Phase::Sent { recall: Recall::No, .. } = self.task(task).phase {
+                self.mark_recalled(host, task, Recall::Asked);
+                asked.push(self.current(task));
+            }
+        }
+        push_recall(host, &asked, out);
+    }
+
+    /// Lets hosts whose pause is over try one task.
+    pub(super) fn end_pauses(&mut self) {
+        while let Some((until, host)) = self.pauses.first().copied().filter(|(until, _)| *until <= self.now) {
+            self.pauses.remove(&(until, host));
+            if matches!(self.host(host).health, Health::Paused { .. }) {
+                self.host_mut(host).health = Health::Trial;
+                self.refresh_host(host);
+            }
+        }
+    }
+}
