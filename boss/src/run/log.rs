@@ -35,7 +35,11 @@ impl BossLog {
     /// Opens `boss.log` in the result directory for appending.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let path = root.join("boss.log");
-        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(StoreError::io("open", &path))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .map_err(StoreError::io("open", &path))?;
         Ok(Self { file: BufWriter::new(file), hosts: BTreeMap::new(), broken: false })
     }
 
@@ -96,10 +100,8 @@ impl EventSink for BossLog {
     fn event(&mut self, event: &Event) {
         let at = event.time_ms;
         match &event.kind {
-            EventKind::RunStarted { run, tasks, targets, commits, .. } => self.line(
-                at,
-                format_args!("run {run}: {tasks} tasks, {targets} targets at {commits} commits"),
-            ),
+            EventKind::RunStarted { run, tasks, targets, commits, .. } => self
+                .line(at, format_args!("run {run}: {tasks} tasks, {targets} targets at {commits} commits")),
             EventKind::HostShipped { host, bytes } => {
                 self.line(at, format_args!("{host}: sent the worker, {bytes} bytes"));
             }
@@ -108,7 +110,9 @@ impl EventSink for BossLog {
                 self.line(at, format_args!("{host}: ready, {slots} slots, {threads} threads, speed {speed}"));
             }
             EventKind::HostLost { host, reason, .. } => self.line(at, format_args!("{host}: lost: {reason}")),
-            EventKind::HostFailed { host, reason } => self.line(at, format_args!("{host}: out of the run: {reason}")),
+            EventKind::HostFailed { host, reason } => {
+                self.line(at, format_args!("{host}: out of the run: {reason}"))
+            }
             EventKind::HostPaused { host, reason, pause_ms } => {
                 self.line(at, format_args!("{host}: paused for {pause_ms} ms: {reason}"));
             }
@@ -132,7 +136,8 @@ impl EventSink for BossLog {
                 self.line(at, format_args!("finished after {} ms", summary.wall_ms));
             }
             kind @ EventKind::HostLoad { .. } => self.status(at, kind),
-            EventKind::HostConnecting { .. } | EventKind::TaskStage { .. } | EventKind::TaskOutput { .. } => {}
+            EventKind::HostConnecting { .. } | EventKind::TaskStage { .. } | EventKind::TaskOutput { .. } => {
+            }
         }
     }
 }

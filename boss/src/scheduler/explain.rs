@@ -44,6 +44,14 @@ impl Scheduler {
         self.all_hosts().map(|host| self.can_take(host, task)).collect()
     }
 
+    /// Which hosts take tasks of a class now, and why the others do not.
+    pub fn explain_class(&self, class: RequirementId) -> Vec<Result<(), Unfit>> {
+        match self.classes.get(class.0 as usize) {
+            Some(class) => self.hosts.iter().map(|host| host_takes(host, &class.requirement)).collect(),
+            None => self.hosts.iter().map(|_| Err(Unfit::Unknown)).collect(),
+        }
+    }
+
     /// For each class without any host that takes it now or may do so later: its unfinished tasks and the reasons.
     /// A host that is still connecting may take anything. Costs a pass over all tasks if there is such a class.
     pub fn impossible(&self) -> Vec<Impossible> {

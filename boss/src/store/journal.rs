@@ -111,12 +111,7 @@ impl Journal {
             let path = path.clone();
             move |source| JournalError::Io { action, path, source }
         };
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(other) => return Err(error("read")(other)),
-        };
-        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let (text, whole) = load(&path)?;
         let recorded = read(&text[..whole], &path)?;
         let file = OpenOptions::new().append(true).create(true).open(&path).map_err(error("open"))?;
         if whole < text.len() {
@@ -124,6 +119,13 @@ impl Journal {
             file.set_len(whole as u64).map_err(error("repair"))?;
         }
         Ok((Self { path, file, buffer: Vec::new() }, recorded))
+    }
+
+    /// What is recorded in a result directory, which may not exist. Nothing is changed.
+    pub fn read(root: &Path) -> Result<HashMap<TaskKey, Vec<Recorded>>, JournalError> {
+        let path = root.join("run.jsonl");
+        let (text, whole) = load(&path)?;
+        read(&text[..whole], &path)
     }
 
     /// Notes that a run begins.
@@ -165,6 +167,17 @@ impl Journal {
             self.buffer.push(b'\n');
         }
     }
+}
+
+/// The file, and how much of it is whole lines.
+fn load(path: &Path) -> Result<(Vec<u8>, usize), JournalError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(source) => return Err(JournalError::Io { action: "read", path: path.to_owned(), source }),
+    };
+    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    Ok((text, whole))
 }
 
 fn read(text: &[u8], path: &Path) -> Result<HashMap<TaskKey, Vec<Recorded>>, JournalError> {

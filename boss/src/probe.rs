@@ -1,0 +1,58 @@
+//! Asks every host of a crew what it is and who uses it. Nothing is left there but the worker's binary and what it
+//! remembers of its measurements.
+
+use std::sync::Arc;
+
+use crewboss_protocol::{HostFacts, HostName};
+use tokio::task::JoinSet;
+
+use crate::crew::Crew;
+use crate::link::{Connector, OwnBinary};
+use crate::run::{Common, Opening, RunError, run_id};
+use crate::scheduler::HostIndex;
+
+/// A host, and what it says or why it does not.
+pub type Probed = (HostName, Result<HostFacts, String>);
+
+/// Asks all hosts at once; one that is slow delays only the end. In the order of the crew.
+///
+/// With `refresh`, hosts measure and try everything anew.
+///
+/// # Errors
+/// If this computer cannot connect to anybody. What is wrong with a host is its answer.
+pub async fn probe(crew: &Crew, boss: String, refresh: bool) -> Result<Vec<Probed>, RunError> {
+    let common = Arc::new(Common {
+        connector: Connector::new(&crew.ssh, &crew.timing)?,
+        binary: OwnBinary::current()?,
+        run: run_id(),
+        boss,
+        priority: 0,
+        timing: crew.timing,
+        probe_only: true,
+        refresh,
+    });
+    let mut asked = JoinSet::new();
+    for (index, host) in (0..).map(HostIndex).zip(&crew.hosts) {
+        let opening = Opening { common: common.clone(), host: host.clone(), index, session: 1 };
+        asked.spawn(async move { (index, ask(opening).await) });
+    }
+    let mut answers: Vec<_> =
+        crew.hosts.iter().map(|host| (host.name.clone(), Err("no answer".to_owned()))).collect();
+    while let Some(joined) = asked.join_next().await {
+        if let Ok((index, answer)) = joined {
+            answers[index.0 as usize].1 = answer;
+        }
+    }
+    Ok(answers)
+}
+
+async fn ask(opening: Opening) -> Result<HostFacts, String> {
+    match opening.greet().await {
+        Ok(greeting) => {
+            let facts = greeting.ready.facts.clone();
+            greeting.part().await;
+            Ok(facts)
+        }
+        Err(error) => Err(error.story()),
+    }
+}

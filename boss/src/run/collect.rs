@@ -1,0 +1,214 @@
+//! From a worker's `done` to a stored result.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crewboss_protocol::message::{Done, LogEnd};
+use crewboss_protocol::{HostName, Outcome, RunId, TaskId, TaskRef};
+
+use crate::event::TaskDone;
+use crate::run::events::unix_ms;
+use crate::run::hosts::Fetch;
+use crate::run::plan::Plan;
+use crate::store::{AttemptStory, RESULT_SCHEMA, Recorded, ResultFile, Submission};
+
+/// How much of the end of a log is shown when a task did not go well.
+const TAIL_BYTES_MAX: usize = 2000;
+
+/// Lines of it.
+const TAIL_LINES_MAX: usize = 12;
+
+/// A result on its way into the result directory.
+#[derive(Debug)]
+pub struct Collected {
+    /// What the worker said, or what is said for a task that never got that far.
+    pub done: Box<Done>,
+    /// Where it ran.
+    pub host: Option<HostName>,
+    /// Earlier attempts.
+    pub earlier: Vec<AttemptStory>,
+    /// Where its files are gathered.
+    pub part: PathBuf,
+    /// Whether that directory exists.
+    pub fetched: bool,
+}
+
+impl Collected {
+    /// What has to be fetched besides what the message holds.
+    pub fn fetch(&self) -> Fetch {
+        let missing = |log: &LogEnd| log.text.is_none().then_some(log.bytes).filter(|&bytes| bytes > 0);
+        Fetch {
+            at: self.done.at,
+            part: self.part.clone(),
+            log: missing(&self.done.log),
+            err: missing(&self.done.err),
+            artifacts: Some(self.done.artifacts).filter(|count| !count.is_none()),
+        }
+    }
+
+    /// The event that announces the result once it is stored.
+    pub fn event(&self, plan: &Plan) -> TaskDone {
+        let done = &self.done;
+        let good = done.outcome.is_good() && done.outcome != Outcome::Warning;
+        TaskDone {
+            task: done.at.task,
+            target: plan.target(done.at.task).target.name.clone(),
+            commit: plan.commit(done.at.task).short.clone(),
+            attempt: done.at.attempt,
+            host: self.host.clone(),
+            outcome: done.outcome,
+            recorded: None,
+            wall_ms: wall_ms(done),
+            bytes: done.log.bytes + done.artifacts.bytes,
+            message: done.message.clone(),
+            tail: if good { String::new() } else { self.tail() },
+            path: plan.path(done.at.task),
+        }
+    }
+
+    /// The last lines of output.
+    fn tail(&self) -> String {
+        match &self.done.log.text {
+            Some(text) => last_lines(text),
+            None => last_lines(&String::from_utf8_lossy(&end_of(&self.part.join("log")))),
+        }
+    }
+
+    /// What the store needs.
+    pub fn submission(self, plan: &Plan, run: &RunId, path: &Arc<str>) -> Submission {
+        let task = self.done.at.task;
+        let result = self.result(plan, run);
+        let recorded = Recorded {
+            key: result.key,
+            toolchain: result.toolchain.clone(),
+            target: result.target.clone(),
+            commit: plan.commit(task).short.clone(),
+            outcome: result.outcome,
+            attempt: result.attempt,
+            host: result.host.clone(),
+            wall_ms: result.wall_ms,
+            path: path.clone(),
+        };
+        let text = |log: LogEnd| if log.bytes == 0 { Some(String::new()) } else { log.text };
+        Submission {
+            task,
+            result,
+            recorded,
+            part: self.part,
+            fetched: self.fetched,
+            log: text(self.done.log),
+            err: text(self.done.err),
+            sizes: self.done.sizes,
+        }
+    }
+
+    fn result(&self, plan: &Plan, run: &RunId) -> ResultFile {
+        let (done, task) = (&self.done, self.done.at.task);
+        let commit = plan.commit(task);
+        ResultFile {
+            schema: RESULT_SCHEMA,
+            run: run.clone(),
+            target: plan.target(task).target.name.clone(),
+            commit: commit.id,
+            subject: commit.subject.clone(),
+            tree: commit.tree,
+            key: plan.key(task),
+            outcome: done.outcome,
+            attempt: done.at.attempt,
+            host: self.host.clone(),
+            ended_ms: unix_ms(),
+            wall_ms: wall_ms(done),
+            cpu_ms: done.stages.iter().map(|stage| stage.cpu_ms).sum(),
+            rss_kib_max: done.rss_kib_max,
+            stages: done.stages.clone(),
+            toolchain: done.toolchain.clone(),
+            warm: done.warm,
+            log_bytes: done.log.bytes,
+            err_bytes: done.err.bytes,
+            artifacts: done.artifacts,
+            message: done.message.clone(),
+            earlier: self.earlier.clone(),
+        }
+    }
+}
+
+fn wall_ms(done: &Done) -> u64 {
+    done.stages.iter().map(|stage| stage.wall_ms).sum()
+}
+
+/// The result of a task that no attempt could complete.
+pub fn given_up(at: TaskRef, message: String) -> Box<Done> {
+    Box::new(Done {
+        at,
+        outcome: Outcome::Infrastructure,
+        stages: Vec::new(),
+        rss_kib_max: 0,
+        log: LogEnd::default(),
+        err: LogEnd::default(),
+        sizes: String::new(),
+        artifacts: Default::default(),
+        toolchain: None,
+        warm: false,
+        message,
+    })
+}
+
+/// The event for a task whose recorded result stands.
+pub fn skipped(plan: &Plan, task: TaskId, record: &Recorded) -> TaskDone {
+    TaskDone {
+        task,
+        target: plan.target(task).target.name.clone(),
+        commit: plan.commit(task).short.clone(),
+        attempt: record.attempt,
+        host: record.host.clone(),
+        outcome: Outcome::Skipped,
+        recorded: Some(record.outcome),
+        wall_ms: record.wall_ms,
+        bytes: 0,
+        message: String::new(),
+        tail: String::new(),
+        path: record.path.clone(),
+    }
+}
+
+fn end_of(path: &Path) -> Vec<u8> {
+    let read = || {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES_MAX as u64)))?;
+        let mut end = Vec::new();
+        file.take(TAIL_BYTES_MAX as u64).read_to_end(&mut end)?;
+        std::io::Result::Ok(end)
+    };
+    // Only a courtesy: the whole log is in the result directory.
+    read().unwrap_or_default()
+}
+
+fn last_lines(text: &str) -> String {
+    let text = text.trim_end();
+    let mut from = text.len().saturating_sub(TAIL_BYTES_MAX);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    let text = &text[from..];
+    let begin = text.rmatch_indices('\n').nth(TAIL_LINES_MAX - 1).map_or(0, |(at, _)| at + 1);
+    text[begin..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_short_and_never_cuts_a_character() {
+        let many: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        let tail = last_lines(&many);
+        assert_eq!(tail.lines().count(), TAIL_LINES_MAX);
+        assert!(tail.starts_with("line 88\n") && tail.ends_with("line 99"));
+        assert!(last_lines(&"ü".repeat(3000)).len() <= TAIL_BYTES_MAX);
+        assert_eq!(last_lines("one\n"), "one");
+        assert_eq!(last_lines(""), "");
+    }
+}

@@ -1,0 +1,224 @@
+//! A session that stands: what is said and heard on its control channel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crewboss_protocol::codec::{DecodeError, Line, LineDecoder, encode, parse};
+use crewboss_protocol::message::Ready;
+use crewboss_protocol::{FromWorker, ToWorker};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use super::host_log::HostLog;
+use super::session::{Site, Work};
+use super::session_error::SessionError;
+use crate::link::{ChannelGuard, ChannelReader};
+
+/// Bytes of targets in one `configure`.
+const CONFIGURE_BYTES_MAX: usize = 256 << 10;
+
+/// A session that stands.
+pub(super) struct Live {
+    pub(super) site: Arc<Site>,
+    pub(super) work: Arc<Work>,
+    pub(super) ready: Box<Ready>,
+    writer: mpsc::UnboundedSender<Vec<u8>>,
+    outgoing: Vec<u8>,
+    pub(super) stdout: ChannelReader,
+    pub(super) guard: ChannelGuard,
+    decoder: LineDecoder,
+    pub(super) log: HostLog,
+    pub(super) heard: Instant,
+    pings: u64,
+    pinged: Option<(u64, Instant)>,
+    pub(super) round_trip: Option<u64>,
+    /// The end of what came over standard error.
+    complaints: String,
+}
+
+impl Live {
+    /// A session whose worker has answered. Tells it all targets.
+    pub(super) fn new(
+        site: Site,
+        ready: Box<Ready>,
+        (stdin, stdout, guard): (pipe::Sender, ChannelReader, ChannelGuard),
+        decoder: LineDecoder,
+        log: HostLog,
+        work: Arc<Work>,
+    ) -> Self {
+        let mut live = Self {
+            site: Arc::new(site),
+            work,
+            ready,
+            writer: write_task(stdin),
+            outgoing: Vec::new(),
+            stdout,
+            guard,
+            decoder,
+            log,
+            heard: Instant::now(),
+            pings: 0,
+            pinged: None,
+            round_trip: None,
+            complaints: String::new(),
+        };
+        live.configure();
+        live
+    }
+
+    fn configure(&mut self) {
+        let work = self.work.clone();
+        let (mut first, mut bytes) = (0, 0);
+        for (index, target) in work.targets.iter().enumerate() {
+            bytes += serde_json::to_vec(target).map_or(0, |text| text.len());
+            if bytes > CONFIGURE_BYTES_MAX || index + 1 == work.targets.len() {
+                let targets = work.targets[first..=index].to_vec();
+                self.send(&ToWorker::Configure { first: u32::try_from(first).unwrap_or(u32::MAX), targets });
+                (first, bytes) = (index + 1, 0);
+            }
+        }
+        self.flush();
+    }
+
+    /// Adds a message to those that [`Self::flush`] hands over together.
+    pub(super) fn send(&mut self, message: &ToWorker) {
+        encode(message, &mut self.outgoing);
+    }
+
+    pub(super) fn say(&mut self, message: &ToWorker) {
+        self.send(message);
+        self.flush();
+    }
+
+    pub(super) fn flush(&mut self) {
+        if !self.outgoing.is_empty() {
+            self.log.sent(&self.outgoing);
+            self.site.traffic.add_sent(self.outgoing.len() as u64);
+            // If the writer is gone, the reading side says why.
+            self.writer.send(std::mem::take(&mut self.outgoing)).ok();
+        }
+    }
+
+    pub(super) fn ping(&mut self) {
+        self.pings += 1;
+        self.pinged.get_or_insert((self.pings, Instant::now()));
+        self.say(&ToWorker::Ping { number: self.pings });
+        self.log.flush();
+    }
+
+    /// Takes what was read: all messages in it, and the error or farewell behind them.
+    pub(super) fn hear(&mut self, bytes: &[u8]) -> (Vec<FromWorker>, Option<SessionError>) {
+        self.heard = Instant::now();
+        self.site.traffic.add_received(bytes.len() as u64);
+        self.decoder.push(bytes);
+        self.messages()
+    }
+
+    fn messages(&mut self) -> (Vec<FromWorker>, Option<SessionError>) {
+        let mut messages = Vec::new();
+        while let Some(line) = self.decoder.next_line() {
+            let text = match line {
+                Line::Ours(text) => text,
+                Line::Stray(text) => {
+                    self.log.stray(text);
+                    continue;
+                }
+                Line::TooLong => return (messages, Some(SessionError::Decode(DecodeError::TooLong))),
+            };
+            self.log.received(text);
+            match parse(text) {
+                Ok(FromWorker::Error { kind, text }) => {
+                    return (messages, Some(SessionError::Worker { kind, text }));
+                }
+                Ok(FromWorker::Finished) => {
+                    return (messages, Some(SessionError::Ended { stderr: String::new() }));
+                }
+                Ok(message) => {
+                    if let FromWorker::Alive { number, .. } = message {
+                        self.round_trip = self.round_trip.take().or(answered(&mut self.pinged, number));
+                    }
+                    messages.push(message);
+                }
+                Err(error) => return (messages, Some(SessionError::Decode(error))),
+            }
+        }
+        (messages, None)
+    }
+
+    pub(super) fn complain(&mut self, text: &[u8]) {
+        const COMPLAINTS_MAX: usize = 1000;
+        self.log.stray(text);
+        self.complaints.push_str(&String::from_utf8_lossy(text));
+        let mut cut = self.complaints.len().saturating_sub(COMPLAINTS_MAX);
+        while !self.complaints.is_char_boundary(cut) {
+            cut += 1;
+        }
+        self.complaints.drain(..cut);
+    }
+
+    /// The worker's output has ended: what did it say last?
+    pub(super) async fn ended(&mut self) -> SessionError {
+        if let Err(torn) = self.decoder.finish() {
+            return SessionError::Decode(torn);
+        }
+        let words = last_words(&mut self.guard).await;
+        self.complain(&words);
+        SessionError::Ended { stderr: one_line(&self.complaints) }
+    }
+}
+
+/// What is still to be read of standard error.
+pub(super) async fn last_words(guard: &mut ChannelGuard) -> Vec<u8> {
+    const WITHIN: Duration = Duration::from_millis(200);
+    const BYTES_MAX: usize = 4096;
+    let mut buffer = [0; BYTES_MAX];
+    let mut words = Vec::new();
+    while words.len() < BYTES_MAX
+        && let Ok(count) = timeout(WITHIN, read_stderr(guard, &mut buffer)).await
+    {
+        words.extend_from_slice(&buffer[..count]);
+    }
+    words
+}
+
+pub(super) fn one_line(words: &str) -> String {
+    words.trim().replace('\n', "; ")
+}
+
+/// The time since the ping that this answers.
+fn answered(pinged: &mut Option<(u64, Instant)>, number: u64) -> Option<u64> {
+    let (_, since) = pinged.take_if(|(asked, _)| *asked <= number)?;
+    u64::try_from(since.elapsed().as_micros()).ok()
+}
+
+/// Reads standard error as long as there is any; for ever waiting once it has ended.
+pub(super) async fn read_stderr(guard: &mut ChannelGuard, buffer: &mut [u8]) -> usize {
+    if let Some(stderr) = &mut guard.stderr {
+        match stderr.read(buffer).await {
+            Ok(count) if count > 0 => return count,
+            _ => guard.stderr = None,
+        }
+    }
+    std::future::pending().await
+}
+
+/// Writes what it is given, as much at once as is there. Ends when the session drops its end, and closes the
+/// worker's input with that.
+fn write_task(mut stdin: pipe::Sender) -> mpsc::UnboundedSender<Vec<u8>> {
+    // No limit of its own: the scheduler limits what is on its way to a host.
+    let (writer, mut lines) = mpsc::unbounded_channel::<Vec<u8>>();
+    tokio::spawn(async move {
+        while let Some(mut bytes) = lines.recv().await {
+            while let Ok(more) = lines.try_recv() {
+                bytes.extend_from_slice(&more);
+            }
+            // The reading side finds out why, and says it.
+            if stdin.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+    });
+    writer
+}

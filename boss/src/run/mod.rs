@@ -1,0 +1,105 @@
+//! One run: plan, sessions, handing out, results.
+//!
+//! [`dispatch`] holds the state and decides nothing that the scheduler can decide; [`session`] keeps one host going;
+//! [`push`] and [`fetch`] move bulk data beside it; [`drive`](run) waits for all of them and for the clock.
+
+mod collect;
+mod dispatch;
+mod done;
+mod events;
+mod fetch;
+mod host_log;
+mod hosts;
+mod live;
+mod log;
+mod opening;
+mod plan;
+mod push;
+mod session;
+mod session_error;
+mod start;
+mod tally;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+pub use done::Force;
+pub use plan::{PlanError, TASKS_MAX};
+pub use start::{DryRun, DryTarget, RunError, RunRequest, dry_run};
+
+pub(crate) use hosts::{Report, Traffic};
+pub(crate) use opening::Opening;
+pub(crate) use session::Common;
+pub(crate) use start::run_id;
+
+use crate::event::{EventSink, Stopped, Summary};
+use crate::store::StoreReply;
+use crewboss_protocol::limits::STOP_WITHIN;
+use dispatch::Dispatcher;
+use done::SETTLE_WITHIN;
+
+/// Carries out a run, and tells the sinks about it as it goes.
+///
+/// When `stop` becomes true, everything is stopped on all hosts within [`STOP_WITHIN`], and what is there is kept.
+///
+/// # Errors
+/// If the run cannot begin: no usable repository, result directory or plan. What goes wrong later is in the summary.
+pub async fn run(
+    request: RunRequest,
+    sinks: Vec<Box<dyn EventSink + Send>>,
+    stop: watch::Receiver<bool>,
+) -> Result<Summary, RunError> {
+    let mut started = start::start(request, sinks).await?;
+    drive(&mut started, stop).await;
+    started.finish().await
+}
+
+/// Channels into the run loop.
+struct Inbox {
+    reports: mpsc::Receiver<Report>,
+    stored: mpsc::UnboundedReceiver<StoreReply>,
+}
+
+async fn drive(started: &mut start::Started, mut stop: watch::Receiver<bool>) {
+    let start::Started { dispatcher, inbox, .. } = started;
+    let mut settle = Some(Instant::now() + SETTLE_WITHIN);
+    let mut stop_by: Option<Instant> = None;
+    while !is_over(dispatcher, stop_by) {
+        let wake = wake_at(dispatcher, settle, stop_by);
+        tokio::select! {
+            biased;
+            Ok(_) = stop.wait_for(|&asked| asked), if stop_by.is_none() => dispatcher.stop(Stopped::Interrupted),
+            Some(reply) = inbox.stored.recv() => dispatcher.stored(reply),
+            Some(report) = inbox.reports.recv() => dispatcher.report(report),
+            () = sleep_until(wake) => {
+                if settle.take_if(|at| *at <= Instant::now()).is_some() {
+                    dispatcher.settle();
+                }
+                dispatcher.tick();
+            }
+        }
+        if dispatcher.stopped().is_some() {
+            stop_by.get_or_insert_with(|| Instant::now() + STOP_WITHIN);
+        }
+    }
+}
+
+fn is_over(dispatcher: &Dispatcher, stop_by: Option<Instant>) -> bool {
+    match stop_by {
+        Some(by) => dispatcher.is_quiet() || by <= Instant::now(),
+        None => dispatcher.is_finished(),
+    }
+}
+
+/// When something is due without anything happening.
+fn wake_at(dispatcher: &Dispatcher, settle: Option<Instant>, stop_by: Option<Instant>) -> Instant {
+    const LONGEST: Duration = Duration::from_secs(60);
+    let tick = dispatcher.next_wake().map(|at| {
+        let left = at.0.saturating_sub(dispatcher.now().0);
+        Instant::now() + Duration::from_millis(left + 1)
+    });
+    let longest = Instant::now() + LONGEST;
+    [settle, stop_by, tick].into_iter().flatten().fold(longest, Instant::min)
+}

@@ -1,0 +1,176 @@
+//! The beginning of a session: connect, start the worker, say hello, hear what the host is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crewboss_protocol::codec::{DecodeError, Line, LineDecoder, encode, parse};
+use crewboss_protocol::message::{Hello, Ready};
+use crewboss_protocol::{FromWorker, PROTOCOL_VERSION, SessionId, ToWorker};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use super::host_log::HostLog;
+use super::hosts::Traffic;
+use super::live::{Live, last_words, one_line};
+use super::session::{Common, QUIT_WITHIN, Site, Work};
+use super::session_error::SessionError;
+use crate::crew::Host;
+use crate::link::{ChannelGuard, ChannelReader, Link, Role, start};
+use crate::scheduler::HostIndex;
+
+/// From the worker's first line to `ready`: probing may compile with each toolchain.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// Stray lines that are kept until the host's log is open.
+const EARLY_LINES_MAX: usize = 1000;
+
+/// A session on its way.
+pub(crate) struct Opening {
+    pub(crate) common: Arc<Common>,
+    pub(crate) host: Host,
+    pub(crate) index: HostIndex,
+    /// Counts the sessions with this host in this run.
+    pub(crate) session: u32,
+}
+
+/// A worker that has answered.
+pub(crate) struct Greeting {
+    pub(crate) link: Link,
+    pub(crate) session: SessionId,
+    pub(crate) ready: Box<Ready>,
+    stdin: pipe::Sender,
+    stdout: ChannelReader,
+    guard: ChannelGuard,
+    decoder: LineDecoder,
+    /// What was said to it.
+    hello: Vec<u8>,
+    /// What was printed before it answered.
+    early: Vec<Vec<u8>>,
+}
+
+impl Opening {
+    /// Connects, starts the worker and waits for its answer.
+    pub(crate) async fn greet(&self) -> Result<Greeting, SessionError> {
+        let link = self.common.connector.connect(&self.host).await?;
+        let session = self.session_id();
+        let mut hello = Vec::new();
+        encode(&ToWorker::Hello(self.hello(&session)), &mut hello);
+        let role = Role { words: &["worker"], work: self.host.work.as_deref() };
+        let channel = start(&link, &self.common.binary, role, &hello).await?;
+        let (stdin, mut stdout, mut guard) = channel.into_parts();
+        let mut decoder = LineDecoder::new();
+        let mut early = Vec::new();
+        let message = timeout(READY_WITHIN, first_message(&mut stdout, &mut decoder, &mut early)).await;
+        let ready = match message.unwrap_or(Err(SessionError::Silent { after: READY_WITHIN })) {
+            Ok(message) => self.check(message)?,
+            Err(SessionError::Ended { .. }) => {
+                let words = last_words(&mut guard).await;
+                return Err(SessionError::Ended { stderr: one_line(&String::from_utf8_lossy(&words)) });
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Greeting { link, session, ready, stdin, stdout, guard, decoder, hello, early })
+    }
+
+    fn session_id(&self) -> SessionId {
+        let text = format!("{}.{}.{}", self.common.run, self.index.0, self.session);
+        // A run's id and two numbers are far below the limit of a name.
+        text.parse().unwrap_or_else(|_| unreachable!("{text:?} is made of a valid name and numbers"))
+    }
+
+    fn hello(&self, session: &SessionId) -> Hello {
+        let (common, host) = (&self.common, &self.host);
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            build: common.binary.sha256().to_owned(),
+            boss: common.boss.clone(),
+            run: common.run.clone(),
+            session: session.clone(),
+            host: host.name.clone(),
+            priority: common.priority,
+            heartbeat_ms: ms(common.timing.heartbeat),
+            silence_ms: ms(common.timing.silence),
+            slots: host.slots,
+            toolchains: host.toolchains.clone(),
+            probe_only: common.probe_only,
+            refresh: common.refresh,
+        }
+    }
+
+    fn check(&self, message: FromWorker) -> Result<Box<Ready>, SessionError> {
+        match message {
+            FromWorker::Ready(ready)
+                if ready.protocol == PROTOCOL_VERSION && ready.build == self.common.binary.sha256() =>
+            {
+                Ok(ready)
+            }
+            FromWorker::Ready(ready) => {
+                Err(SessionError::Build { theirs: ready.build, ours: self.common.binary.sha256().to_owned() })
+            }
+            FromWorker::Error { kind, text } => Err(SessionError::Worker { kind, text }),
+            other => Err(SessionError::NotReady { got: format!("{other:?}").chars().take(100).collect() }),
+        }
+    }
+}
+
+impl Greeting {
+    /// Ends the session in order, when nothing but the answer was wanted.
+    pub(crate) async fn part(mut self) {
+        let mut quit = Vec::new();
+        encode(&ToWorker::Quit, &mut quit);
+        let farewell = async {
+            // A worker that is gone already needs no farewell.
+            self.stdin.write_all(&quit).await.ok();
+            drop(self.stdin);
+            let mut rest = Vec::new();
+            while self.stdout.read_buf(&mut rest).await.is_ok_and(|count| count > 0) {
+                rest.clear();
+            }
+            self.guard.wait().await;
+        };
+        timeout(QUIT_WITHIN, farewell).await.ok();
+        self.link.close().await;
+    }
+
+    pub(super) fn live(self, opening: Opening, traffic: Arc<Traffic>, work: Arc<Work>) -> Live {
+        let mut log = HostLog::open(&work.root, &opening.host.name);
+        log.sent(&self.hello);
+        self.early.iter().for_each(|line| log.stray(line));
+        let site = Site {
+            index: opening.index,
+            traffic,
+            common: opening.common,
+            work_dir: opening.host.work,
+            session: self.session,
+            link: self.link,
+        };
+        let streams = (self.stdin, self.stdout, self.guard);
+        Live::new(site, self.ready, streams, self.decoder, log, work)
+    }
+}
+
+/// The first message, and the stray lines before it.
+async fn first_message(
+    stdout: &mut ChannelReader,
+    decoder: &mut LineDecoder,
+    early: &mut Vec<Vec<u8>>,
+) -> Result<FromWorker, SessionError> {
+    let mut buffer = Vec::with_capacity(16 << 10);
+    loop {
+        while let Some(line) = decoder.next_line() {
+            match line {
+                Line::Ours(text) => return parse(text).map_err(SessionError::Decode),
+                Line::Stray(text) if early.len() < EARLY_LINES_MAX => early.push(text.to_vec()),
+                Line::Stray(_) => {}
+                Line::TooLong => return Err(SessionError::Decode(DecodeError::TooLong)),
+            }
+        }
+        buffer.clear();
+        if stdout.read_buf(&mut buffer).await.map_err(SessionError::Read)? == 0 {
+            return Err(SessionError::Ended { stderr: String::new() });
+        }
+        decoder.push(&buffer);
+    }
+}

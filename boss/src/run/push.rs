@@ -1,0 +1,145 @@
+//! Brings source to a host, one tree after the other, over one bulk channel.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crewboss_protocol::TreeId;
+use crewboss_protocol::bulk::BulkErrorKind;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::hosts::{News, Report};
+use super::session::Site;
+use super::session_error::SessionError;
+use crate::bulk::{Bulk, BulkError};
+use crate::link::ShipError;
+use crate::source::{PackStats, Source, SourceError};
+
+/// Why a tree did not arrive.
+#[derive(Debug, thiserror::Error)]
+enum PushError {
+    #[error(transparent)]
+    Open(#[from] ShipError),
+    #[error(transparent)]
+    Bulk(#[from] BulkError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+impl PushError {
+    /// Whether it is this computer that failed, and not the host.
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Source(_) | Self::Bulk(BulkError::Produce(_)))
+    }
+
+    /// Whether the host would fail again.
+    fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::Bulk(BulkError::Remote { kind: BulkErrorKind::NoSpace | BulkErrorKind::Objects, .. })
+        )
+    }
+}
+
+/// The source channel of one session. Dropping it ends what is under way.
+#[derive(Debug)]
+pub struct Pusher {
+    trees: mpsc::UnboundedSender<TreeId>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Pusher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Pusher {
+    /// For a session whose host has some trees already. Each tree that has arrived is told to `done`.
+    pub fn start(
+        site: Arc<Site>,
+        source: Source,
+        has: Vec<TreeId>,
+        reports: mpsc::Sender<Report>,
+        done: mpsc::UnboundedSender<Result<TreeId, SessionError>>,
+    ) -> Self {
+        // No more than the run has commits.
+        let (trees, queue) = mpsc::unbounded_channel();
+        let push = Push { site, source, has, channel: None };
+        let task = tokio::spawn(push.run(queue, reports, done));
+        Self { trees, task }
+    }
+
+    /// A tree is wanted.
+    pub fn push(&self, tree: TreeId) {
+        // If the task has ended, so will the session.
+        self.trees.send(tree).ok();
+    }
+}
+
+struct Push {
+    site: Arc<Site>,
+    source: Source,
+    /// Trees that are there, the most recent last.
+    has: Vec<TreeId>,
+    channel: Option<Bulk>,
+}
+
+impl Push {
+    async fn run(
+        mut self,
+        mut queue: mpsc::UnboundedReceiver<TreeId>,
+        reports: mpsc::Sender<Report>,
+        done: mpsc::UnboundedSender<Result<TreeId, SessionError>>,
+    ) {
+        // What the worker named first was used last.
+        self.has.reverse();
+        while let Some(tree) = queue.recv().await {
+            let begun = Instant::now();
+            let told = match self.push(tree).await {
+                Ok(stats) => {
+                    let wall_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    let PackStats { objects, bytes } = stats;
+                    let news = News::SourceSent { tree, objects, bytes, wall_ms };
+                    reports.send(Report { host: self.site.index, news }).await.ok();
+                    done.send(Ok(tree))
+                }
+                Err(error) if error.is_own() => {
+                    let news = News::Broken { reason: crate::chain(&error) };
+                    reports.send(Report { host: self.site.index, news }).await.ok();
+                    return;
+                }
+                Err(error) => {
+                    let lasting = error.is_lasting();
+                    done.send(Err(SessionError::Source { text: crate::chain(&error), lasting }))
+                }
+            };
+            if told.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn push(&mut self, tree: TreeId) -> Result<PackStats, PushError> {
+        let near = self.has.last().copied();
+        let channel = match &mut self.channel {
+            Some(channel) => channel,
+            none => none.insert(self.site.open_bulk().await?),
+        };
+        let mut stats = PackStats::default();
+        if !channel.have(vec![tree]).await?.contains(&tree) {
+            let (source, has) = (self.source.clone(), self.has.clone());
+            stats = channel.pack(move |out| pack(&source, tree, &has, out)).await?;
+            self.site.traffic.add_sent(stats.bytes);
+        }
+        channel.check_out(tree, near).await?;
+        self.has.push(tree);
+        Ok(stats)
+    }
+}
+
+fn pack(source: &Source, tree: TreeId, has: &[TreeId], out: &mut dyn io::Write) -> io::Result<PackStats> {
+    let missing = source.missing(&[tree], has).map_err(io::Error::other)?;
+    source.pack(&missing, out).map_err(io::Error::other)
+}

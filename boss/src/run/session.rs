@@ -1,0 +1,294 @@
+//! One host in a run: connects, keeps a session going, connects again when it is lost.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crewboss_protocol::limits::{KILL_GRACE, STOP_WITHIN};
+use crewboss_protocol::{RunId, SessionId, Target, ToWorker, TreeId};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use super::fetch::Fetcher;
+use super::hosts::{News, Order, Report, Traffic};
+use super::live::{Live, read_stderr};
+use super::opening::Opening;
+use super::push::Pusher;
+use super::session_error::SessionError;
+use crate::bulk::Bulk;
+use crate::crew::{Host, Timing};
+use crate::link::{Connector, Link, OwnBinary, ShipError};
+use crate::scheduler::HostIndex;
+use crate::source::Source;
+
+/// Pause before a lost host is tried again; doubled up to the longest.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
+
+/// Tries without a session before a host is given up. With the pauses above: about a minute for a host that never
+/// answered, over two minutes for one that was there.
+const TRIES_BEFORE_FIRST: u32 = 3;
+const TRIES_AFTER: u32 = 8;
+
+/// How long a host may take to end a session in order. The boss itself needs a moment after that.
+pub(super) const QUIT_WITHIN: Duration = STOP_WITHIN.saturating_sub(Duration::from_millis(800));
+const _: () = assert!(QUIT_WITHIN.as_millis() > KILL_GRACE.as_millis());
+
+/// What all sessions of a run share.
+#[derive(Debug)]
+pub struct Common {
+    /// Makes connections.
+    pub connector: Connector,
+    /// What is sent to hosts.
+    pub binary: OwnBinary,
+    /// The run.
+    pub run: RunId,
+    /// Who started it, as `user@computer`.
+    pub boss: String,
+    /// Priority of the run.
+    pub priority: u32,
+    /// Heartbeats.
+    pub timing: Timing,
+    /// Only ask what hosts are.
+    pub probe_only: bool,
+    /// Have hosts measure everything anew.
+    pub refresh: bool,
+}
+
+/// What a session works on, known once the plan is made.
+#[derive(Debug)]
+pub struct Work {
+    /// All targets, in the order of their numbers.
+    pub targets: Vec<Target>,
+    /// Where git objects come from.
+    pub source: Source,
+    /// Where logs of hosts go.
+    pub root: PathBuf,
+}
+
+/// A host during one session: what helpers of the session need.
+#[derive(Debug)]
+pub struct Site {
+    /// Its place in the crew.
+    pub index: HostIndex,
+    /// Bytes both ways.
+    pub traffic: Arc<Traffic>,
+    pub(super) common: Arc<Common>,
+    pub(super) work_dir: Option<String>,
+    pub(super) session: SessionId,
+    pub(super) link: Link,
+}
+
+impl Site {
+    /// Opens a bulk channel.
+    pub async fn open_bulk(&self) -> Result<Bulk, ShipError> {
+        Bulk::open(&self.link, &self.common.binary, &self.session, self.work_dir.as_deref()).await
+    }
+}
+
+/// One host of a run.
+#[derive(Debug)]
+pub struct Supervisor {
+    common: Arc<Common>,
+    work: watch::Receiver<Option<Arc<Work>>>,
+    index: HostIndex,
+    host: Host,
+    traffic: Arc<Traffic>,
+    orders: mpsc::UnboundedReceiver<(u32, Order)>,
+    reports: mpsc::Sender<Report>,
+    /// Sessions begun so far. Orders for an earlier one are dropped.
+    session: u32,
+}
+
+impl Supervisor {
+    /// For a host; [`Self::run`] does the work.
+    pub fn new(
+        common: Arc<Common>,
+        work: watch::Receiver<Option<Arc<Work>>>,
+        index: HostIndex,
+        host: Host,
+        traffic: Arc<Traffic>,
+        orders: mpsc::UnboundedReceiver<(u32, Order)>,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
+        Self { common, work, index, host, traffic, orders, reports, session: 0 }
+    }
+
+    /// Keeps the host in the run until it is told to quit or the host is given up.
+    pub async fn run(mut self) {
+        let (mut failures, mut was_ready, mut pause) = (0, false, RETRY_FIRST);
+        loop {
+            self.report(News::Connecting).await;
+            self.session += 1;
+            let error = match self.begin().await {
+                Ok(live) => {
+                    (failures, was_ready, pause) = (0, true, RETRY_FIRST);
+                    self.live(live).await
+                }
+                Err(error) => error,
+            };
+            if matches!(error, SessionError::Quit) {
+                return self.report(News::Quit).await;
+            }
+            failures += 1;
+            let tries = if was_ready { TRIES_AFTER } else { TRIES_BEFORE_FIRST };
+            if error.is_lasting() || failures >= tries {
+                return self.report(News::Failed { reason: error.story() }).await;
+            }
+            let wait = pause.mul_f64(0.75 + 0.5 * fastrand::f64());
+            let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            self.report(News::Lost { reason: error.story(), retry_ms }).await;
+            if timeout(wait, self.until_quit()).await.is_ok() {
+                return self.report(News::Quit).await;
+            }
+            pause = (pause * 2).min(RETRY_LONGEST);
+        }
+    }
+
+    async fn report(&self, news: News) {
+        // If nobody listens, the run is over.
+        self.reports.send(Report { host: self.index, news }).await.ok();
+    }
+
+    /// Waits for the order to quit; other orders are for a session that is over.
+    async fn until_quit(&mut self) {
+        while let Some((_, order)) = self.orders.recv().await {
+            if matches!(order, Order::Quit) {
+                return;
+            }
+        }
+    }
+
+    async fn begin(&mut self) -> Result<Live, SessionError> {
+        let (common, host) = (self.common.clone(), self.host.clone());
+        let opening = Opening { common, host, index: self.index, session: self.session };
+        let (mut work, traffic) = (self.work.clone(), self.traffic.clone());
+        let open = async move {
+            let greeting = opening.greet().await?;
+            let work = work.wait_for(Option::is_some).await.ok().and_then(|work| work.clone());
+            let work = work.ok_or(SessionError::Quit)?;
+            Ok::<_, SessionError>(greeting.live(opening, traffic, work))
+        };
+        let live = tokio::select! {
+            live = open => live?,
+            () = self.until_quit() => return Err(SessionError::Quit),
+        };
+        self.report(News::Ready { session: self.session, ready: live.ready.clone() }).await;
+        Ok(live)
+    }
+
+    /// Serves the session until it ends.
+    async fn live(&mut self, mut live: Live) -> SessionError {
+        let mut helpers = Helpers::new(&live, self.reports.clone());
+        let error = self.serve(&mut live, &mut helpers).await;
+        drop(helpers);
+        live.log.flush();
+        if matches!(error, SessionError::Quit) {
+            live.site.link.clone().close().await;
+        }
+        error
+    }
+
+    async fn serve(&mut self, live: &mut Live, helpers: &mut Helpers) -> SessionError {
+        let mut ping = interval(self.common.timing.heartbeat);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut quitting: Option<Instant> = None;
+        let mut buffer = Vec::with_capacity(64 << 10);
+        let mut complaints = [0; 4096];
+        loop {
+            let deadline = quitting.unwrap_or_else(|| live.heard + self.common.timing.silence);
+            tokio::select! {
+                read = live.stdout.read_buf(&mut buffer) => {
+                    match self.take(live, &mut buffer, read).await {
+                        Ok(()) => {}
+                        Err(_) if quitting.is_some() => return SessionError::Quit,
+                        Err(error) => return error,
+                    }
+                }
+                order = self.orders.recv(), if quitting.is_none() => {
+                    if self.obey(live, helpers, order) {
+                        live.send(&ToWorker::Quit);
+                        quitting = Some(Instant::now() + QUIT_WITHIN);
+                    }
+                    live.flush();
+                }
+                Some(pushed) = helpers.pushed.recv() => match pushed {
+                    Ok(tree) => live.say(&ToWorker::SourceReady { tree }),
+                    Err(error) => return error,
+                },
+                count = read_stderr(&mut live.guard, &mut complaints) => live.complain(&complaints[..count]),
+                _ = ping.tick() => live.ping(),
+                () = tokio::time::sleep_until(deadline) => {
+                    return match quitting {
+                        Some(_) => SessionError::Quit,
+                        None => SessionError::Silent { after: self.common.timing.silence },
+                    };
+                }
+            }
+        }
+    }
+
+    /// Takes what was read from the worker.
+    async fn take(
+        &self,
+        live: &mut Live,
+        buffer: &mut Vec<u8>,
+        read: io::Result<usize>,
+    ) -> Result<(), SessionError> {
+        let count = read.map_err(SessionError::Read)?;
+        if count == 0 {
+            return Err(live.ended().await);
+        }
+        let (messages, end) = live.hear(buffer);
+        buffer.clear();
+        if !messages.is_empty() {
+            self.report(News::Messages(messages)).await;
+        }
+        if let Some(micros) = live.round_trip.take() {
+            self.report(News::RoundTrip { micros }).await;
+        }
+        end.map_or(Ok(()), Err)
+    }
+
+    /// Carries out what is ordered, as much as is there. Whether it is the order to quit.
+    fn obey(&mut self, live: &mut Live, helpers: &mut Helpers, first: Option<(u32, Order)>) -> bool {
+        let mut next = first;
+        while let Some((session, order)) = next {
+            match order {
+                Order::Quit => return true,
+                _ if session != self.session => {}
+                Order::Send(message) => live.send(&message),
+                Order::Source(tree) => helpers.pusher.push(tree),
+                Order::Follow { at, part } => helpers.fetcher.follow(at, part),
+                Order::Fetch(fetch) => helpers.fetcher.fetch(fetch),
+                Order::Abandon { at, part } => helpers.fetcher.abandon(at, &part),
+            }
+            next = match self.orders.try_recv() {
+                Ok(order) => Some(order),
+                Err(mpsc::error::TryRecvError::Empty) => return false,
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+            };
+        }
+        // The run loop is gone.
+        true
+    }
+}
+
+/// What works beside a session.
+struct Helpers {
+    pusher: Pusher,
+    pushed: mpsc::UnboundedReceiver<Result<TreeId, SessionError>>,
+    fetcher: Fetcher,
+}
+
+impl Helpers {
+    fn new(live: &Live, reports: mpsc::Sender<Report>) -> Self {
+        // One message for each tree that was ordered.
+        let (done, pushed) = mpsc::unbounded_channel();
+        let has = live.ready.facts.trees.clone();
+        let pusher = Pusher::start(live.site.clone(), live.work.source.clone(), has, reports.clone(), done);
+        Self { pusher, pushed, fetcher: Fetcher::new(live.site.clone(), reports) }
+    }
+}

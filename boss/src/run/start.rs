@@ -1,0 +1,282 @@
+//! The beginning of a run: what is asked for, what is read, who is started.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crewboss_protocol::{HostName, RunId, Target};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::dispatch::{Dispatcher, HostState, offer, requirements};
+use super::done::{Division, Force, confirmed, divide};
+use super::events::{EventStream, unix_ms};
+use super::log::BossLog;
+use super::plan::{Commit, Plan, PlanError};
+use super::session::{Common, Supervisor, Work};
+use super::{Inbox, Traffic};
+use crate::crew::Crew;
+use crate::event::{EventSink, Summary};
+use crate::link::{Connector, LinkError, OwnBinary, ShipError};
+use crate::plan::{Selection, TargetPlan};
+use crate::probe::Probed;
+use crate::scheduler::{HostIndex, Input, Millis, Scheduler};
+use crate::source::{Source, SourceError};
+use crate::store::{Journal, JournalError, OutDir, StoreError, Writer};
+
+/// Reports that may wait for the run loop; each holds what one read brought. Sessions wait when it is full.
+const REPORTS_WAITING: usize = 256;
+
+/// What a run is asked to do.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// The hosts.
+    pub crew: Crew,
+    /// Some path in the repository.
+    pub repository: PathBuf,
+    /// Which commits.
+    pub selection: Selection,
+    /// Which targets.
+    pub targets: Vec<TargetPlan>,
+    /// The result directory.
+    pub out: PathBuf,
+    /// Which recorded results are built again.
+    pub force: Force,
+    /// Priority of the run; 0 is ordinary.
+    pub priority: u32,
+    /// Who asks, as `user@computer`.
+    pub boss: String,
+}
+
+/// Why a run cannot begin, or not end in order.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The repository or the selection.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The result directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// ssh's surroundings.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// This program's own file.
+    #[error(transparent)]
+    Ship(#[from] ShipError),
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A run under way.
+pub(super) struct Started {
+    pub(super) dispatcher: Dispatcher,
+    pub(super) inbox: Inbox,
+    supervisors: JoinSet<()>,
+}
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Started").finish_non_exhaustive()
+    }
+}
+
+impl Started {
+    /// Ends the sessions, then the record.
+    pub(super) async fn finish(mut self) -> Result<Summary, RunError> {
+        self.dispatcher.quit();
+        self.inbox.reports.close();
+        let all = async { while self.supervisors.join_next().await.is_some() {} };
+        if timeout(crewboss_protocol::limits::STOP_WITHIN, all).await.is_err() {
+            tracing::warn!("not every session ended in time");
+        }
+        Ok(self.dispatcher.finish()?)
+    }
+}
+
+/// A new run's id: the time, and something that tells apart runs of the same second.
+pub(crate) fn run_id() -> RunId {
+    let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
+    let text = format!("{time}-{:08x}", fastrand::u32(..));
+    text.parse().unwrap_or_else(|_| unreachable!("{text:?} is made of digits and dashes"))
+}
+
+pub(super) async fn start(
+    request: RunRequest,
+    sinks: Vec<Box<dyn EventSink + Send>>,
+) -> Result<Started, RunError> {
+    let mut events = EventStream::new(sinks);
+    let run = run_id();
+    let common = Common {
+        connector: Connector::new(&request.crew.ssh, &request.crew.timing)?,
+        binary: OwnBinary::current()?,
+        run: run.clone(),
+        boss: request.boss,
+        priority: request.priority,
+        timing: request.crew.timing,
+        probe_only: false,
+        refresh: false,
+    };
+    // Logging in takes longer than anything below, so it begins first.
+    let Sessions { hosts, reports, work, supervisors } = Sessions::start(&request.crew, common);
+    let (source, plan) = make_plan(request.repository, request.selection, request.targets).await?;
+    let out = OutDir::open(&request.out, &run)?;
+    let (mut journal, recorded) = Journal::open(out.root())?;
+    journal.begin(&run, unix_ms())?;
+    events.log_to(BossLog::open(out.root())?);
+    let division = divide(&plan, &recorded, out.root(), request.force);
+    drop(recorded);
+    let (replies, stored) = mpsc::unbounded_channel();
+    let store = Writer::start(out.root().to_owned(), journal, move |reply| {
+        // If the run loop is gone, the process is about to end.
+        replies.send(reply).ok();
+    });
+    let store = store.map_err(RunError::Thread)?;
+    let targets: Vec<Target> = plan.targets().iter().map(|plan| plan.target.clone()).collect();
+    work.send_replace(Some(Arc::new(Work { targets, source, root: out.root().to_owned() })));
+    let mut dispatcher = Dispatcher::new(run, Arc::new(plan), hosts, events, out, store);
+    dispatcher.begin();
+    dispatcher.add(division);
+    Ok(Started { dispatcher, inbox: Inbox { reports, stored }, supervisors })
+}
+
+/// Reads the repository on a thread that may wait.
+async fn make_plan(
+    repository: PathBuf,
+    selection: Selection,
+    targets: Vec<TargetPlan>,
+) -> Result<(Source, Plan), RunError> {
+    let (done, result) = oneshot::channel();
+    let read = move || {
+        let made = Source::open(&repository, &selection).map_err(RunError::from).and_then(|source| {
+            let commits = source.commits().iter().map(Commit::from).collect();
+            Ok((Plan::new(commits, targets)?, source))
+        });
+        // Nobody waits if the run was dropped.
+        done.send(made.map(|(plan, source)| (source, plan))).ok();
+    };
+    std::thread::Builder::new().name("plan".to_owned()).spawn(read).map_err(RunError::Thread)?;
+    match result.await {
+        Ok(made) => made,
+        Err(_) => Err(RunError::Thread(std::io::Error::other("the planning thread ended"))),
+    }
+}
+
+/// All hosts of a crew, being connected.
+pub(crate) struct Sessions {
+    pub(crate) hosts: Vec<HostState>,
+    pub(crate) reports: mpsc::Receiver<super::Report>,
+    pub(crate) work: watch::Sender<Option<Arc<Work>>>,
+    pub(crate) supervisors: JoinSet<()>,
+}
+
+impl Sessions {
+    pub(crate) fn start(crew: &Crew, common: Common) -> Self {
+        let common = Arc::new(common);
+        let (work, working) = watch::channel(None);
+        let (reports, inbox) = mpsc::channel(REPORTS_WAITING);
+        let mut supervisors = JoinSet::new();
+        let mut hosts = Vec::new();
+        for (index, host) in (0..).map(HostIndex).zip(&crew.hosts) {
+            // The scheduler limits what is under way at a host.
+            let (orders, obeying) = mpsc::unbounded_channel();
+            let traffic = Arc::new(Traffic::default());
+            hosts.push(HostState::new(host.name.clone(), host.tags.clone(), orders, traffic.clone()));
+            let supervisor = Supervisor::new(
+                common.clone(),
+                working.clone(),
+                index,
+                host.clone(),
+                traffic,
+                obeying,
+                reports.clone(),
+            );
+            supervisors.spawn(supervisor.run());
+        }
+        Self { hosts, reports: inbox, work, supervisors }
+    }
+}
+
+/// What a run would do.
+#[derive(Debug)]
+pub struct DryRun {
+    /// Commits: short id and subject, oldest first.
+    pub commits: Vec<(String, String)>,
+    /// Per target: its name, tasks that would be built, tasks that are done, and for each host whether it can take them.
+    pub targets: Vec<DryTarget>,
+}
+
+/// What a run would do with one target.
+#[derive(Debug)]
+pub struct DryTarget {
+    /// The target's name.
+    pub name: String,
+    /// Tasks that would be built.
+    pub tasks: u32,
+    /// Tasks whose recorded result stands.
+    pub done: u32,
+    /// For each host whether it can take them, or why not.
+    pub hosts: BTreeMap<HostName, Result<(), String>>,
+}
+
+/// Plans a run without starting it: hosts are probed, nothing is written anywhere.
+///
+/// # Errors
+/// As for a run.
+pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
+    let crew = request.crew.clone();
+    let probed = crate::probe::probe(&crew, request.boss.clone(), false);
+    let planned = make_plan(request.repository, request.selection, request.targets);
+    let (probed, planned) = tokio::join!(probed, planned);
+    let (probed, (_, plan)) = (probed?, planned?);
+    let recorded = Journal::read(&request.out)?;
+    let division = divide(&plan, &recorded, &request.out, request.force);
+    let mut scheduler = Scheduler::new(u32::try_from(crew.hosts.len()).unwrap_or(u32::MAX));
+    for (index, (host, answer)) in (0..).map(HostIndex).zip(crew.hosts.iter().zip(&probed)) {
+        let input = match &answer.1 {
+            Ok(facts) => Input::HostUp { host: index, offer: offer(facts, &host.tags, &plan) },
+            Err(reason) => Input::HostDown { host: index, reason: reason.clone(), returns: false },
+        };
+        scheduler.handle(input, Millis(0), &mut Vec::new());
+    }
+    let done = done_counts(&plan, &division, &probed);
+    let classes = requirements(&plan, &mut scheduler);
+    let commits =
+        plan.commits().iter().map(|commit| (commit.short.to_string(), commit.subject.to_string())).collect();
+    let all = u32::try_from(plan.commits().len()).unwrap_or(u32::MAX);
+    let targets = plan.targets().iter().enumerate().map(|(index, target)| DryTarget {
+        name: target.target.name.to_string(),
+        tasks: all - done[index],
+        done: done[index],
+        hosts: crew
+            .hosts
+            .iter()
+            .zip(scheduler.explain_class(classes[index]))
+            .map(|(host, answer)| (host.name.clone(), answer.map_err(|why| why.to_string())))
+            .collect(),
+    });
+    Ok(DryRun { commits, targets: targets.collect() })
+}
+
+/// How many tasks of each target are done already.
+fn done_counts(plan: &Plan, division: &Division, probed: &[Probed]) -> Vec<u32> {
+    let mut done = vec![0; plan.targets().len()];
+    for (task, _) in &division.done {
+        done[plan.target_index(*task)] += 1;
+    }
+    let offered: Vec<_> = probed.iter().filter_map(|(_, facts)| facts.as_ref().ok()).collect();
+    for (task, records) in &division.candidates {
+        if offered.iter().any(|facts| confirmed(plan, *task, records, &facts.toolchains).is_some()) {
+            done[plan.target_index(*task)] += 1;
+        }
+    }
+    done
+}
