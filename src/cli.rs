@@ -38,10 +38,12 @@ pub enum Command {
         crewboss hosts lab1 --json  one, for a program")]
     Hosts(HostsArgs),
     /// End workers on hosts and remove what they left
-    #[command(after_help = "Work of live bosses and of other users is left alone unless --force is given.\n\n\
+    #[command(
+        after_help = "Work of live bosses and of other users is left alone unless --force is given.\n\n\
         Examples:\n  \
         crewboss kill-workers              clean every host of the crew\n  \
-        crewboss kill-workers lab1 --force end what runs on one host, whoever started it")]
+        crewboss kill-workers lab1 --force end what runs on one host, whoever started it"
+    )]
     KillWorkers(KillWorkersArgs),
 }
 
@@ -154,7 +156,12 @@ mod tests {
 
     #[test]
     fn wrong_usage_ends_with_two() {
-        for line in ["crewboss frobnicate", "crewboss build --frobnicate", "crewboss build -q -v", "crewboss build --priority x"] {
+        for line in [
+            "crewboss frobnicate",
+            "crewboss build --frobnicate",
+            "crewboss build -q -v",
+            "crewboss build --priority x",
+        ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(crate::exit::Exit::Usage.code()), "{line}");
         }
@@ -167,7 +174,9 @@ mod tests {
     fn arguments_that_are_no_text_are_paths_or_refused() {
         let odd = OsStr::from_bytes(b"a\xff");
         let words = [OsStr::new("crewboss"), OsStr::new("build"), OsStr::new("--out"), odd];
-        let Command::Build(build) = Cli::try_parse_from(words).unwrap().command else { panic!("not a build") };
+        let Command::Build(build) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("not a build")
+        };
         assert_eq!(build.out.unwrap().as_os_str(), odd);
         let words = [OsStr::new("crewboss"), OsStr::new("build"), odd];
         let error = Cli::try_parse_from(words).unwrap_err();

@@ -44,7 +44,9 @@ impl Exit {
             None => {}
         }
         let count = |outcome| {
-            let of = |counts: &std::collections::BTreeMap<Outcome, u32>| counts.get(&outcome).copied().unwrap_or(0);
+            let of = |counts: &std::collections::BTreeMap<Outcome, u32>| {
+                counts.get(&outcome).copied().unwrap_or(0)
+            };
             u64::from(of(&summary.outcomes)) + u64::from(of(&summary.recorded))
         };
         let any = |outcomes: &[Outcome]| outcomes.iter().any(|outcome| count(*outcome) > 0);

@@ -31,7 +31,31 @@ async fn any(signals: &mut [Signal]) {
     .await;
 }
 
-#[expect(clippy::exit, reason = "a person who asks twice wants no orderly end; workers clean up without their boss")]
+#[expect(
+    clippy::exit,
+    reason = "a person who asks twice wants no orderly end; workers clean up without their boss"
+)]
 fn leave() -> ! {
     std::process::exit(i32::from(Exit::Interrupted.code()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_first_signal_asks_for_the_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut asked = listen().unwrap();
+            assert!(!*asked.borrow());
+            let myself = std::process::id().to_string();
+            let sent = std::process::Command::new("kill").args(["-HUP", &myself]).status().unwrap();
+            assert!(sent.success());
+            let changed = tokio::time::timeout(Duration::from_secs(10), asked.changed()).await;
+            changed.expect("no signal arrived").unwrap();
+            assert!(*asked.borrow());
+        });
+    }
 }

@@ -9,7 +9,8 @@ pub const VARIABLE: &str = "CREWBOSS_LOG";
 pub fn start() -> Result<(), LoggingError> {
     let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else { return Ok(()) };
     let text = value.to_str().ok_or(LoggingError::NotUtf8)?;
-    let filter = EnvFilter::try_new(text).map_err(|source| LoggingError::Filter { text: text.to_owned(), source })?;
+    let filter =
+        EnvFilter::try_new(text).map_err(|source| LoggingError::Filter { text: text.to_owned(), source })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     Ok(())
 }

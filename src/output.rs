@@ -5,10 +5,18 @@ use std::io::Write;
 
 use crate::terminal::text::harmless;
 
-/// Writes text to standard output. That nobody reads it any more, as behind `| head`, is no error.
+/// Writes text to standard output. That nobody reads it any more, as behind `| head`, is no error; anything else is told.
 pub fn print(text: &str) {
-    drop(std::io::stdout().lock().write_all(text.as_bytes()));
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => complain(&OutputError(error)),
+        _ => {}
+    }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+struct OutputError(#[source] std::io::Error);
 
 /// Writes an error with its causes to standard error.
 pub fn complain(error: &dyn Error) {
@@ -30,4 +38,18 @@ pub fn with_causes(error: &dyn Error) -> String {
         text.push_str(&format!("\n  hint: {hint}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_stand_before_the_hint() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot start\n  hint: try again")]
+        struct Outer(#[source] std::io::Error);
+        let error = Outer(std::io::Error::other("no space"));
+        assert_eq!(with_causes(&error), "cannot start: no space\n  hint: try again");
+    }
 }

@@ -167,7 +167,10 @@ mod tests {
         assert_eq!(of("worker --work /w"), Some(Ok(Role::Worker { work: work() })));
         let proper = Role::WorkerProper { arguments: vec!["--x".into(), "y".into()] };
         assert_eq!(of("worker --proper --x y"), Some(Ok(proper)));
-        assert_eq!(of("bulk --session s --work /w"), Some(Ok(Role::Bulk { session: "s".into(), work: work() })));
+        assert_eq!(
+            of("bulk --session s --work /w"),
+            Some(Ok(Role::Bulk { session: "s".into(), work: work() }))
+        );
         assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None })));
         assert_eq!(of("verify"), Some(Ok(Role::Verify)));
         assert_eq!(of("build worker"), None);
@@ -176,7 +179,9 @@ mod tests {
 
     #[test]
     fn wrong_arguments_of_a_role_are_refused() {
-        for line in ["worker --force", "worker --work", "bulk", "bulk --session", "clean now", "verify --work /w"] {
+        for line in
+            ["worker --force", "worker --work", "bulk", "bulk --session", "clean now", "verify --work /w"]
+        {
             assert!(matches!(of(line), Some(Err(_))), "{line}");
         }
     }

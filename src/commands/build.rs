@@ -55,6 +55,16 @@ pub fn run(arguments: BuildArgs) -> Exit {
 
 fn try_run(arguments: &BuildArgs) -> Result<Exit, CommandError> {
     let request = request(arguments)?;
+    tracing::debug!(
+        hosts = request.crew.hosts.len(),
+        repository = %request.repository.display(),
+        selection = ?request.selection,
+        targets = request.targets.len(),
+        out = %request.out.display(),
+        force = request.force,
+        force_failed = request.force_failed,
+        priority = request.priority,
+    );
     if arguments.dry_run {
         return dry_run(request);
     }
@@ -84,7 +94,9 @@ fn request(arguments: &BuildArgs) -> Result<Request, CommandError> {
     build.select(&arguments.targets)?;
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let selection = match &arguments.commits {
-        Some(range) => config::selection(range).map_err(|why| CommandError::Usage(format!("--commits: {why}")))?,
+        Some(range) => {
+            config::selection(range).map_err(|why| CommandError::Usage(format!("--commits: {why}")))?
+        }
         None => build.selection,
     };
     let beside = || found.file.parent().unwrap_or(&from).join(OUT_DEFAULT);
@@ -125,7 +137,8 @@ fn sinks(
     let watched = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
     if watched && verbosity > Verbosity::Quiet {
         let lines = Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Normal };
-        let bars = Bars::start(lines).map_err(|source| CommandError::System { what: "start a thread", source })?;
+        let bars =
+            Bars::start(lines).map_err(|source| CommandError::System { what: "start a thread", source })?;
         sinks.push(Box::new(bars));
     } else {
         sinks.push(Box::new(Plain::new(std::io::stdout(), verbosity, palette)));

@@ -20,10 +20,8 @@ fn try_run(arguments: &HostsArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let reports = in_runtime(ask(crew, arguments.refresh))?;
     if arguments.json {
-        let json = hosts::json(&reports).map_err(|error| CommandError::System {
-            what: "write JSON",
-            source: error.into(),
-        })?;
+        let json = hosts::json(&reports)
+            .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;
         print(&json);
         print("\n");
     } else {

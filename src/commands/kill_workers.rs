@@ -20,10 +20,8 @@ fn try_run(arguments: &KillWorkersArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let hosts = in_runtime(sweep(crew, arguments.force))?;
     if arguments.json {
-        let json = clean::json(&hosts).map_err(|error| CommandError::System {
-            what: "write JSON",
-            source: error.into(),
-        })?;
+        let json = clean::json(&hosts)
+            .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;
         print(&json);
         print("\n");
     } else {

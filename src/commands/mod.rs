@@ -46,7 +46,9 @@ impl CommandError {
             CommandError::Config(_) | CommandError::Usage(_) => Exit::Usage,
             // Nothing was started; the path given is wrong.
             CommandError::Events(crate::terminal::events::EventsError::Create { .. }) => Exit::Usage,
-            CommandError::Events(_) | CommandError::System { .. } | CommandError::NotWired(_) => Exit::CouldNotRun,
+            CommandError::Events(_) | CommandError::System { .. } | CommandError::NotWired(_) => {
+                Exit::CouldNotRun
+            }
         }
     }
 }

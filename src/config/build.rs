@@ -178,7 +178,10 @@ impl Reader<'_> {
         let target = Target {
             toolchain: table.toolchain.as_ref().map(|name| self.name(name)).transpose()?,
             incremental: table.incremental,
-            environment: table.environment.as_ref().map_or_else(|| self.environment.clone(), |word| word.0.clone()),
+            environment: table
+                .environment
+                .as_ref()
+                .map_or_else(|| self.environment.clone(), |word| word.0.clone()),
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             stages: self.stages(key, table)?,
             variables: all_variables,
@@ -247,9 +250,10 @@ impl Reader<'_> {
                 let names = FEATURES.map(|(name, _)| name);
                 let message = format!("there is no feature {text:?}; there are {}", names.join(", "));
                 let near = nearest(text, names);
-                let hint = near.first().map(|near| format!("did you mean \"{near}\"?")).unwrap_or_else(|| {
-                    "a word of your own is a tag: `tags` in crew.toml, `needs.tags` here".to_owned()
-                });
+                let hint =
+                    near.first().map(|near| format!("did you mean \"{near}\"?")).unwrap_or_else(|| {
+                        "a word of your own is a tag: `tags` in crew.toml, `needs.tags` here".to_owned()
+                    });
                 self.document.wrong(word.span(), message, Some(hint))
             })
         };
@@ -280,7 +284,11 @@ fn variables(
             return Err(document.wrong(key.span(), message, Some(hint)));
         }
         if value.get_ref().contains('\0') {
-            return Err(document.wrong(value.span(), format!("the value of {name} has a NUL character"), None));
+            return Err(document.wrong(
+                value.span(),
+                format!("the value of {name} has a NUL character"),
+                None,
+            ));
         }
         all.insert(name.clone(), value.get_ref().clone());
     }

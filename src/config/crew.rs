@@ -170,12 +170,12 @@ fn timing(document: &Document, table: &LimitsTable) -> Result<Timing, ConfigErro
 }
 
 fn host(document: &Document, key: &Spanned<String>, table: &HostTable) -> Result<Host, ConfigError> {
-    let name: HostName =
-        key.get_ref().parse().map_err(|error| refused(document, key.span(), &error))?;
+    let name: HostName = key.get_ref().parse().map_err(|error| refused(document, key.span(), &error))?;
     let transport = transport(document, key, table)?;
-    let tags = table.tags.iter().map(|tag| {
-        tag.get_ref().parse::<Name>().map_err(|error| refused(document, tag.span(), &error))
-    });
+    let tags = table
+        .tags
+        .iter()
+        .map(|tag| tag.get_ref().parse::<Name>().map_err(|error| refused(document, tag.span(), &error)));
     Ok(Host {
         name,
         transport,

@@ -41,9 +41,9 @@ impl Document {
     /// Parses it. `later` names keys that a later version may know.
     pub fn parse<T: DeserializeOwned>(&self, later: &[(&str, &str)]) -> Result<T, ConfigError> {
         toml::from_str(&self.text).map_err(|error| {
-            let message = error.message().trim_end().to_owned();
-            let hint = hint_for(&message, later);
-            self.wrong(error.span().unwrap_or(0..0), message, hint)
+            let message = error.message().trim_end();
+            let hint = hint_for(message, later);
+            self.wrong(error.span().unwrap_or(0..0), in_plain_words(message), hint)
         })
     }
 
@@ -75,6 +75,23 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
         return Err(ConfigError::TooLong { path: path.to_owned(), max: FILE_BYTES_MAX });
     }
     Ok(bytes)
+}
+
+/// The parser's message without the words of Rust's data model.
+fn in_plain_words(message: &str) -> String {
+    const WORDS: [(&str, &str); 5] = [
+        ("expected a sequence", "expected a list in brackets, such as [\"one\", \"two\"]"),
+        ("expected a string", "expected a text in quotes"),
+        ("expected a boolean", "expected true or false"),
+        ("expected u32", "expected a whole number from 0 to 4294967295"),
+        ("expected i64", "expected a whole number"),
+    ];
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        return format!("unknown key {rest}");
+    }
+    let plain =
+        WORDS.iter().find_map(|(word, plain)| Some(format!("{}{plain}", message.strip_suffix(word)?)));
+    plain.unwrap_or_else(|| message.to_owned())
 }
 
 /// A hint made from the parser's own words: it lists the keys that it knows.

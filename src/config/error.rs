@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::terminal::text::one_line;
+use crate::terminal::text::in_place;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -178,7 +178,7 @@ impl fmt::Display for Located {
         let before = " ".repeat(self.column - 1 - skipped);
         let carets = "^".repeat(self.marked.min(EXCERPT_CHARS_MAX / 2));
         writeln!(f, "{margin} |")?;
-        writeln!(f, "{number} | {}", one_line(&shown))?;
+        writeln!(f, "{number} | {}", in_place(&shown))?;
         write!(f, "{margin} | {before}{carets}")?;
         if let Some(hint) = &self.hint {
             write!(f, "\n  hint: {hint}")?;

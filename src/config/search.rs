@@ -18,17 +18,20 @@ pub struct Found {
 pub fn find_build(named: Option<&Path>, from: &Path) -> Result<Found, ConfigError> {
     if let Some(named) = named {
         let file = from.join(named);
-        let directory = file.parent().unwrap_or(from).to_owned();
-        // A file that is not there is reported by reading it, a directory as well.
-        let start = if directory.is_dir() { directory.as_path() } else { from };
-        let repository = repository_of(start).ok_or(ConfigError::NoRepository { directory: start.to_owned() })?;
+        // One that is not there, or is a directory, is reported by reading it.
+        let directory = if file.is_dir() { file.as_path() } else { file.parent().unwrap_or(from) };
+        // A file that is kept elsewhere builds the repository in which the user stands.
+        let repository = repository_of(directory).or_else(|| repository_of(from));
+        let repository =
+            repository.ok_or_else(|| ConfigError::NoRepository { directory: directory.to_owned() })?;
         return Ok(Found { file, repository });
     }
     let repository = repository_of(from);
     for directory in from.ancestors() {
         let file = directory.join("build.toml");
         if file.exists() {
-            let repository = repository.ok_or(ConfigError::NoRepository { directory: directory.to_owned() })?;
+            let repository =
+                repository.ok_or(ConfigError::NoRepository { directory: directory.to_owned() })?;
             return Ok(Found { file, repository });
         }
         if repository.as_deref() == Some(directory) {

@@ -42,9 +42,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         return Err(refuse("its unit is missing"));
     }
     // Days are common in speech but not part of the library's exact durations.
-    let signed: SignedDuration = text.parse().map_err(|_| {
-        refuse("it is not made of numbers and units (h, m, s, ms)")
-    })?;
+    let signed: SignedDuration =
+        text.parse().map_err(|_| refuse("it is not made of numbers and units (h, m, s, ms)"))?;
     if text.contains('-') || text.contains('+') || text.contains("ago") {
         return Err(refuse("it cannot have a sign"));
     }
@@ -107,8 +106,19 @@ mod tests {
         assert_eq!(seconds("1h 30m"), Ok(5400.0));
         assert_eq!(seconds("90 seconds"), Ok(90.0));
         assert_eq!(seconds("250ms"), Ok(0.25));
-        let refused =
-            ["", "30", "-5m", "+5m", "5m ago", "90 seconds ago", "0s", "1ns", "1000h", "soon", "9999999999999999h"];
+        let refused = [
+            "",
+            "30",
+            "-5m",
+            "+5m",
+            "5m ago",
+            "90 seconds ago",
+            "0s",
+            "1ns",
+            "1000h",
+            "soon",
+            "9999999999999999h",
+        ];
         for text in refused {
             assert!(parse_duration(text).is_err(), "{text:?} was accepted");
         }

@@ -3,7 +3,6 @@
 //! Events only change the shared [`Progress`]; a thread of its own draws it a few times a second. So ten thousand events a
 //! second cost ten thousand small changes, not ten thousand drawings.
 
-use std::fmt::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -15,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::plain::Lines;
 use super::progress::{HostProgress, HostState, Progress};
-use super::text::{bytes, duration, shortened};
+use super::text::{bytes, clock, put, shortened};
 
 /// Between two drawings: what the eye takes for moving.
 const REDRAW: Duration = Duration::from_millis(125);
@@ -100,12 +99,12 @@ fn draw_until_ended(shared: &Mutex<Shared>, ended: &Receiver<()>, colour: bool) 
             let mut above = std::mem::take(&mut shared.above);
             let dropped = std::mem::take(&mut shared.dropped);
             if dropped > 0 {
-                let _: std::fmt::Result = writeln!(above, "... ({dropped} more events)");
+                put(&mut above, format_args!("... ({dropped} more events)\n"));
             }
             let idle = shared.heard.map_or(Duration::ZERO, |heard| heard.elapsed());
             (above, View::new(&shared.progress, idle, screen.host_lines()))
         };
-        screen.draw(&above, &view);
+        screen.draw(&above, view);
         if last {
             screen.clear();
             return;
@@ -152,8 +151,8 @@ fn overall(progress: &Progress, idle_ms: u64) -> String {
     let tally = progress.tally;
     let left = match progress.remaining_ms() {
         _ if progress.stopping => ", stopping".to_owned(),
-        Some(ms) => format!(", about {} left", duration(ms.saturating_sub(idle_ms))),
-        None => String::new(),
+        Some(ms @ 1..) => format!(", about {} left", clock(ms.saturating_sub(idle_ms))),
+        _ => String::new(),
     };
     format!(
         "{}/{}  ok {}  warn {}  fail {}  {}  {}{left}",
@@ -163,7 +162,7 @@ fn overall(progress: &Progress, idle_ms: u64) -> String {
         tally.warn,
         tally.fail,
         bytes(progress.bytes),
-        duration(progress.elapsed_ms().saturating_add(idle_ms)),
+        clock(progress.elapsed_ms().saturating_add(idle_ms)),
     )
 }
 
@@ -193,16 +192,17 @@ struct Screen {
     overall: ProgressBar,
     hosts: Vec<ProgressBar>,
     terminal: console::Term,
+    shown: Option<View>,
 }
 
 impl Screen {
     fn new(colour: bool) -> Self {
         // The pace is set by the drawing thread, so the target itself must not leave drawings out.
         let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(60));
-        let template = if colour { "[{bar:30.green}] {msg}" } else { "[{bar:30}] {msg}" };
+        let template = if colour { "[{bar:30.green}] {wide_msg}" } else { "[{bar:30}] {wide_msg}" };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let overall = multi.add(ProgressBar::new(0).with_style(style.progress_chars("=> ")));
-        Self { multi, overall, hosts: Vec::new(), terminal: console::Term::stderr() }
+        Self { multi, overall, hosts: Vec::new(), terminal: console::Term::stderr(), shown: None }
     }
 
     fn host_lines(&self) -> usize {
@@ -210,13 +210,18 @@ impl Screen {
         usize::from(rows).saturating_sub(LINES_KEPT_FREE).max(HOST_LINES_MIN)
     }
 
-    fn draw(&mut self, above: &str, view: &View) {
+    fn draw(&mut self, above: &str, view: View) {
         if !above.is_empty() {
             // A terminal that is gone ends the run by a signal, not by this.
             drop(self.multi.println(above.trim_end_matches('\n')));
         }
+        // Every change is a drawing of its own, so nothing is set that is already shown.
+        if self.shown.as_ref() == Some(&view) {
+            return;
+        }
         while self.hosts.len() < view.hosts.len() {
-            let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::no_length().with_style(style);
             self.hosts.push(self.multi.insert_before(&self.overall, bar));
         }
@@ -230,9 +235,12 @@ impl Screen {
                 bar.set_message(line.clone());
             }
         }
-        self.overall.set_length(view.total);
+        if self.overall.length() != Some(view.total) {
+            self.overall.set_length(view.total);
+        }
         self.overall.set_position(view.done);
         self.overall.set_message(view.overall.clone());
+        self.shown = Some(view);
     }
 
     fn clear(&self) {
@@ -245,8 +253,8 @@ impl Screen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::terminal::samples::{host, run};
     use crate::terminal::Verbosity;
+    use crate::terminal::samples::{host, run};
     use crate::terminal::text::Palette;
     use crewboss_boss::event::EventKind;
 
@@ -259,13 +267,17 @@ mod tests {
     #[test]
     fn a_run_halfway() {
         let view = view(14, 20);
-        insta::assert_snapshot!(format!("{}\n{}", view.hosts.join("\n"), view.overall), @"SNAP");
+        insta::assert_snapshot!(format!("{}\n{}", view.hosts.join("\n"), view.overall), @r"
+lab1    2/4    ok 0     warn 0    fail 0    aarch64@1a2b3c4d
+lab2    0/0    ok 0     warn 0    fail 0    connecting
+2/6  ok 0  warn 0  fail 2  2.0 KiB  1.3s
+");
     }
 
     #[test]
     fn more_hosts_than_lines() {
-        let mut progress = Progress::default();
-        progress.hosts = (0..50).map(|n| (host(&format!("h{n:02}")), HostProgress::default())).collect();
+        let hosts = (0..50).map(|n| (host(&format!("h{n:02}")), HostProgress::default())).collect();
+        let progress = Progress { hosts, ..Progress::default() };
         let view = View::new(&progress, Duration::ZERO, 3);
         assert_eq!(view.hosts.len(), 4);
         assert_eq!(view.hosts[3], "and 47 more hosts, 0 tasks running there");

@@ -81,8 +81,11 @@ fn cleaned_lines(cleaned: &Cleaned) -> String {
         (cleaned.directories, "directory", "removed"),
         (cleaned.subvolumes, "subvolume", "removed"),
     ];
-    let done: Vec<String> =
-        counts.iter().filter(|(count, ..)| *count > 0).map(|(count, noun, verb)| counted_well(*count, noun, verb)).collect();
+    let done: Vec<String> = counts
+        .iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, noun, verb)| counted_well(*count, noun, verb))
+        .collect();
     let mut text = if done.is_empty() { "nothing to clean".to_owned() } else { done.join(", ") };
     text.push('\n');
     for left in &cleaned.left {
@@ -143,6 +146,13 @@ mod tests {
             CleanedHost { host: host("pod"), cleaned: None, error: Some("connection refused".to_owned()) },
         ];
         assert_eq!(hosts.each_ref().map(CleanedHost::is_good), [false, true, false]);
-        insta::assert_snapshot!(render(&hosts, Palette::PLAIN), @"SNAP");
+        insta::assert_snapshot!(render(&hosts, Palette::PLAIN), @r"
+lab1: 1 live session ended, 2 sessions removed, 5 processes killed, 1 directory removed
+  left alone: 20260102-030405-1.2 of ann@laptop, run 20260102-030405-1: its boss is alive; --force ends it
+  error: cannot remove /srv/x: denied
+lab2: nothing to clean
+pod: could not be cleaned
+  connection refused
+");
     }
 }

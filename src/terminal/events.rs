@@ -63,7 +63,8 @@ impl EventsEnd {
 impl Events<File> {
     /// Creates the file, or empties it.
     pub fn create(path: &Path) -> Result<(Self, EventsEnd), EventsError> {
-        let file = File::create(path).map_err(|source| EventsError::Create { path: path.to_owned(), source })?;
+        let file =
+            File::create(path).map_err(|source| EventsError::Create { path: path.to_owned(), source })?;
         Ok(Self::new(file, path))
     }
 }
@@ -145,7 +146,9 @@ mod tests {
         run().iter().for_each(|event| events.event(event));
         drop(events);
         let error = end.result().unwrap_err();
-        assert!(matches!(&error, EventsError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
+        assert!(
+            matches!(&error, EventsError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+        );
         end.result().unwrap();
     }
 

@@ -1,13 +1,11 @@
 //! The table of `crewboss hosts`: who is there, what they can do, who uses them.
 
-use std::fmt::Write as _;
-
 use crewboss_protocol::host::SpeedSource;
 use crewboss_protocol::{Feature, HostFacts, HostName};
 use serde::Serialize;
 
 use super::table::Table;
-use super::text::{Palette, bytes, one_line, shortened, tail};
+use super::text::{Palette, bytes, one_line, put, shortened, tail};
 
 /// Longest version of a toolchain in the table; `--json` has them in full.
 const VERSION_CHARS_MAX: usize = 48;
@@ -23,7 +21,19 @@ pub struct HostReport {
 
 /// Everything for a person.
 pub fn render(reports: &[HostReport], palette: Palette) -> String {
-    let heading = ["host", "state", "slots", "threads", "speed", "memory", "disk free", "load", "arch", "kernel", "features"];
+    let heading = [
+        "host",
+        "state",
+        "slots",
+        "threads",
+        "speed",
+        "memory",
+        "disk free",
+        "load",
+        "arch",
+        "kernel",
+        "features",
+    ];
     let mut table = Table::new(&heading);
     for report in reports {
         table.row(match &report.facts {
@@ -75,7 +85,7 @@ fn kernel(text: &str) -> String {
 }
 
 fn details(report: &HostReport, palette: Palette, text: &mut String) {
-    let _: std::fmt::Result = writeln!(text, "\n{}", palette.strong(&report.name));
+    put(text, format_args!("\n{}\n", palette.strong(&report.name)));
     let facts = match &report.facts {
         Ok(facts) => facts,
         Err(reason) => {
@@ -99,7 +109,10 @@ fn details(report: &HostReport, palette: Palette, text: &mut String) {
     for holder in &facts.holders {
         let run = &holder.run;
         let who = shortened(&one_line(&holder.boss), 60);
-        table.row([format!("slot {}", holder.slot), format!("{who}, run {run}, priority {}, pid {}", holder.priority, holder.pid)]);
+        table.row([
+            format!("slot {}", holder.slot),
+            format!("{who}, run {run}, priority {}, pid {}", holder.priority, holder.pid),
+        ]);
     }
     text.push_str(&table.render("  "));
 }
@@ -194,7 +207,26 @@ mod tests {
 
     #[test]
     fn the_table_of_hosts() {
-        insta::assert_snapshot!(render(&reports(), Palette::PLAIN), @"SNAP");
+        insta::assert_snapshot!(render(&reports(), Palette::PLAIN), @r"
+HOST   STATE   SLOTS  THREADS  SPEED    MEMORY  DISK FREE  LOAD  ARCH    KERNEL          FEATURES
+lab1   in use   1/16       16   1.23  64.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  btrfs,cgroup
+board  free      0/2        2  0.08~   2.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  btrfs,cgroup
+pod    away
+
+lab1
+  work    /srv/crewboss
+  native  gcc (Debian 12.2.0-14) 12.2.0  /usr/bin/gcc
+  arm     does not work: /usr/bin/arm-linux-gnueabi-gcc: cannot find crt1.o
+  slot 0  ann@laptop, run 20260102-030405-1, priority 0, pid 4711
+
+board
+  work        /srv/crewboss
+  toolchains  none
+
+pod
+  cannot connect to pod: connection refused
+  hint: is it running?
+");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Progress without a terminal: plain lines that read well in the log of a CI job.
 
-use std::fmt::Write as _;
 use std::io::Write;
 
 use crewboss_boss::event::{Event, EventKind, EventSink, TaskDone};
@@ -8,7 +7,7 @@ use crewboss_protocol::{HostName, Outcome};
 
 use super::Verbosity;
 use super::progress::Progress;
-use super::text::{Palette, bytes, counted, duration, one_line, tail};
+use super::text::{Palette, bytes, counted, duration, one_line, put, tail};
 
 /// After so long without a line, one says how far the run is. Short enough that no CI service takes the job for hung.
 const QUIET_MS_MAX: u64 = 60_000;
@@ -53,7 +52,8 @@ impl<W: Write> Plain<W> {
 
     fn say_progress(&mut self) {
         let progress = &self.progress;
-        let left = progress.remaining_ms().map(|ms| format!(", about {} left", duration(ms))).unwrap_or_default();
+        let left =
+            progress.remaining_ms().map(|ms| format!(", about {} left", duration(ms))).unwrap_or_default();
         let line = format!(
             "{} of {} done, {} running, {} failed, {} gone{left}\n",
             progress.tally.done(),
@@ -76,7 +76,9 @@ impl<W: Write> EventSink for Plain<W> {
         self.lines.event(event, &self.progress, &mut self.pending);
         if self.pending.len() > before || self.said_ms == 0 {
             self.said_ms = event.time_ms;
-        } else if self.lines.verbosity > Verbosity::Quiet && event.time_ms.saturating_sub(self.said_ms) >= QUIET_MS_MAX {
+        } else if self.lines.verbosity > Verbosity::Quiet
+            && event.time_ms.saturating_sub(self.said_ms) >= QUIET_MS_MAX
+        {
             self.say_progress();
             self.said_ms = event.time_ms;
         }
@@ -105,9 +107,11 @@ pub struct Lines {
     pub good_tasks: bool,
 }
 
-// Writing into a `String` cannot fail.
 macro_rules! line {
-    ($into:expr, $($format:tt)*) => {{ let _: std::fmt::Result = writeln!($into, $($format)*); }};
+    ($into:expr, $($format:tt)*) => {{
+        put($into, format_args!($($format)*));
+        $into.push('\n');
+    }};
 }
 
 impl Lines {
@@ -157,7 +161,12 @@ impl Lines {
             }
             EventKind::HostNotice { host, text } => line!(into, "host {host}: {}", one_line(text)),
             EventKind::TaskRetried { host, at, reason } => {
-                line!(into, "task {} did not come to its end on {host}, tried again: {}", at.task, one_line(reason));
+                line!(
+                    into,
+                    "task {} did not come to its end on {host}, tried again: {}",
+                    at.task,
+                    one_line(reason)
+                );
             }
             kind if self.verbosity >= Verbosity::Verbose => verbose(kind, into),
             _ => {}
@@ -174,12 +183,15 @@ impl Lines {
         if good && !self.good_tasks {
             return;
         }
-        // Tasks done before are counted in the summary; a line for each would bury the rest.
-        if done.outcome == Outcome::Skipped && self.verbosity < Verbosity::Verbose {
+        // Tasks done before, and those that never ran since no host could take them or none was left, are counted in the
+        // summary, and the reason has been told once; a line for each would bury the rest.
+        let ran = done.attempt.0 > 0 && done.outcome != Outcome::Skipped;
+        if !ran && self.verbosity < Verbosity::Verbose {
             return;
         }
         let place = done.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
-        let recorded = done.recorded.map(|recorded| format!(" (done before: {recorded})")).unwrap_or_default();
+        let recorded =
+            done.recorded.map(|recorded| format!(" (done before: {recorded})")).unwrap_or_default();
         line!(
             into,
             "[{}/{}] {} {}@{}{place} {}{recorded}",
@@ -195,7 +207,7 @@ impl Lines {
         }
         if !good {
             into.push_str(&tail(&done.tail, "    | "));
-            if done.attempt.0 > 0 {
+            if ran {
                 line!(into, "    see {}", one_line(&done.path));
             }
         }
@@ -238,18 +250,54 @@ mod tests {
 
     #[test]
     fn lines_of_a_run() {
-        insta::assert_snapshot!(shown(Verbosity::Normal), @"SNAP");
+        insta::assert_snapshot!(shown(Verbosity::Normal), @r"
+run 20260102-030405-1: 6 tasks (6 targets at 1 commit) on 2 hosts, results in /src/crewboss-results
+host lab1: ready, 4 slots, 8 threads, speed 1.00, 2 toolchains
+host lab1: no btrfs here: copies are made
+no host can build sparc (1 task):
+    lab1: no toolchain sparc
+host lab2: lost, tried again in 2.0s
+    connection refused
+host lab2: out of this run
+    cannot connect to lab2: connection refused
+    hint: is sshd running there?
+[3/6] success  native@1a2b3c4d on lab1 1.2s
+[4/6] warning  aarch64@1a2b3c4d on lab1 2.4s
+task 2 did not come to its end on lab1, tried again: the disk is full
+[5/6] failure  arm@1a2b3c4d on lab1 3.6s
+    | cc -c main.c
+    | main.c:3: error: no such thing
+    see 1_of_1_g1a2b3c4d_subject/arm
+[6/6] success  x86@1a2b3c4d on lab1 4.8s
+");
     }
 
     #[test]
     fn lines_of_a_quiet_run() {
-        insta::assert_snapshot!(shown(Verbosity::Quiet), @"SNAP");
+        insta::assert_snapshot!(shown(Verbosity::Quiet), @r"
+no host can build sparc (1 task):
+    lab1: no toolchain sparc
+host lab2: out of this run
+    cannot connect to lab2: connection refused
+    hint: is sshd running there?
+[5/6] failure  arm@1a2b3c4d on lab1 3.6s
+    | cc -c main.c
+    | main.c:3: error: no such thing
+    see 1_of_1_g1a2b3c4d_subject/arm
+");
     }
 
     #[test]
     fn a_verbose_run_says_what_starts() {
         let text = shown(Verbosity::Verbose);
-        for part in ["lab1: connecting", "was sent (3.8 MiB)", "12 objects", "starts on lab1", "stage test", "done before: failure"] {
+        for part in [
+            "lab1: connecting",
+            "was sent (3.8 MiB)",
+            "12 objects",
+            "starts on lab1",
+            "stage test",
+            "done before: failure",
+        ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }
     }

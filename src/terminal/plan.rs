@@ -1,12 +1,11 @@
 //! The plan that `build --dry-run` shows.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use crewboss_protocol::{HostName, Name};
 
 use super::table::Table;
-use super::text::{counted, one_line};
+use super::text::{counted, one_line, put};
 
 /// Host names that are listed for one target before the rest is only counted.
 const HOSTS_LISTED_MAX: usize = 6;
@@ -45,15 +44,22 @@ pub fn render(commits: u32, targets: &[PlannedTarget]) -> String {
     for target in targets {
         let able: Vec<&str> =
             target.hosts.iter().filter(|(_, can)| can.is_ok()).map(|(host, _)| host.as_str()).collect();
-        table.row([target.name.to_string(), target.tasks.to_string(), target.done.to_string(), listed(&able)]);
+        table.row([
+            target.name.to_string(),
+            target.tasks.to_string(),
+            target.done.to_string(),
+            listed(&able),
+        ]);
     }
     text.push_str(&table.render("  "));
     for target in targets.iter().filter(|target| target.is_impossible()) {
-        let _: std::fmt::Result =
-            writeln!(text, "\nno host can build {} ({}):", target.name, counted(target.tasks, "task"));
+        put(
+            &mut text,
+            format_args!("\nno host can build {} ({}):\n", target.name, counted(target.tasks, "task")),
+        );
         for (host, reason) in &target.hosts {
             let reason = reason.as_ref().err().map(|reason| one_line(reason)).unwrap_or_default();
-            let _: std::fmt::Result = writeln!(text, "  {host}: {reason}");
+            put(&mut text, format_args!("  {host}: {reason}\n"));
         }
     }
     text
@@ -91,6 +97,16 @@ mod tests {
         };
         let targets = [native, sparc];
         assert!(!targets[0].is_impossible() && targets[1].is_impossible());
-        insta::assert_snapshot!(render(10, &targets), @"SNAP");
+        insta::assert_snapshot!(render(10, &targets), @r"
+19 tasks to run (2 targets at 10 commits), 1 done before
+
+  TARGET  TASKS  DONE  HOSTS
+  native      9     1  lab0, lab1, lab2, lab3, lab4, lab5 and 2 more
+  sparc      10     0  none
+
+no host can build sparc (10 tasks):
+  lab0: no toolchain sparc
+  lab1: away: refused
+");
     }
 }

@@ -13,8 +13,8 @@ pub struct Progress {
     pub total: u32,
     /// Results by kind.
     pub tally: Tally,
-    /// Tasks that were done before.
-    pub skipped: u32,
+    /// Tasks that ran in this run and have a result: not those done before, nor those that nobody could take.
+    pub ran: u32,
     /// Bytes brought back.
     pub bytes: u64,
     /// When the run started, in the events' time.
@@ -168,12 +168,12 @@ impl Progress {
 
     fn done(&mut self, done: &TaskDone) {
         let outcome = if done.outcome == Outcome::Skipped {
-            self.skipped += 1;
             done.recorded.unwrap_or(Outcome::Success)
         } else {
             done.outcome
         };
         self.tally.count(outcome);
+        self.ran += u32::from(done.attempt.0 > 0 && done.outcome != Outcome::Skipped);
         self.bytes = self.bytes.saturating_add(done.bytes);
         if let Some(host) = &done.host {
             self.with(host, |state| {
@@ -192,9 +192,8 @@ impl Progress {
 
     /// The time that the rest will take if it goes on like this, in milliseconds; unknown before the first result.
     pub fn remaining_ms(&self) -> Option<u64> {
-        let built = u64::from(self.tally.done().saturating_sub(self.skipped));
         let left = u64::from(self.total.saturating_sub(self.tally.done()));
-        self.elapsed_ms().saturating_mul(left).checked_div(built)
+        self.elapsed_ms().saturating_mul(left).checked_div(u64::from(self.ran))
     }
 
     /// Tasks that run now.
@@ -214,7 +213,7 @@ mod tests {
         for event in run() {
             progress.note(&event);
         }
-        assert_eq!((progress.total, progress.tally.done(), progress.skipped), (6, 6, 1));
+        assert_eq!((progress.total, progress.tally.done(), progress.ran), (6, 6, 4));
         assert_eq!(progress.tally, Tally { ok: 2, warn: 1, fail: 3 });
         assert_eq!(progress.running(), 0);
         assert_eq!(progress.hosts[&host("lab2")].state, HostState::Failed);

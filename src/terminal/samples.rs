@@ -76,7 +76,10 @@ fn beginning() -> Vec<EventKind> {
         EventKind::HostConnecting { host: host("lab2") },
         EventKind::HostShipped { host: host("lab1"), bytes: 4_000_000 },
         ready,
-        EventKind::HostNotice { host: host("lab1"), text: "no btrfs here:\x1b[2J copies are made".to_owned() },
+        EventKind::HostNotice {
+            host: host("lab1"),
+            text: "no btrfs here:\x1b[2J copies are made".to_owned(),
+        },
         EventKind::TasksImpossible {
             target: name("sparc"),
             tasks: 1,
@@ -111,7 +114,11 @@ fn middle() -> Vec<EventKind> {
             text: "cc -c main.c\n".to_owned(),
             lost: 0,
         },
-        EventKind::HostLost { host: host("lab2"), reason: "connection refused".to_owned(), retry_ms: Some(2_000) },
+        EventKind::HostLost {
+            host: host("lab2"),
+            reason: "connection refused".to_owned(),
+            retry_ms: Some(2_000),
+        },
         EventKind::HostFailed {
             host: host("lab2"),
             reason: "cannot connect to lab2: connection refused\nhint: is sshd running there?".to_owned(),
@@ -119,7 +126,12 @@ fn middle() -> Vec<EventKind> {
         done(0, "native", Outcome::Success, ""),
         done(1, "aarch64", Outcome::Warning, "main.c:3: warning: unused variable\n"),
         EventKind::TaskRetried { host: host("lab1"), at: at(2, 1), reason: "the disk is full".to_owned() },
-        done(2, "arm", Outcome::Failure, "cc -c main.c\r\n\x1b[31mmain.c:3: error: \x1b]0;owned\x07no such thing\n"),
+        done(
+            2,
+            "arm",
+            Outcome::Failure,
+            "cc -c main.c\r\n\x1b[31mmain.c:3: error: \x1b]0;owned\x07no such thing\n",
+        ),
         done(3, "x86", Outcome::Success, ""),
     ]
 }

@@ -1,6 +1,5 @@
 //! What is said at the end of a run.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use crewboss_boss::event::{Stopped, Summary};
@@ -8,7 +7,7 @@ use crewboss_protocol::Outcome;
 
 use super::Verbosity;
 use super::table::Table;
-use super::text::{Palette, bytes, counted, duration, one_line};
+use super::text::{Palette, bytes, counted, duration, one_line, put};
 
 /// The summary: outcomes, slowest tasks, hosts, and where the results are.
 pub fn render(summary: &Summary, out: &Path, verbosity: Verbosity, palette: Palette) -> String {
@@ -29,7 +28,7 @@ pub fn render(summary: &Summary, out: &Path, verbosity: Verbosity, palette: Pale
         }
         None => {}
     }
-    let _: std::fmt::Result = writeln!(text, "\nresults: {}", one_line(&out.display().to_string()));
+    put(&mut text, format_args!("\nresults: {}\n", one_line(&out.display().to_string())));
     text
 }
 
@@ -37,7 +36,11 @@ fn outcomes(summary: &Summary, palette: Palette, text: &mut String) {
     let total: u64 =
         summary.outcomes.values().map(|count| u64::from(*count)).sum::<u64>() + u64::from(summary.unfinished);
     text.push('\n');
-    text.push_str(&palette.strong(format_args!("{} in {}", counted(total, "task"), duration(summary.wall_ms))));
+    text.push_str(&palette.strong(format_args!(
+        "{} in {}",
+        counted(total, "task"),
+        duration(summary.wall_ms)
+    )));
     text.push('\n');
     for outcome in Outcome::ALL {
         let Some(count) = summary.outcomes.get(&outcome).filter(|count| **count > 0) else { continue };
@@ -79,7 +82,13 @@ fn hosts(summary: &Summary, text: &mut String) {
     let mut table = Table::new(&["host", "tasks", "sent", "received", "lost"]);
     for (host, done) in &summary.hosts {
         let lost = if done.lost == 0 { String::new() } else { counted(done.lost, "time") };
-        let cells = [host.to_string(), done.tasks.to_string(), bytes(done.bytes_sent), bytes(done.bytes_received), lost];
+        let cells = [
+            host.to_string(),
+            done.tasks.to_string(),
+            bytes(done.bytes_sent),
+            bytes(done.bytes_received),
+            lost,
+        ];
         table.row(cells);
     }
     text.push_str(&table.render("  "));
@@ -93,19 +102,55 @@ mod tests {
     #[test]
     fn a_summary_in_full() {
         let text = render(&summary(), Path::new("/src/crewboss-results"), Verbosity::Normal, Palette::PLAIN);
-        insta::assert_snapshot!(text, @"SNAP");
+        insta::assert_snapshot!(text, @r"
+
+6 tasks in 2.2s
+  success              2
+  warning              1
+  failure              1
+  infrastructure       1
+  skipped              1  (done before: 1 failure)
+
+slowest tasks
+  arm@1a2b3c4d      3.6s
+  aarch64@1a2b3c4d  2.4s
+
+  HOST  TASKS     SENT  RECEIVED    LOST
+  lab1      4  3.8 MiB   8.0 KiB
+  lab2      0      0 B       0 B  1 time
+
+results: /src/crewboss-results
+");
     }
 
     #[test]
     fn a_quiet_summary_of_a_stopped_run() {
         let stopped = Summary { unfinished: 7, stopped: Some(Stopped::Interrupted), ..summary() };
         let text = render(&stopped, Path::new("/o\x1b[2J"), Verbosity::Quiet, Palette::PLAIN);
-        insta::assert_snapshot!(text, @"SNAP");
+        insta::assert_snapshot!(text, @r"
+
+13 tasks in 2.2s
+  success              2
+  warning              1
+  failure              1
+  infrastructure       1
+  skipped              1  (done before: 1 failure)
+  not done             7
+
+stopped on request; the same command goes on from here
+
+results: /o
+");
     }
 
     #[test]
     fn a_run_without_tasks() {
         let text = render(&Summary::default(), Path::new("/o"), Verbosity::Normal, Palette::PLAIN);
-        insta::assert_snapshot!(text, @"SNAP");
+        insta::assert_snapshot!(text, @r"
+
+0 tasks in 0.0s
+
+results: /o
+");
     }
 }

@@ -26,11 +26,6 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Whether there are no rows below the heading.
-    pub fn is_empty(&self) -> bool {
-        self.rows.len() == usize::from(self.header)
-    }
-
     /// The table as lines. Columns of numbers are aligned to the right.
     pub fn render(&self, indent: &str) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -39,7 +34,10 @@ impl Table {
             .map(|column| {
                 let width = |row: &Vec<String>| row.get(column).map_or(0, |cell| cell.chars().count());
                 let numeric = |row: &Vec<String>| {
-                    row.get(column).is_none_or(|cell| cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit()))
+                    row.get(column).is_none_or(|cell| {
+                        cell.is_empty()
+                            || (cell.starts_with(|c: char| c.is_ascii_digit()) && !cell.contains('-'))
+                    })
                 };
                 // The first column is what the rows are about.
                 (self.rows.iter().map(width).max().unwrap_or(0), column > 0 && body.iter().all(numeric))
@@ -66,7 +64,6 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_they_must_be() {
         let mut table = Table::new(&["name", "size", "note"]);
-        assert!(table.is_empty());
         table.row(["é".to_owned(), "5".to_owned(), "x".to_owned()]);
         table.row(["longer".to_owned(), "12345".to_owned(), String::new()]);
         assert_eq!(table.render(""), "NAME     SIZE  NOTE\né           5  x\nlonger  12345\n");

@@ -16,7 +16,7 @@ const TAIL_LINE_CHARS_MAX: usize = 400;
 /// that reverse the direction of writing. Newlines and tabs stay. Of a line that was overwritten by carriage
 /// returns, as progress bars do it, the last state stays.
 pub fn harmless(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(|c| is_unwanted(c)) {
+    if !text.chars().any(is_unwanted) {
         return Cow::Borrowed(text);
     }
     let mut clean = String::with_capacity(text.len());
@@ -44,7 +44,9 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
 
 fn is_unwanted(c: char) -> bool {
     let direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    (c.is_control() && c != '\n' && c != '\t') || direction || c == '\u{2028}' || c == '\u{2029}'
+    (c.is_control() && c != '\n' && c != '\t')
+        || direction
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
 type Chars<'a> = std::iter::Peekable<std::str::Chars<'a>>;
@@ -60,10 +62,12 @@ fn skip_escape(chars: &mut Chars<'_>) {
             skip_string(chars);
         }
         // Two or more characters: intermediates, then a final one.
-        Some(' '..='~') => while chars.next_if(|c| matches!(c, ' '..='/')).is_some() || {
-            chars.next_if(|c| matches!(c, '0'..='~'));
-            false
-        } {},
+        Some(' '..='~') => {
+            while chars.next_if(|c| matches!(c, ' '..='/')).is_some() || {
+                chars.next_if(|c| matches!(c, '0'..='~'));
+                false
+            } {}
+        }
         _ => {}
     }
 }
@@ -86,6 +90,26 @@ fn skip_string(chars: &mut Chars<'_>) {
             _ => {}
         }
     }
+}
+
+/// A line of a file as it stands there, each character that could do harm replaced by `?`, so that places in it stay
+/// where they are.
+pub fn in_place(line: &str) -> String {
+    let shown = |c| {
+        if c == '\t' {
+            ' '
+        } else if c == '\n' || is_unwanted(c) {
+            '?'
+        } else {
+            c
+        }
+    };
+    line.chars().map(shown).collect()
+}
+
+/// Adds formatted text. Writing into a `String` cannot fail.
+pub fn put(into: &mut String, text: fmt::Arguments<'_>) {
+    fmt::Write::write_fmt(into, text).unwrap_or_default();
 }
 
 /// Foreign text as one harmless line.
@@ -133,6 +157,12 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
+/// Milliseconds as a running clock shows them, in whole seconds.
+pub fn clock(ms: u64) -> String {
+    let (hours, minutes, seconds) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    if hours == 0 { format!("{minutes}:{seconds:02}") } else { format!("{hours}:{minutes:02}:{seconds:02}") }
+}
+
 /// A count with its noun, in the plural where it belongs.
 pub fn counted(count: impl Into<u64>, noun: &str) -> String {
     let count = count.into();
@@ -148,6 +178,7 @@ pub struct Palette {
 
 impl Palette {
     /// No colours.
+    #[cfg(test)]
     pub const PLAIN: Self = Self { colour: false };
 
     /// A word in the colour of an outcome.
@@ -204,7 +235,8 @@ mod tests {
         for _ in 0..20_000 {
             let text: String = (0..12)
                 .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     alphabet[(state >> 33) % alphabet.len()]
                 })
                 .collect();
@@ -225,6 +257,7 @@ mod tests {
     fn numbers_are_readable() {
         let shown: Vec<String> = [0, 9_949, 59_999, 61_000, 3_600_000, 90_000_000].map(duration).into();
         assert_eq!(shown, ["0.0s", "9.9s", "59s", "1m 01s", "1h 00m", "1d 01h"]);
+        assert_eq!([0, 65_999, 3_605_000].map(clock), ["0:00", "1:05", "1:00:05"]);
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1_536), "1.5 KiB");
         assert_eq!(counted(1_u32, "task"), "1 task");
