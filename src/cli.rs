@@ -41,8 +41,8 @@ pub enum Command {
     #[command(
         after_help = "Work of live bosses and of other users is left alone unless --force is given.\n\n\
         Examples:\n  \
-        crewboss kill-workers              clean every host of the crew\n  \
-        crewboss kill-workers lab1 --force end what runs on one host, whoever started it"
+        crewboss kill-workers               clean every host of the crew\n  \
+        crewboss kill-workers lab1 --force  end what runs on one host, whoever started it"
     )]
     KillWorkers(KillWorkersArgs),
 }

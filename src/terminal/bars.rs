@@ -270,7 +270,7 @@ mod tests {
         insta::assert_snapshot!(format!("{}\n{}", view.hosts.join("\n"), view.overall), @r"
 lab1    2/4    ok 0     warn 0    fail 0    aarch64@1a2b3c4d
 lab2    0/0    ok 0     warn 0    fail 0    connecting
-2/6  ok 0  warn 0  fail 2  2.0 KiB  1.3s
+2/6  ok 0  warn 0  fail 2  2.0 KiB  0:01
 ");
     }
 
