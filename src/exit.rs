@@ -99,6 +99,16 @@ mod tests {
     }
 
     #[test]
+    fn every_code_is_documented() {
+        let all =
+            [Exit::Good, Exit::Usage, Exit::TaskFailed, Exit::Warnings, Exit::CouldNotRun, Exit::Interrupted];
+        let documentation = include_str!("../CONFIGURATION.md");
+        for exit in all {
+            assert!(documentation.contains(&format!("| {} |", exit.code())), "{exit:?} is not documented");
+        }
+    }
+
+    #[test]
     fn being_stopped_weighs_most() {
         let stopped = |stopped| Summary { stopped: Some(stopped), ..run(&[(Outcome::Failure, 1)], &[]) };
         assert_eq!(Exit::of_run(&stopped(Stopped::Interrupted), false).code(), 130);

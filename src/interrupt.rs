@@ -58,4 +58,51 @@ mod tests {
             assert!(*asked.borrow());
         });
     }
+
+    /// Says to the second test, started anew by itself, that it is the child.
+    const CHILD: &str = "CREWBOSS_TEST_OF_SIGNALS";
+
+    struct Killed(std::process::Child);
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
+
+    fn wait_for_signals() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut asked = listen().unwrap();
+            eprintln!("listening");
+            asked.changed().await.unwrap();
+            eprintln!("asked");
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        });
+    }
+
+    #[test]
+    fn the_second_signal_ends_the_process_at_once() {
+        use std::io::BufRead;
+        if std::env::var_os(CHILD).is_some() {
+            return wait_for_signals();
+        }
+        let name = "interrupt::tests::the_second_signal_ends_the_process_at_once";
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args([name, "--exact", "--nocapture"]).env(CHILD, "1").stderr(std::process::Stdio::piped());
+        let mut child = Killed(command.stdout(std::process::Stdio::null()).spawn().unwrap());
+        let pid = child.0.id().to_string();
+        let told = std::io::BufReader::new(child.0.stderr.take().unwrap());
+        // The lines come, or the child ends by its own time limit and they do not.
+        for line in told.lines().map(Result::unwrap) {
+            let signal = match line.as_str() {
+                "listening" => "-TERM",
+                "asked" => "-INT",
+                _ => continue,
+            };
+            assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        }
+        assert_eq!(child.0.wait().unwrap().code(), Some(i32::from(Exit::Interrupted.code())));
+    }
 }
