@@ -8,18 +8,25 @@ use crate::exit::Exit;
 /// The signals that ask for an end. A terminal that is closed is one as well.
 const ASKING: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
 
-/// Begins to listen; must be called inside the runtime. The value becomes true with the first signal. With the second the
-/// process ends; workers notice that their boss is gone and clean up by themselves.
+/// Begins to listen. The value becomes true with the first signal. With the second the process ends; workers notice that
+/// their boss is gone and clean up by themselves. A thread of its own does it, so that the second signal also works when
+/// the rest of the boss hangs.
 pub fn listen() -> std::io::Result<watch::Receiver<bool>> {
-    let signals: Vec<Signal> = ASKING.into_iter().map(signal).collect::<std::io::Result<_>>()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut signals: Vec<Signal> = {
+        let _entered = runtime.enter();
+        ASKING.into_iter().map(signal).collect::<std::io::Result<_>>()?
+    };
     let (asked, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        let mut signals = signals;
-        any(&mut signals).await;
-        asked.send_replace(true);
-        any(&mut signals).await;
-        leave();
-    });
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || {
+        runtime.block_on(async {
+            any(&mut signals).await;
+            asked.send_replace(true);
+            any(&mut signals).await;
+            leave();
+        });
+    })?;
     Ok(receiver)
 }
 
@@ -78,7 +85,8 @@ mod tests {
             eprintln!("listening");
             asked.changed().await.unwrap();
             eprintln!("asked");
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            // As a boss that hangs.
+            std::thread::sleep(Duration::from_secs(60));
         });
     }
 
