@@ -1,1 +1,44 @@
-fn main() {}
+//! `crewboss`: one binary that is boss, worker, and whatever a worker needs on its host.
+//!
+//! This package reads the command line and the configuration, and is the only place that prints.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod config;
+mod exit;
+mod interrupt;
+mod logging;
+mod output;
+mod roles;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    if let Some(role) = roles::recognise(std::env::args_os().skip(1)) {
+        return roles::run(role).into();
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody may be there to read it.
+            drop(error.print());
+            return if error.exit_code() == 0 { Exit::Good } else { Exit::Usage }.into();
+        }
+    };
+    if let Err(error) = logging::start() {
+        output::complain(&error);
+        return Exit::Usage.into();
+    }
+    let exit = match cli.command {
+        Command::Build(arguments) => commands::build::run(arguments),
+        Command::Hosts(arguments) => commands::hosts::run(&arguments),
+        Command::KillWorkers(arguments) => commands::kill_workers::run(&arguments),
+    };
+    exit.into()
+}

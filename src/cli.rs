@@ -1,0 +1,186 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Builds every target at every commit on the computers of your crew.
+#[derive(Debug, Parser)]
+#[command(
+    name = "crewboss",
+    version,
+    max_term_width = 110,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 all good, 2 wrong usage or configuration, 100 some task failed, 101 only warnings \
+                  (with --fail-on-warnings), 102 some task could not be run, 130 interrupted.\n\
+                  Set CREWBOSS_LOG=debug to see what crewboss itself does."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build targets at commits
+    #[command(after_help = "Examples:\n  \
+        crewboss build                              every target, the working tree as it is on disk\n  \
+        crewboss build --commits origin/main..HEAD  every target at every commit of a range\n  \
+        crewboss build arm64 riscv64 --host lab1    two targets on one host\n  \
+        crewboss build --dry-run                    only show the plan\n\n\
+        Run it again after an interruption: what is done is not built again.")]
+    Build(BuildArgs),
+    /// Show the hosts: who is there, what they can do, who uses them
+    #[command(after_help = "Examples:\n  \
+        crewboss hosts              all of them\n  \
+        crewboss hosts lab1 --json  one, for a program")]
+    Hosts(HostsArgs),
+    /// End workers on hosts and remove what they left
+    #[command(
+        after_help = "Work of live bosses and of other users is left alone unless --force is given.\n\n\
+        Examples:\n  \
+        crewboss kill-workers               clean every host of the crew\n  \
+        crewboss kill-workers lab1 --force  end what runs on one host, whoever started it"
+    )]
+    KillWorkers(KillWorkersArgs),
+}
+
+/// Options that every command has.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    /// The crew [default: crew.toml in this directory or above, then in the user's configuration, else this computer]
+    #[arg(long, value_name = "FILE")]
+    pub crew: Option<PathBuf>,
+    /// No colours (also by a non-empty $NO_COLOR)
+    #[arg(long)]
+    pub no_color: bool,
+}
+
+/// Arguments of `build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// The targets to build [default: all of build.toml]
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The build file [default: build.toml in this directory or above, within the repository]
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// A git revision or range [default: `commits` of build.toml, else the working tree as it is on disk]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    pub commits: Option<String>,
+    /// Where results go [default: crewboss-results beside build.toml]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Write what happens into a file, a JSON object per line
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Use only this host; may be given several times
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+    /// Only show the plan: which tasks there are and which hosts can take them
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Build again what is done already
+    #[arg(long)]
+    pub force: bool,
+    /// Build again what is done already and did not succeed
+    #[arg(long)]
+    pub force_failed: bool,
+    /// Exit with 101 if nothing failed but there were warnings
+    #[arg(long)]
+    pub fail_on_warnings: bool,
+    /// Priority among the bosses that share a host; 0 to 99 is ordinary, higher hundreds go first
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=PRIORITY_MAX))]
+    pub priority: u32,
+    /// Say only what went wrong, and the counts at the end
+    #[arg(long, short, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say also what starts and what is sent
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// Highest priority; the levels end at 10000 and leave room for a hundred steps beyond.
+const PRIORITY_MAX: i64 = 10_099;
+
+/// Arguments of `hosts`.
+#[derive(Debug, Args)]
+pub struct HostsArgs {
+    /// The hosts to ask [default: all]
+    #[arg(value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Print JSON: an array with an object per host
+    #[arg(long)]
+    pub json: bool,
+    /// Measure speed and try toolchains anew
+    #[arg(long)]
+    pub refresh: bool,
+}
+
+/// Arguments of `kill-workers`.
+#[derive(Debug, Args)]
+pub struct KillWorkersArgs {
+    /// The hosts to clean [default: all]
+    #[arg(value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// End also the work of live bosses
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON: an array with an object per host
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_two() {
+        for line in [
+            "crewboss frobnicate",
+            "crewboss build --frobnicate",
+            "crewboss build -q -v",
+            "crewboss build --priority x",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(crate::exit::Exit::Usage.code()), "{line}");
+        }
+        for line in ["crewboss --help", "crewboss build --help", "crewboss --version"] {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_are_no_text_are_paths_or_refused() {
+        let odd = OsStr::from_bytes(b"a\xff");
+        let words = [OsStr::new("crewboss"), OsStr::new("build"), OsStr::new("--out"), odd];
+        let Command::Build(build) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("not a build")
+        };
+        assert_eq!(build.out.unwrap().as_os_str(), odd);
+        let words = [OsStr::new("crewboss"), OsStr::new("build"), odd];
+        let error = Cli::try_parse_from(words).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("UTF-8"), "{error}");
+    }
+}

@@ -1,0 +1,172 @@
+//! `crewboss build`: from the arguments to a run and its exit code.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use crewboss_boss::crew::Crew;
+use crewboss_boss::event::{EventSink, Summary};
+use crewboss_boss::plan::{Selection, TargetPlan};
+use tokio::sync::watch;
+
+use super::{CommandError, crew, finish, palette, working_directory};
+use crate::cli::BuildArgs;
+use crate::config;
+use crate::exit::Exit;
+use crate::interrupt;
+use crate::output::{complain, print};
+use crate::terminal::Verbosity;
+use crate::terminal::bars::Bars;
+use crate::terminal::events::{Events, EventsEnd};
+use crate::terminal::plain::{Lines, Plain};
+use crate::terminal::plan::{self, PlannedTarget};
+use crate::terminal::summary;
+use crate::terminal::text::Palette;
+
+/// The directory of results beside build.toml.
+const OUT_DEFAULT: &str = "crewboss-results";
+
+/// Everything that a run has to know.
+#[derive(Debug)]
+pub struct Request {
+    /// The hosts to use.
+    pub crew: Crew,
+    /// The top of the repository.
+    pub repository: PathBuf,
+    /// The commits.
+    pub selection: Selection,
+    /// The targets, in the order of the build file.
+    pub targets: Vec<TargetPlan>,
+    /// The result directory.
+    pub out: PathBuf,
+    /// Build again what is done.
+    pub force: bool,
+    /// Build again what is done and did not succeed.
+    pub force_failed: bool,
+    /// Priority among bosses.
+    pub priority: u32,
+}
+
+type Sinks = Vec<Box<dyn EventSink + Send>>;
+
+/// Runs the command.
+pub fn run(arguments: BuildArgs) -> Exit {
+    finish(try_run(&arguments))
+}
+
+fn try_run(arguments: &BuildArgs) -> Result<Exit, CommandError> {
+    let request = request(arguments)?;
+    tracing::debug!(
+        hosts = request.crew.hosts.len(),
+        repository = %request.repository.display(),
+        selection = ?request.selection,
+        targets = request.targets.len(),
+        out = %request.out.display(),
+        force = request.force,
+        force_failed = request.force_failed,
+        priority = request.priority,
+    );
+    if arguments.dry_run {
+        return dry_run(request);
+    }
+    let fail_on_warnings = arguments.fail_on_warnings;
+    let verbosity = verbosity(arguments);
+    let palette = palette(&arguments.common, std::io::stdout().is_terminal());
+    let (sinks, end) = sinks(arguments, verbosity, palette)?;
+    let out = request.out.clone();
+    let summary = in_runtime(async move {
+        let stop = interrupt::listen()
+            .map_err(|source| CommandError::System { what: "listen for signals", source })?;
+        execute(request, sinks, stop).await
+    })?;
+    print(&summary::render(&summary, &out, verbosity, palette));
+    if let Some(Err(error)) = end.map(|end| end.result()) {
+        // The results are complete all the same, so this does not change the exit code.
+        complain(&error);
+    }
+    Ok(Exit::of_run(&summary, fail_on_warnings))
+}
+
+/// Reads arguments and files into what a run has to know.
+fn request(arguments: &BuildArgs) -> Result<Request, CommandError> {
+    let from = working_directory()?;
+    let found = config::find_build(arguments.file.as_deref(), &from)?;
+    let mut build = config::load_build(&found.file)?;
+    build.select(&arguments.targets)?;
+    let crew = crew(&arguments.common, &arguments.hosts)?;
+    let selection = match &arguments.commits {
+        Some(range) => {
+            config::selection(range).map_err(|why| CommandError::Usage(format!("--commits: {why}")))?
+        }
+        None => build.selection,
+    };
+    let beside = || found.file.parent().unwrap_or(&from).join(OUT_DEFAULT);
+    Ok(Request {
+        crew,
+        selection,
+        targets: build.targets,
+        out: arguments.out.as_ref().map_or_else(beside, |out| from.join(out)),
+        repository: found.repository,
+        force: arguments.force,
+        force_failed: arguments.force_failed,
+        priority: arguments.priority,
+    })
+}
+
+fn verbosity(arguments: &BuildArgs) -> Verbosity {
+    match (arguments.quiet, arguments.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (false, false) => Verbosity::Normal,
+        (false, true) => Verbosity::Verbose,
+    }
+}
+
+/// Whoever is to hear of what happens: the terminal or plain lines, and the event file.
+fn sinks(
+    arguments: &BuildArgs,
+    verbosity: Verbosity,
+    palette: Palette,
+) -> Result<(Sinks, Option<EventsEnd>), CommandError> {
+    let mut sinks: Sinks = Vec::new();
+    let mut end = None;
+    if let Some(path) = &arguments.events {
+        let (events, its_end) = Events::create(path)?;
+        sinks.push(Box::new(events));
+        end = Some(its_end);
+    }
+    // Bars are drawn on standard error. If either of the two goes into a file, plain lines are what is wanted.
+    let watched = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
+    if watched && verbosity > Verbosity::Quiet {
+        let lines = Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Normal };
+        let bars =
+            Bars::start(lines).map_err(|source| CommandError::System { what: "start a thread", source })?;
+        sinks.push(Box::new(bars));
+    } else {
+        sinks.push(Box::new(Plain::new(std::io::stdout(), verbosity, palette)));
+    }
+    Ok((sinks, end))
+}
+
+/// Shows the plan. The exit code says whether every task can be run.
+fn dry_run(request: Request) -> Result<Exit, CommandError> {
+    let (commits, targets) = in_runtime(plan_only(request))?;
+    print(&plan::render(commits, &targets));
+    let impossible = targets.iter().any(PlannedTarget::is_impossible);
+    Ok(if impossible { Exit::CouldNotRun } else { Exit::Good })
+}
+
+/// Everything of the boss happens on one thread; blocking work has threads of its own.
+pub fn in_runtime<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| CommandError::System { what: "start the runtime", source })?;
+    runtime.block_on(work)
+}
+
+// The one place where the command meets the boss's run loop.
+async fn execute(_: Request, _: Sinks, _: watch::Receiver<bool>) -> Result<Summary, CommandError> {
+    Err(CommandError::NotWired("the run"))
+}
+
+// As above, for the plan alone: number of commits, and the targets.
+async fn plan_only(_: Request) -> Result<(u32, Vec<PlannedTarget>), CommandError> {
+    Err(CommandError::NotWired("the plan"))
+}

@@ -1,0 +1,93 @@
+//! The commands, each from its arguments to its exit code.
+
+pub mod build;
+pub mod hosts;
+pub mod kill_workers;
+
+use std::path::{Path, PathBuf};
+
+use crewboss_boss::crew::Crew;
+
+use crate::cli::CommonArgs;
+use crate::config::{self, ConfigError};
+use crate::exit::Exit;
+use crate::output::complain;
+use crate::terminal::text::Palette;
+
+/// Why a command could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The command line is wrong in a way that only its values show.
+    #[error("{0}")]
+    Usage(String),
+    /// The event file.
+    #[error(transparent)]
+    Events(#[from] crate::terminal::events::EventsError),
+    /// The system refuses something that crewboss cannot do without.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A part that this build does not have.
+    #[error("{0} is not wired yet")]
+    NotWired(&'static str),
+}
+
+impl CommandError {
+    fn exit(&self) -> Exit {
+        match self {
+            CommandError::Config(_) | CommandError::Usage(_) => Exit::Usage,
+            // Nothing was started; the path given is wrong.
+            CommandError::Events(crate::terminal::events::EventsError::Create { .. }) => Exit::Usage,
+            CommandError::Events(_) | CommandError::System { .. } | CommandError::NotWired(_) => {
+                Exit::CouldNotRun
+            }
+        }
+    }
+}
+
+/// The exit code of a command, its error told.
+pub fn finish(result: Result<Exit, CommandError>) -> Exit {
+    result.unwrap_or_else(|error| {
+        complain(&error);
+        error.exit()
+    })
+}
+
+/// The crew of a command, with the hosts that were named.
+pub fn crew(common: &CommonArgs, hosts: &[String]) -> Result<Crew, ConfigError> {
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let config_home = config_home(home.as_deref());
+    let found = config::find_crew(common.crew.as_deref(), &working_directory()?, config_home.as_deref())?;
+    let (mut crew, place) = match found {
+        Some(path) => (config::load_crew(&path, home.as_deref())?, path.display().to_string()),
+        None => (config::local_crew(), "this computer's own crew (there is no crew.toml)".to_owned()),
+    };
+    config::select_hosts(&mut crew, hosts, &place)?;
+    Ok(crew)
+}
+
+/// The directory of the user's configuration, as the XDG base directories say: a relative one is ignored.
+fn config_home(home: Option<&Path>) -> Option<PathBuf> {
+    let named = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    named.or_else(|| home.map(|home| home.join(".config")))
+}
+
+/// Where the search for files begins.
+pub fn working_directory() -> Result<PathBuf, ConfigError> {
+    std::env::current_dir().map_err(ConfigError::WorkingDirectory)
+}
+
+/// Colours, if they are wanted and can be seen.
+pub fn palette(common: &CommonArgs, is_terminal: bool) -> Palette {
+    let refused = common.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    Palette { colour: is_terminal && !refused && !dumb }
+}

@@ -1,0 +1,148 @@
+//! A configuration file as text, and how its errors find their lines.
+
+use std::fmt;
+use std::io::Read;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use toml::Spanned;
+
+use super::error::{ConfigError, Located, nearest};
+
+/// Largest file that is read: room for the largest number of targets at some hundred bytes each.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// A file that was read.
+#[derive(Debug)]
+pub struct Document {
+    /// Where it is.
+    pub path: PathBuf,
+    text: String,
+}
+
+impl Document {
+    /// Reads a file. Directories, unreadable files and files that are no text are refused.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = read_bytes(path)?;
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Self { path: path.to_owned(), text }),
+            Err(error) => {
+                let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                let line = valid.split(|byte| *byte == b'\n').count();
+                let column = valid.rsplit(|byte| *byte == b'\n').next().map_or(0, <[u8]>::len) + 1;
+                Err(ConfigError::NotUtf8 { path: path.to_owned(), line, column })
+            }
+        }
+    }
+
+    /// Parses it. `later` names keys that a later version may know.
+    pub fn parse<T: DeserializeOwned>(&self, later: &[(&str, &str)]) -> Result<T, ConfigError> {
+        toml::from_str(&self.text).map_err(|error| {
+            let message = error.message().trim_end();
+            let hint = hint_for(message, later);
+            self.wrong(error.span().unwrap_or(0..0), in_plain_words(message), hint)
+        })
+    }
+
+    /// An error at a place of this file.
+    pub fn wrong(&self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) -> ConfigError {
+        let located = Located::new(self.path.clone(), &self.text, span, message.into(), hint);
+        ConfigError::Located(Box::new(located))
+    }
+
+    /// The directory of the file, which its relative paths start from.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let failed = |source: std::io::Error, hint| ConfigError::Read { path: path.to_owned(), source, hint };
+    let file = std::fs::File::open(path).map_err(|error| {
+        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        failed(error, denied.then_some("you have no right to read it"))
+    })?;
+    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        let error = std::io::Error::from(std::io::ErrorKind::IsADirectory);
+        return Err(failed(error, Some("name the file itself, not its directory")));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(error, None))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLong { path: path.to_owned(), max: FILE_BYTES_MAX });
+    }
+    Ok(bytes)
+}
+
+/// The parser's message without the words of Rust's data model.
+fn in_plain_words(message: &str) -> String {
+    const WORDS: [(&str, &str); 5] = [
+        ("expected a sequence", "expected a list in brackets, such as [\"one\", \"two\"]"),
+        ("expected a string", "expected a text in quotes"),
+        ("expected a boolean", "expected true or false"),
+        ("expected u32", "expected a whole number from 0 to 4294967295"),
+        ("expected i64", "expected a whole number"),
+    ];
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        return format!("unknown key {rest}");
+    }
+    let plain =
+        WORDS.iter().find_map(|(word, plain)| Some(format!("{}{plain}", message.strip_suffix(word)?)));
+    plain.unwrap_or_else(|| message.to_owned())
+}
+
+/// A hint made from the parser's own words: it lists the keys that it knows.
+fn hint_for(message: &str, later: &[(&str, &str)]) -> Option<String> {
+    if message.starts_with("duplicate key") {
+        return Some("the same name is used twice; rename or remove one of them".to_owned());
+    }
+    let rest = message.strip_prefix("unknown field `")?;
+    let (unknown, expected) = rest.split_once('`')?;
+    if let Some((_, why)) = later.iter().find(|(key, _)| *key == unknown) {
+        return Some((*why).to_owned());
+    }
+    let known = expected.split('`').skip(1).step_by(2);
+    match nearest(unknown, known).as_slice() {
+        [] => None,
+        near => Some(format!("did you mean `{}`?", near.join("` or `"))),
+    }
+}
+
+/// The entries of a table in the order of the file, each key with its place.
+#[derive(Debug)]
+pub struct Ordered<V>(pub Vec<(Spanned<String>, V)>);
+
+impl<V> Default for Ordered<V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Ordered<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(OrderedVisitor(PhantomData))
+    }
+}
+
+struct OrderedVisitor<V>(PhantomData<V>);
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for OrderedVisitor<V> {
+    type Value = Ordered<V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries: Vec<(Spanned<String>, V)> = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        // The parser keeps tables sorted by name; the order of the file is in the places of the keys.
+        entries.sort_by_key(|(key, _)| key.span().start);
+        Ok(Ordered(entries))
+    }
+}

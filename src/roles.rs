@@ -1,0 +1,188 @@
+//! The roles that crewboss has for itself: what a boss starts on a host. They are told apart before anything else, so that
+//! they start fast, and they are no part of the interface.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::exit::Exit;
+use crate::output::complain;
+
+/// What a boss, or a worker, starts.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The guardian of a worker.
+    Worker {
+        /// The work directory, if not the default.
+        work: Option<PathBuf>,
+    },
+    /// The worker itself, started by its guardian with arguments that only the two understand.
+    WorkerProper {
+        /// What follows `--proper`.
+        arguments: Vec<OsString>,
+    },
+    /// Runs the tasks of one slot.
+    Runner {
+        /// What follows.
+        arguments: Vec<OsString>,
+    },
+    /// Carries source and results.
+    Bulk {
+        /// The session that it belongs to.
+        session: String,
+        /// The work directory, if not the default.
+        work: Option<PathBuf>,
+    },
+    /// Sweeps a host.
+    Clean {
+        /// End also live sessions.
+        force: bool,
+        /// The work directory, if not the default.
+        work: Option<PathBuf>,
+    },
+    /// Says that this binary can run here, after it was uploaded.
+    Verify,
+}
+
+/// Why a role was not understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RoleError {
+    /// An argument that the role does not have.
+    #[error("{role}: unexpected argument {argument:?}")]
+    Unexpected {
+        /// Which role.
+        role: &'static str,
+        /// The argument.
+        argument: OsString,
+    },
+    /// An option without its value.
+    #[error("{role}: {option} needs a value")]
+    NoValue {
+        /// Which role.
+        role: &'static str,
+        /// The option.
+        option: &'static str,
+    },
+    /// The role needs an option.
+    #[error("{role}: {option} is missing")]
+    Missing {
+        /// Which role.
+        role: &'static str,
+        /// The option.
+        option: &'static str,
+    },
+    /// A session's id that is no text.
+    #[error("bulk: the session {session:?} is not UTF-8 text")]
+    Session {
+        /// What was given.
+        session: OsString,
+    },
+}
+
+#[derive(Default)]
+struct Options {
+    work: Option<PathBuf>,
+    session: Option<OsString>,
+    force: bool,
+}
+
+/// Recognises a role by the first argument, the program's name left out. `None`: it is for a person.
+pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result<Role, RoleError>> {
+    let first = arguments.next()?;
+    let rest: Vec<OsString> = arguments.collect();
+    Some(match first.to_str()? {
+        "worker" if rest.first().is_some_and(|word| word == "--proper") => {
+            Ok(Role::WorkerProper { arguments: rest[1..].to_vec() })
+        }
+        "worker" => options("worker", &["--work"], rest).map(|options| Role::Worker { work: options.work }),
+        "runner" => Ok(Role::Runner { arguments: rest }),
+        "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
+        "clean" => options("clean", &["--work", "--force"], rest)
+            .map(|options| Role::Clean { force: options.force, work: options.work }),
+        "verify" => options("verify", &[], rest).map(|_| Role::Verify),
+        _ => return None,
+    })
+}
+
+fn bulk(options: Options) -> Result<Role, RoleError> {
+    let session = options.session.ok_or(RoleError::Missing { role: "bulk", option: "--session" })?;
+    let session = session.into_string().map_err(|session| RoleError::Session { session })?;
+    Ok(Role::Bulk { session, work: options.work })
+}
+
+fn options(role: &'static str, known: &[&str], words: Vec<OsString>) -> Result<Options, RoleError> {
+    let mut options = Options::default();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let option = word.to_str().filter(|word| known.contains(word));
+        match option {
+            Some("--work") => {
+                let value = words.next().ok_or(RoleError::NoValue { role, option: "--work" })?;
+                options.work = Some(PathBuf::from(value));
+            }
+            Some("--session") => {
+                let value = words.next().ok_or(RoleError::NoValue { role, option: "--session" })?;
+                options.session = Some(value);
+            }
+            Some("--force") => options.force = true,
+            _ => return Err(RoleError::Unexpected { role, argument: word }),
+        }
+    }
+    Ok(options)
+}
+
+/// Does what a role is for.
+pub fn run(role: Result<Role, RoleError>) -> Exit {
+    match role {
+        Ok(Role::Verify) => Exit::Good,
+        Ok(role) => start(role),
+        Err(error) => {
+            complain(&error);
+            Exit::Usage
+        }
+    }
+}
+
+// The one place where the roles meet the worker crate.
+fn start(role: Role) -> Exit {
+    complain(&NotWired(role));
+    Exit::CouldNotRun
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("this build of crewboss cannot be a {0:?}")]
+struct NotWired(Role);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(line: &str) -> Option<Result<Role, RoleError>> {
+        recognise(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn roles_are_recognised_by_the_first_argument() {
+        let work = || Some(PathBuf::from("/w"));
+        assert_eq!(of("worker"), Some(Ok(Role::Worker { work: None })));
+        assert_eq!(of("worker --work /w"), Some(Ok(Role::Worker { work: work() })));
+        let proper = Role::WorkerProper { arguments: vec!["--x".into(), "y".into()] };
+        assert_eq!(of("worker --proper --x y"), Some(Ok(proper)));
+        assert_eq!(
+            of("bulk --session s --work /w"),
+            Some(Ok(Role::Bulk { session: "s".into(), work: work() }))
+        );
+        assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None })));
+        assert_eq!(of("verify"), Some(Ok(Role::Verify)));
+        assert_eq!(of("build worker"), None);
+        assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn wrong_arguments_of_a_role_are_refused() {
+        for line in
+            ["worker --force", "worker --work", "bulk", "bulk --session", "clean now", "verify --work /w"]
+        {
+            assert!(matches!(of(line), Some(Err(_))), "{line}");
+        }
+    }
+}

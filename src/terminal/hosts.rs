@@ -1,0 +1,241 @@
+//! The table of `crewboss hosts`: who is there, what they can do, who uses them.
+
+use crewboss_protocol::host::SpeedSource;
+use crewboss_protocol::{Feature, HostFacts, HostName};
+use serde::Serialize;
+
+use super::table::Table;
+use super::text::{Palette, bytes, one_line, put, shortened, tail};
+
+/// Longest version of a toolchain in the table; `--json` has them in full.
+const VERSION_CHARS_MAX: usize = 48;
+
+/// A host and what it said, or why it said nothing.
+#[derive(Debug)]
+pub struct HostReport {
+    /// Its name in the crew file.
+    pub name: HostName,
+    /// What it told, or why it could not be asked.
+    pub facts: Result<HostFacts, String>,
+}
+
+/// Everything for a person.
+pub fn render(reports: &[HostReport], palette: Palette) -> String {
+    let heading = [
+        "host",
+        "state",
+        "slots",
+        "threads",
+        "speed",
+        "memory",
+        "disk free",
+        "load",
+        "arch",
+        "kernel",
+        "features",
+    ];
+    let mut table = Table::new(&heading);
+    for report in reports {
+        table.row(match &report.facts {
+            Ok(facts) => row(&report.name, facts),
+            Err(_) => vec![report.name.to_string(), "away".to_owned()],
+        });
+    }
+    let mut text = table.render("");
+    for report in reports {
+        details(report, palette, &mut text);
+    }
+    text
+}
+
+fn row(name: &HostName, facts: &HostFacts) -> Vec<String> {
+    // Bogomips are a guess, which the mark says.
+    let mark = if facts.speed_source == SpeedSource::Bogomips { "~" } else { "" };
+    let features: Vec<&str> = facts.features.iter().filter_map(|feature| feature_word(*feature)).collect();
+    vec![
+        name.to_string(),
+        if facts.holders.is_empty() { "free".to_owned() } else { "in use".to_owned() },
+        format!("{}/{}", facts.holders.len(), facts.slots),
+        facts.threads.to_string(),
+        format!("{}.{:02}{mark}", facts.speed / 1000, facts.speed % 1000 / 10),
+        bytes(facts.memory),
+        bytes(facts.disk_free),
+        format!("{}.{:02}", facts.load.load_percent / 100, facts.load.load_percent % 100),
+        shortened(&one_line(&facts.architecture), 16),
+        shortened(&kernel(&facts.kernel), 20),
+        features.join(","),
+    ]
+}
+
+fn feature_word(feature: Feature) -> Option<&'static str> {
+    match feature {
+        Feature::Btrfs => Some("btrfs"),
+        Feature::Reflink => Some("reflink"),
+        Feature::Cgroup => Some("cgroup"),
+        Feature::Kvm => Some("kvm"),
+        Feature::Namespaces => Some("namespaces"),
+        Feature::Unknown => None,
+    }
+}
+
+/// `Linux 6.1.0-18-amd64` without what nearly all have in common.
+fn kernel(text: &str) -> String {
+    let line = one_line(text);
+    line.strip_prefix("Linux ").map(str::to_owned).unwrap_or(line)
+}
+
+fn details(report: &HostReport, palette: Palette, text: &mut String) {
+    put(text, format_args!("\n{}\n", palette.strong(&report.name)));
+    let facts = match &report.facts {
+        Ok(facts) => facts,
+        Err(reason) => {
+            text.push_str(&tail(reason, "  "));
+            return;
+        }
+    };
+    let mut table = Table::new(&[]);
+    table.row(["work".to_owned(), one_line(&facts.work)]);
+    if facts.toolchains.is_empty() {
+        table.row(["toolchains".to_owned(), "none".to_owned()]);
+    }
+    for toolchain in &facts.toolchains {
+        let version = shortened(&one_line(&toolchain.version), VERSION_CHARS_MAX);
+        table.row([toolchain.name.to_string(), format!("{version}  {}", one_line(&toolchain.compiler))]);
+    }
+    for broken in &facts.broken_toolchains {
+        let why = shortened(&one_line(&broken.why), 160);
+        table.row([broken.name.to_string(), format!("does not work: {}: {why}", one_line(&broken.compiler))]);
+    }
+    for holder in &facts.holders {
+        let run = &holder.run;
+        let who = shortened(&one_line(&holder.boss), 60);
+        table.row([
+            format!("slot {}", holder.slot),
+            format!("{who}, run {run}, priority {}, pid {}", holder.priority, holder.pid),
+        ]);
+    }
+    text.push_str(&table.render("  "));
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    host: &'a HostName,
+    #[serde(flatten)]
+    facts: Option<&'a HostFacts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+/// Everything for a program: an array with an object per host. One that could not be asked has only `host` and `error`.
+pub fn json(reports: &[HostReport]) -> serde_json::Result<String> {
+    let rows: Vec<Row<'_>> = reports
+        .iter()
+        .map(|report| Row {
+            host: &report.name,
+            facts: report.facts.as_ref().ok(),
+            error: report.facts.as_ref().err().map(String::as_str),
+        })
+        .collect();
+    serde_json::to_string_pretty(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::terminal::samples::{host, name};
+    use crewboss_protocol::host::BrokenToolchain;
+    use crewboss_protocol::{Load, SlotHolder, Toolchain};
+
+    fn facts() -> HostFacts {
+        let native = Toolchain {
+            name: name("native"),
+            version: "gcc (Debian 12.2.0-14) 12.2.0\x1b[2J".to_owned(),
+            compiler: "/usr/bin/gcc".to_owned(),
+            prefix: String::new(),
+        };
+        let holder = SlotHolder {
+            slot: 0,
+            boss: "ann@laptop".to_owned(),
+            run: "20260102-030405-1".parse().unwrap(),
+            host: host("lab1"),
+            pid: 4711,
+            priority: 0,
+        };
+        let broken = BrokenToolchain {
+            name: name("arm"),
+            compiler: "/usr/bin/arm-linux-gnueabi-gcc".to_owned(),
+            why: "cannot find crt1.o\n".to_owned(),
+        };
+        HostFacts {
+            kernel: "Linux 6.1.0-18-amd64".to_owned(),
+            architecture: "x86_64".to_owned(),
+            threads: 16,
+            memory: 64 << 30,
+            disk_free: 500 << 30,
+            work: "/srv/crewboss".to_owned(),
+            slots: 16,
+            speed: 1234,
+            speed_source: SpeedSource::Measured,
+            toolchains: vec![native],
+            broken_toolchains: vec![broken],
+            features: [Feature::Btrfs, Feature::Cgroup, Feature::Unknown].into(),
+            load: Load { load_percent: 125, ..Load::default() },
+            holders: vec![holder],
+            trees: Vec::new(),
+        }
+    }
+
+    fn reports() -> Vec<HostReport> {
+        let small = HostFacts {
+            slots: 2,
+            threads: 2,
+            memory: 2 << 30,
+            speed: 87,
+            speed_source: SpeedSource::Bogomips,
+            toolchains: Vec::new(),
+            broken_toolchains: Vec::new(),
+            holders: Vec::new(),
+            ..facts()
+        };
+        let away = "cannot connect to pod: connection refused\nhint: is it running?".to_owned();
+        vec![
+            HostReport { name: host("lab1"), facts: Ok(facts()) },
+            HostReport { name: host("board"), facts: Ok(small) },
+            HostReport { name: host("pod"), facts: Err(away) },
+        ]
+    }
+
+    #[test]
+    fn the_table_of_hosts() {
+        insta::assert_snapshot!(render(&reports(), Palette::PLAIN), @r"
+HOST   STATE   SLOTS  THREADS  SPEED    MEMORY  DISK FREE  LOAD  ARCH    KERNEL          FEATURES
+lab1   in use   1/16       16   1.23  64.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  btrfs,cgroup
+board  free      0/2        2  0.08~   2.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  btrfs,cgroup
+pod    away
+
+lab1
+  work    /srv/crewboss
+  native  gcc (Debian 12.2.0-14) 12.2.0  /usr/bin/gcc
+  arm     does not work: /usr/bin/arm-linux-gnueabi-gcc: cannot find crt1.o
+  slot 0  ann@laptop, run 20260102-030405-1, priority 0, pid 4711
+
+board
+  work        /srv/crewboss
+  toolchains  none
+
+pod
+  cannot connect to pod: connection refused
+  hint: is it running?
+");
+    }
+
+    #[test]
+    fn hosts_as_json() {
+        let value: serde_json::Value = serde_json::from_str(&json(&reports()).unwrap()).unwrap();
+        assert_eq!(value[0]["host"], "lab1");
+        assert_eq!(value[0]["threads"], 16);
+        assert_eq!(value[0]["error"], serde_json::Value::Null);
+        assert_eq!(value[2].as_object().unwrap().len(), 2);
+        assert!(value[2]["error"].as_str().unwrap().contains("refused"));
+    }
+}

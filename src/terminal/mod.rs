@@ -1,0 +1,26 @@
+//! What a person sees: progress, failures, tables, summaries; and the event stream for programs.
+
+pub mod bars;
+pub mod clean;
+pub mod events;
+pub mod hosts;
+pub mod plain;
+pub mod plan;
+pub mod progress;
+pub mod summary;
+pub mod table;
+pub mod text;
+
+#[cfg(test)]
+pub mod samples;
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Failures and the summary.
+    Quiet,
+    /// Every finished task, and what happens to hosts.
+    Normal,
+    /// Also what starts, and what is sent.
+    Verbose,
+}

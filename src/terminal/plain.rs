@@ -1,0 +1,337 @@
+//! Progress without a terminal: plain lines that read well in the log of a CI job.
+
+use std::io::Write;
+
+use crewboss_boss::event::{Event, EventKind, EventSink, TaskDone};
+use crewboss_protocol::{HostName, Outcome};
+
+use super::Verbosity;
+use super::progress::Progress;
+use super::text::{Palette, bytes, counted, duration, one_line, put, tail};
+
+/// After so long without a line, one says how far the run is. Short enough that no CI service takes the job for hung.
+const QUIET_MS_MAX: u64 = 60_000;
+
+/// Lines are collected for at most so long, so that ten thousand short tasks do not need ten thousand writes. Heartbeats
+/// make sure that an event comes along soon.
+const FLUSH_MS: u64 = 100;
+
+/// Writes lines as things happen.
+#[derive(Debug)]
+pub struct Plain<W: Write> {
+    out: W,
+    lines: Lines,
+    pending: String,
+    written_ms: u64,
+    said_ms: u64,
+    progress: Progress,
+    broken: bool,
+}
+
+impl<W: Write> Plain<W> {
+    /// A reporter that writes to `out`. If that fails it falls silent: the run and its results matter more.
+    pub fn new(out: W, verbosity: Verbosity, palette: Palette) -> Self {
+        Self {
+            out,
+            lines: Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Quiet },
+            pending: String::new(),
+            written_ms: 0,
+            said_ms: 0,
+            progress: Progress::default(),
+            broken: false,
+        }
+    }
+
+    fn write(&mut self) {
+        if !self.broken && !self.pending.is_empty() {
+            let written = self.out.write_all(self.pending.as_bytes()).and_then(|()| self.out.flush());
+            self.broken = written.is_err();
+        }
+        self.pending.clear();
+    }
+
+    fn say_progress(&mut self) {
+        let progress = &self.progress;
+        let left =
+            progress.remaining_ms().map(|ms| format!(", about {} left", duration(ms))).unwrap_or_default();
+        let line = format!(
+            "{} of {} done, {} running, {} failed, {} gone{left}\n",
+            progress.tally.done(),
+            counted(progress.total, "task"),
+            progress.running(),
+            progress.tally.fail,
+            duration(progress.elapsed_ms()),
+        );
+        self.pending.push_str(&line);
+    }
+}
+
+impl<W: Write> EventSink for Plain<W> {
+    fn event(&mut self, event: &Event) {
+        if self.broken {
+            return;
+        }
+        self.progress.note(event);
+        let before = self.pending.len();
+        self.lines.event(event, &self.progress, &mut self.pending);
+        if self.pending.len() > before || self.said_ms == 0 {
+            self.said_ms = event.time_ms;
+        } else if self.lines.verbosity > Verbosity::Quiet
+            && event.time_ms.saturating_sub(self.said_ms) >= QUIET_MS_MAX
+        {
+            self.say_progress();
+            self.said_ms = event.time_ms;
+        }
+        let due = event.time_ms.saturating_sub(self.written_ms) >= FLUSH_MS;
+        if due || matches!(event.kind, EventKind::RunFinished(_) | EventKind::Stopping { .. }) {
+            self.written_ms = event.time_ms;
+            self.write();
+        }
+    }
+}
+
+impl<W: Write> Drop for Plain<W> {
+    fn drop(&mut self) {
+        self.write();
+    }
+}
+
+/// Turns events into lines; also for what is printed above the bars of a terminal.
+#[derive(Debug, Clone, Copy)]
+pub struct Lines {
+    /// How much is said.
+    pub verbosity: Verbosity,
+    /// In which colours.
+    pub palette: Palette,
+    /// Whether a task that went well has a line.
+    pub good_tasks: bool,
+}
+
+macro_rules! line {
+    ($into:expr, $($format:tt)*) => {{
+        put($into, format_args!($($format)*));
+        $into.push('\n');
+    }};
+}
+
+impl Lines {
+    /// Adds the lines for an event, if it has any.
+    pub fn event(self, event: &Event, progress: &Progress, into: &mut String) {
+        match &event.kind {
+            EventKind::TaskDone(done) => self.task(done, progress, into),
+            EventKind::HostFailed { host, reason } => self.host(host, "out of this run", reason, into),
+            EventKind::Stopping { reason } => line!(into, "stopping: {}", one_line(reason)),
+            EventKind::TasksImpossible { target, tasks, reasons } => {
+                line!(into, "no host can build {target} ({}):", counted(*tasks, "task"));
+                for (host, reason) in reasons {
+                    line!(into, "    {host}: {}", one_line(reason));
+                }
+            }
+            kind if self.verbosity >= Verbosity::Normal => self.normal(kind, into),
+            _ => {}
+        }
+    }
+
+    fn normal(self, kind: &EventKind, into: &mut String) {
+        match kind {
+            EventKind::RunStarted { run, tasks, targets, commits, hosts, out, .. } => line!(
+                into,
+                "run {run}: {} ({} at {}) on {}, results in {}",
+                counted(*tasks, "task"),
+                counted(*targets, "target"),
+                counted(*commits, "commit"),
+                counted(hosts.len() as u64, "host"),
+                one_line(out),
+            ),
+            EventKind::HostReady { host, slots, threads, speed, toolchains } => line!(
+                into,
+                "host {host}: ready, {}, {}, speed {}.{:02}, {}",
+                counted(*slots, "slot"),
+                counted(*threads, "thread"),
+                speed / 1000,
+                speed % 1000 / 10,
+                counted(toolchains.len() as u64, "toolchain"),
+            ),
+            EventKind::HostLost { host, reason, retry_ms } => {
+                let again = retry_ms.map(|ms| format!("lost, tried again in {}", duration(ms)));
+                self.host(host, again.as_deref().unwrap_or("lost"), reason, into);
+            }
+            EventKind::HostPaused { host, reason, pause_ms } => {
+                self.host(host, &format!("gets nothing for {}", duration(*pause_ms)), reason, into);
+            }
+            EventKind::HostNotice { host, text } => line!(into, "host {host}: {}", one_line(text)),
+            EventKind::TaskRetried { host, at, reason } => {
+                line!(
+                    into,
+                    "task {} did not come to its end on {host}, tried again: {}",
+                    at.task,
+                    one_line(reason)
+                );
+            }
+            kind if self.verbosity >= Verbosity::Verbose => verbose(kind, into),
+            _ => {}
+        }
+    }
+
+    fn host(self, host: &HostName, what: &str, reason: &str, into: &mut String) {
+        line!(into, "host {host}: {}", self.palette.strong(what));
+        into.push_str(&tail(reason, "    "));
+    }
+
+    fn task(self, done: &TaskDone, progress: &Progress, into: &mut String) {
+        let good = done.outcome.is_good();
+        if good && !self.good_tasks {
+            return;
+        }
+        // Tasks done before, and those that never ran since no host could take them or none was left, are counted in the
+        // summary, and the reason has been told once; a line for each would bury the rest.
+        let ran = done.attempt.0 > 0 && done.outcome != Outcome::Skipped;
+        if !ran && self.verbosity < Verbosity::Verbose {
+            return;
+        }
+        let place = done.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+        let recorded =
+            done.recorded.map(|recorded| format!(" (done before: {recorded})")).unwrap_or_default();
+        line!(
+            into,
+            "[{}/{}] {} {}@{}{place} {}{recorded}",
+            progress.tally.done(),
+            progress.total,
+            self.palette.outcome(done.outcome, format_args!("{:<8}", done.outcome)),
+            done.target,
+            done.commit,
+            duration(done.wall_ms),
+        );
+        if !done.message.is_empty() {
+            into.push_str(&tail(&done.message, "    "));
+        }
+        if !good {
+            into.push_str(&tail(&done.tail, "    | "));
+            if ran {
+                line!(into, "    see {}", one_line(&done.path));
+            }
+        }
+    }
+}
+
+fn verbose(kind: &EventKind, into: &mut String) {
+    match kind {
+        EventKind::HostConnecting { host } => line!(into, "host {host}: connecting"),
+        EventKind::HostShipped { host, bytes: size } => {
+            line!(into, "host {host}: crewboss itself was sent ({})", bytes(*size));
+        }
+        EventKind::SourceSent { host, tree, objects, bytes: size, wall_ms } => line!(
+            into,
+            "host {host}: source {tree} is there: {}, {}, {}",
+            counted(*objects, "object"),
+            bytes(*size),
+            duration(*wall_ms),
+        ),
+        EventKind::TaskStarted { host, at, target, commit } => {
+            line!(into, "{target}@{commit} starts on {host} (task {}, attempt {})", at.task, at.attempt);
+        }
+        EventKind::TaskStage { host, at, stage } => line!(into, "task {} on {host}: stage {stage}", at.task),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::terminal::samples::run;
+
+    fn shown(verbosity: Verbosity) -> String {
+        let mut out = Vec::new();
+        let mut plain = Plain::new(&mut out, verbosity, Palette::PLAIN);
+        run().iter().for_each(|event| plain.event(event));
+        drop(plain);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines_of_a_run() {
+        insta::assert_snapshot!(shown(Verbosity::Normal), @r"
+run 20260102-030405-1: 6 tasks (6 targets at 1 commit) on 2 hosts, results in /src/crewboss-results
+host lab1: ready, 4 slots, 8 threads, speed 1.00, 2 toolchains
+host lab1: no btrfs here: copies are made
+no host can build sparc (1 task):
+    lab1: no toolchain sparc
+host lab2: lost, tried again in 2.0s
+    connection refused
+host lab2: out of this run
+    cannot connect to lab2: connection refused
+    hint: is sshd running there?
+[3/6] success  native@1a2b3c4d on lab1 1.2s
+[4/6] warning  aarch64@1a2b3c4d on lab1 2.4s
+task 2 did not come to its end on lab1, tried again: the disk is full
+[5/6] failure  arm@1a2b3c4d on lab1 3.6s
+    | cc -c main.c
+    | main.c:3: error: no such thing
+    see 1_of_1_g1a2b3c4d_subject/arm
+[6/6] success  x86@1a2b3c4d on lab1 4.8s
+");
+    }
+
+    #[test]
+    fn lines_of_a_quiet_run() {
+        insta::assert_snapshot!(shown(Verbosity::Quiet), @r"
+no host can build sparc (1 task):
+    lab1: no toolchain sparc
+host lab2: out of this run
+    cannot connect to lab2: connection refused
+    hint: is sshd running there?
+[5/6] failure  arm@1a2b3c4d on lab1 3.6s
+    | cc -c main.c
+    | main.c:3: error: no such thing
+    see 1_of_1_g1a2b3c4d_subject/arm
+");
+    }
+
+    #[test]
+    fn a_verbose_run_says_what_starts() {
+        let text = shown(Verbosity::Verbose);
+        for part in [
+            "lab1: connecting",
+            "was sent (3.8 MiB)",
+            "12 objects",
+            "starts on lab1",
+            "stage test",
+            "done before: failure",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_silence_is_broken_by_a_line() {
+        let mut out = Vec::new();
+        let mut plain = Plain::new(&mut out, Verbosity::Normal, Palette::PLAIN);
+        let events = run();
+        plain.event(&events[0]);
+        let mut load = events[events.len() - 2].clone();
+        for seconds in 1..=125 {
+            load.time_ms = events[0].time_ms + seconds * 1000;
+            plain.event(&load);
+        }
+        drop(plain);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.ends_with("0 of 6 tasks done, 0 running, 0 failed, 2m 00s gone\n"), "{text}");
+    }
+
+    #[test]
+    fn a_closed_output_does_not_end_the_run() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut plain = Plain::new(Closed, Verbosity::Verbose, Palette::PLAIN);
+        run().iter().for_each(|event| plain.event(event));
+        assert!(plain.broken);
+    }
+}

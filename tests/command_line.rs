@@ -1,0 +1,89 @@
+//! The binary as a person or a script calls it: exit codes and messages of everything that ends before a run.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn crewboss(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crewboss"));
+    command
+        .current_dir(directory)
+        .env("HOME", directory)
+        .env_remove("XDG_CONFIG_HOME")
+        .env_remove("CREWBOSS_LOG");
+    command.stdin(Stdio::null());
+    command
+}
+
+fn told(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn check(directory: &Path, arguments: &[&str], code: i32, part: &str) {
+    let output = crewboss(directory).args(arguments).output().expect("the binary can be started");
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+    assert!(told.contains(part), "{arguments:?} does not say {part:?}: {told}");
+}
+
+#[test]
+fn help_and_version_are_there() {
+    let directory = tempfile::tempdir().unwrap();
+    check(directory.path(), &["--help"], 0, "Exit codes");
+    check(directory.path(), &["build", "--help"], 0, "Examples");
+    check(directory.path(), &["--version"], 0, "crewboss");
+}
+
+#[test]
+fn wrong_usage_and_wrong_files_end_with_two_and_leave_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    check(path, &[], 2, "Usage");
+    check(path, &["frobnicate"], 2, "frobnicate");
+    check(path, &["build"], 2, "there is no build.toml");
+    std::fs::write(path.join("build.toml"), "[target.x]\nstages.build = \"make\"\n").unwrap();
+    check(path, &["build"], 2, "is not in a git repository");
+    std::fs::create_dir(path.join(".git")).unwrap();
+    check(path, &["build", "y"], 2, "has no target \"y\"");
+    check(path, &["build", "--host", "nobody"], 2, "has no host \"nobody\"");
+    check(path, &["build", "--commits", "--all"], 2, "begins with a dash");
+    check(path, &["build", "--crew", "nowhere.toml"], 2, "cannot read");
+    check(path, &["build", "--file", "."], 2, "directory");
+    check(path, &["build", "--events", "/nonexistent/e"], 2, "cannot create");
+    check(path, &["hosts", "nobody"], 2, "has no host");
+    std::fs::write(path.join("crew.toml"), "[host.a]\nshh = \"x\"\n").unwrap();
+    check(path, &["build"], 2, "did you mean `ssh`");
+    let mut left: Vec<_> = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".git", "build.toml", "crew.toml"]);
+}
+
+#[test]
+fn an_argument_that_is_no_text_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let odd = std::ffi::OsStr::from_bytes(b"x\xff");
+    let output = crewboss(directory.path()).arg("build").arg(odd).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = crewboss(directory.path()).env("CREWBOSS_LOG", "a=b=c").arg("hosts").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+}
+
+#[test]
+fn nobody_reading_is_no_panic() {
+    let directory = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let writer_too = writer.try_clone().unwrap();
+    let status = crewboss(directory.path())
+        .args(["build", "--help"])
+        .stdout(writer)
+        .stderr(writer_too)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+}
