@@ -21,7 +21,7 @@ use exit::Exit;
 
 fn main() -> ExitCode {
     if let Some(role) = roles::recognise(std::env::args_os().skip(1)) {
-        return roles::run(role).into();
+        return roles::run(role);
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

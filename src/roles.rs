@@ -3,6 +3,10 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crewboss_protocol::SessionId;
+use crewboss_worker::{bulk, core, guardian, runner, sweep, verify};
 
 use crate::exit::Exit;
 use crate::output::complain;
@@ -15,20 +19,17 @@ pub enum Role {
         /// The work directory, if not the default.
         work: Option<PathBuf>,
     },
-    /// The worker itself, started by its guardian with arguments that only the two understand.
+    /// The worker itself, started by its guardian.
     WorkerProper {
-        /// What follows `--proper`.
-        arguments: Vec<OsString>,
+        /// The work directory, if not the default.
+        work: Option<PathBuf>,
     },
     /// Runs the tasks of one slot.
-    Runner {
-        /// What follows.
-        arguments: Vec<OsString>,
-    },
+    Runner,
     /// Carries source and results.
     Bulk {
         /// The session that it belongs to.
-        session: String,
+        session: SessionId,
         /// The work directory, if not the default.
         work: Option<PathBuf>,
     },
@@ -39,8 +40,11 @@ pub enum Role {
         /// The work directory, if not the default.
         work: Option<PathBuf>,
     },
-    /// Says that this binary can run here, after it was uploaded.
-    Verify,
+    /// Says whether this binary arrived whole, after it was uploaded.
+    Verify {
+        /// The SHA-256 that it must have.
+        sha256: String,
+    },
 }
 
 /// Why a role was not understood.
@@ -70,8 +74,8 @@ pub enum RoleError {
         /// The option.
         option: &'static str,
     },
-    /// A session's id that is no text.
-    #[error("bulk: the session {session:?} is not UTF-8 text")]
+    /// A session's id that cannot be one.
+    #[error("bulk: {session:?} is not the id of a session")]
     Session {
         /// What was given.
         session: OsString,
@@ -91,22 +95,32 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
     let rest: Vec<OsString> = arguments.collect();
     Some(match first.to_str()? {
         "worker" if rest.first().is_some_and(|word| word == "--proper") => {
-            Ok(Role::WorkerProper { arguments: rest[1..].to_vec() })
+            options("worker", &["--work"], rest[1..].to_vec())
+                .map(|options| Role::WorkerProper { work: options.work })
         }
         "worker" => options("worker", &["--work"], rest).map(|options| Role::Worker { work: options.work }),
-        "runner" => Ok(Role::Runner { arguments: rest }),
+        "runner" => options("runner", &[], rest).map(|_| Role::Runner),
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
         "clean" => options("clean", &["--work", "--force"], rest)
             .map(|options| Role::Clean { force: options.force, work: options.work }),
-        "verify" => options("verify", &[], rest).map(|_| Role::Verify),
+        "verify" => verify(&rest),
         _ => return None,
     })
 }
 
 fn bulk(options: Options) -> Result<Role, RoleError> {
     let session = options.session.ok_or(RoleError::Missing { role: "bulk", option: "--session" })?;
-    let session = session.into_string().map_err(|session| RoleError::Session { session })?;
+    let parsed = session.to_str().and_then(|session| session.parse().ok());
+    let session = parsed.ok_or(RoleError::Session { session })?;
     Ok(Role::Bulk { session, work: options.work })
+}
+
+fn verify(words: &[OsString]) -> Result<Role, RoleError> {
+    match words {
+        [sha256] => Ok(Role::Verify { sha256: sha256.to_string_lossy().into_owned() }),
+        [] => Err(RoleError::Missing { role: "verify", option: "SHA256" }),
+        [_, more, ..] => Err(RoleError::Unexpected { role: "verify", argument: more.clone() }),
+    }
 }
 
 fn options(role: &'static str, known: &[&str], words: Vec<OsString>) -> Result<Options, RoleError> {
@@ -131,26 +145,20 @@ fn options(role: &'static str, known: &[&str], words: Vec<OsString>) -> Result<O
 }
 
 /// Does what a role is for.
-pub fn run(role: Result<Role, RoleError>) -> Exit {
+pub fn run(role: Result<Role, RoleError>) -> ExitCode {
     match role {
-        Ok(Role::Verify) => Exit::Good,
-        Ok(role) => start(role),
+        Ok(Role::Worker { work }) => guardian::main(work),
+        Ok(Role::WorkerProper { work }) => core::main(work),
+        Ok(Role::Runner) => runner::main(),
+        Ok(Role::Bulk { session, work }) => bulk::main(work, session),
+        Ok(Role::Clean { force, work }) => sweep::clean_main(force, work),
+        Ok(Role::Verify { sha256 }) => verify::main(&sha256),
         Err(error) => {
             complain(&error);
-            Exit::Usage
+            Exit::Usage.into()
         }
     }
 }
-
-// The one place where the roles meet the worker crate.
-fn start(role: Role) -> Exit {
-    complain(&NotWired(role));
-    Exit::CouldNotRun
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("this build of crewboss cannot be a {0:?}")]
-struct NotWired(Role);
 
 #[cfg(test)]
 mod tests {
@@ -165,14 +173,14 @@ mod tests {
         let work = || Some(PathBuf::from("/w"));
         assert_eq!(of("worker"), Some(Ok(Role::Worker { work: None })));
         assert_eq!(of("worker --work /w"), Some(Ok(Role::Worker { work: work() })));
-        let proper = Role::WorkerProper { arguments: vec!["--x".into(), "y".into()] };
-        assert_eq!(of("worker --proper --x y"), Some(Ok(proper)));
+        assert_eq!(of("worker --proper --work /w"), Some(Ok(Role::WorkerProper { work: work() })));
+        assert_eq!(of("runner"), Some(Ok(Role::Runner)));
         assert_eq!(
             of("bulk --session s --work /w"),
-            Some(Ok(Role::Bulk { session: "s".into(), work: work() }))
+            Some(Ok(Role::Bulk { session: "s".parse().unwrap(), work: work() }))
         );
         assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None })));
-        assert_eq!(of("verify"), Some(Ok(Role::Verify)));
+        assert_eq!(of("verify abc"), Some(Ok(Role::Verify { sha256: "abc".to_owned() })));
         assert_eq!(of("build worker"), None);
         assert_eq!(of(""), None);
     }
@@ -180,7 +188,7 @@ mod tests {
     #[test]
     fn wrong_arguments_of_a_role_are_refused() {
         for line in
-            ["worker --force", "worker --work", "bulk", "bulk --session", "clean now", "verify --work /w"]
+            ["worker --force", "worker --work", "bulk", "bulk --session", "bulk --session ../x", "clean now", "verify", "verify a b"]
         {
             assert!(matches!(of(line), Some(Err(_))), "{line}");
         }

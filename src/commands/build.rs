@@ -1,14 +1,12 @@
 //! `crewboss build`: from the arguments to a run and its exit code.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
-use crewboss_boss::crew::Crew;
 use crewboss_boss::event::{EventSink, Summary};
-use crewboss_boss::plan::{Selection, TargetPlan};
+use crewboss_boss::run::{self, DryTarget, Force, RunRequest};
 use tokio::sync::watch;
 
-use super::{CommandError, crew, finish, palette, working_directory};
+use super::{CommandError, crew, finish, palette, whoami, working_directory};
 use crate::cli::BuildArgs;
 use crate::config;
 use crate::exit::Exit;
@@ -25,27 +23,6 @@ use crate::terminal::text::Palette;
 /// The directory of results beside build.toml.
 const OUT_DEFAULT: &str = "crewboss-results";
 
-/// Everything that a run has to know.
-#[derive(Debug)]
-pub struct Request {
-    /// The hosts to use.
-    pub crew: Crew,
-    /// The top of the repository.
-    pub repository: PathBuf,
-    /// The commits.
-    pub selection: Selection,
-    /// The targets, in the order of the build file.
-    pub targets: Vec<TargetPlan>,
-    /// The result directory.
-    pub out: PathBuf,
-    /// Build again what is done.
-    pub force: bool,
-    /// Build again what is done and did not succeed.
-    pub force_failed: bool,
-    /// Priority among bosses.
-    pub priority: u32,
-}
-
 type Sinks = Vec<Box<dyn EventSink + Send>>;
 
 /// Runs the command.
@@ -61,8 +38,7 @@ fn try_run(arguments: &BuildArgs) -> Result<Exit, CommandError> {
         selection = ?request.selection,
         targets = request.targets.len(),
         out = %request.out.display(),
-        force = request.force,
-        force_failed = request.force_failed,
+        force = ?request.force,
         priority = request.priority,
     );
     if arguments.dry_run {
@@ -87,7 +63,7 @@ fn try_run(arguments: &BuildArgs) -> Result<Exit, CommandError> {
 }
 
 /// Reads arguments and files into what a run has to know.
-fn request(arguments: &BuildArgs) -> Result<Request, CommandError> {
+fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
     let from = working_directory()?;
     let found = config::find_build(arguments.file.as_deref(), &from)?;
     let mut build = config::load_build(&found.file)?;
@@ -100,15 +76,19 @@ fn request(arguments: &BuildArgs) -> Result<Request, CommandError> {
         None => build.selection,
     };
     let beside = || found.file.parent().unwrap_or(&from).join(OUT_DEFAULT);
-    Ok(Request {
+    Ok(RunRequest {
         crew,
         selection,
         targets: build.targets,
         out: arguments.out.as_ref().map_or_else(beside, |out| from.join(out)),
         repository: found.repository,
-        force: arguments.force,
-        force_failed: arguments.force_failed,
+        force: match (arguments.force, arguments.force_failed) {
+            (true, _) => Force::Everything,
+            (false, true) => Force::Failed,
+            (false, false) => Force::Nothing,
+        },
         priority: arguments.priority,
+        boss: whoami(),
     })
 }
 
@@ -147,7 +127,7 @@ fn sinks(
 }
 
 /// Shows the plan. The exit code says whether every task can be run.
-fn dry_run(request: Request) -> Result<Exit, CommandError> {
+fn dry_run(request: RunRequest) -> Result<Exit, CommandError> {
     let (commits, targets) = in_runtime(plan_only(request))?;
     print(&plan::render(commits, &targets));
     let impossible = targets.iter().any(PlannedTarget::is_impossible);
@@ -161,12 +141,19 @@ pub fn in_runtime<T>(work: impl Future<Output = Result<T, CommandError>>) -> Res
     runtime.block_on(work)
 }
 
-// The one place where the command meets the boss's run loop.
-async fn execute(_: Request, _: Sinks, _: watch::Receiver<bool>) -> Result<Summary, CommandError> {
-    Err(CommandError::NotWired("the run"))
+async fn execute(
+    request: RunRequest,
+    sinks: Sinks,
+    stop: watch::Receiver<bool>,
+) -> Result<Summary, CommandError> {
+    Ok(run::run(request, sinks, stop).await?)
 }
 
-// As above, for the plan alone: number of commits, and the targets.
-async fn plan_only(_: Request) -> Result<(u32, Vec<PlannedTarget>), CommandError> {
-    Err(CommandError::NotWired("the plan"))
+/// The plan alone: number of commits, and the targets.
+async fn plan_only(request: RunRequest) -> Result<(u32, Vec<PlannedTarget>), CommandError> {
+    let plan = run::dry_run(request).await?;
+    let commits = u32::try_from(plan.commits.len()).unwrap_or(u32::MAX);
+    let targets = plan.targets.into_iter();
+    let planned = targets.map(|DryTarget { name, tasks, done, hosts }| PlannedTarget { name, tasks, done, hosts });
+    Ok((commits, planned.collect()))
 }

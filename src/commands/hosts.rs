@@ -3,9 +3,10 @@
 use std::io::IsTerminal;
 
 use crewboss_boss::crew::Crew;
+use crewboss_boss::probe::probe;
 
 use super::build::in_runtime;
-use super::{CommandError, crew, finish, palette};
+use super::{CommandError, crew, finish, palette, whoami};
 use crate::cli::HostsArgs;
 use crate::exit::Exit;
 use crate::output::print;
@@ -31,7 +32,7 @@ fn try_run(arguments: &HostsArgs) -> Result<Exit, CommandError> {
     Ok(if all { Exit::Good } else { Exit::CouldNotRun })
 }
 
-// The one place where the command meets the boss's probing.
-async fn ask(_: Crew, _: bool) -> Result<Vec<HostReport>, CommandError> {
-    Err(CommandError::NotWired("asking hosts"))
+async fn ask(crew: Crew, refresh: bool) -> Result<Vec<HostReport>, CommandError> {
+    let answers = probe(&crew, whoami(), refresh).await?;
+    Ok(answers.into_iter().map(|(host, facts)| HostReport { host, facts }).collect())
 }

@@ -7,6 +7,7 @@ pub mod kill_workers;
 use std::path::{Path, PathBuf};
 
 use crewboss_boss::crew::Crew;
+use crewboss_boss::run::RunError;
 
 use crate::cli::CommonArgs;
 use crate::config::{self, ConfigError};
@@ -35,9 +36,9 @@ pub enum CommandError {
         #[source]
         source: std::io::Error,
     },
-    /// A part that this build does not have.
-    #[error("{0} is not wired yet")]
-    NotWired(&'static str),
+    /// The run could not begin, or its record could not be completed.
+    #[error(transparent)]
+    Run(#[from] RunError),
 }
 
 impl CommandError {
@@ -46,9 +47,8 @@ impl CommandError {
             CommandError::Config(_) | CommandError::Usage(_) => Exit::Usage,
             // Nothing was started; the path given is wrong.
             CommandError::Events(crate::terminal::events::EventsError::Create { .. }) => Exit::Usage,
-            CommandError::Events(_) | CommandError::System { .. } | CommandError::NotWired(_) => {
-                Exit::CouldNotRun
-            }
+            CommandError::Run(RunError::Source(_) | RunError::Plan(_)) => Exit::Usage,
+            CommandError::Events(_) | CommandError::System { .. } | CommandError::Run(_) => Exit::CouldNotRun,
         }
     }
 }
@@ -90,4 +90,12 @@ pub fn palette(common: &CommonArgs, is_terminal: bool) -> Palette {
     let refused = common.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     Palette { colour: is_terminal && !refused && !dumb }
+}
+
+/// Who asks: `user@computer`, for people on the other side.
+pub fn whoami() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let computer = if name.trim().is_empty() { "somewhere" } else { name.trim() };
+    format!("{user}@{computer}").chars().filter(|c| !c.is_control()).take(100).collect()
 }

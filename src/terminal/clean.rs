@@ -1,41 +1,10 @@
 //! What `crewboss kill-workers` did, host by host.
 
-use crewboss_protocol::HostName;
+use crewboss_protocol::clean::{CleanReport, WhyLeft};
+use crewboss_protocol::{HostName, SessionId};
 use serde::Serialize;
 
 use super::text::{Palette, counted, one_line, tail};
-
-/// What cleaning a host came to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Cleaned {
-    /// Live sessions that were ended.
-    pub ended: u32,
-    /// Sessions, live or dead, that were removed.
-    pub removed: u32,
-    /// Sessions that were left alone.
-    pub left: Vec<LeftAlone>,
-    /// Processes that were killed.
-    pub processes: u32,
-    /// Directories that were removed.
-    pub directories: u32,
-    /// Subvolumes that were removed.
-    pub subvolumes: u32,
-    /// What could not be done.
-    pub errors: Vec<String>,
-}
-
-/// A session that was left alone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LeftAlone {
-    /// The session.
-    pub session: String,
-    /// Who started its boss, as `user@computer`.
-    pub boss: String,
-    /// The boss's run.
-    pub run: String,
-    /// Why.
-    pub why: String,
-}
 
 /// A host and what cleaning it came to, or why it could not be cleaned.
 #[derive(Debug, Serialize)]
@@ -44,7 +13,7 @@ pub struct CleanedHost {
     pub host: HostName,
     /// What was done.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cleaned: Option<Cleaned>,
+    pub report: Option<CleanReport>,
     /// Why nothing was done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -53,7 +22,7 @@ pub struct CleanedHost {
 impl CleanedHost {
     /// Whether everything that was to be done has been done.
     pub fn is_good(&self) -> bool {
-        self.error.is_none() && self.cleaned.as_ref().is_none_or(|cleaned| cleaned.errors.is_empty())
+        self.error.is_none() && self.report.as_ref().is_none_or(|report| report.errors.is_empty())
     }
 }
 
@@ -62,8 +31,8 @@ pub fn render(hosts: &[CleanedHost], palette: Palette) -> String {
     let mut text = String::new();
     for host in hosts {
         let name = palette.strong(&host.host);
-        match (&host.cleaned, &host.error) {
-            (Some(cleaned), None) => text.push_str(&format!("{name}: {}", cleaned_lines(cleaned))),
+        match (&host.report, &host.error) {
+            (Some(report), None) => text.push_str(&format!("{name}: {}", lines(report))),
             (_, error) => {
                 text.push_str(&format!("{name}: could not be cleaned\n"));
                 text.push_str(&tail(error.as_deref().unwrap_or_default(), "  "));
@@ -73,13 +42,15 @@ pub fn render(hosts: &[CleanedHost], palette: Palette) -> String {
     text
 }
 
-fn cleaned_lines(cleaned: &Cleaned) -> String {
+fn lines(report: &CleanReport) -> String {
+    let number = |sessions: &[SessionId]| u32::try_from(sessions.len()).unwrap_or(u32::MAX);
     let counts = [
-        (cleaned.ended, "live session", "ended"),
-        (cleaned.removed, "session", "removed"),
-        (cleaned.processes, "process", "killed"),
-        (cleaned.directories, "directory", "removed"),
-        (cleaned.subvolumes, "subvolume", "removed"),
+        (number(&report.ended), "live session", "ended"),
+        (number(&report.removed), "dead session", "removed"),
+        (report.processes, "process", "killed"),
+        (report.directories, "directory", "removed"),
+        (report.subvolumes, "subvolume", "removed"),
+        (report.locks, "lock", "removed"),
     ];
     let done: Vec<String> = counts
         .iter()
@@ -88,17 +59,15 @@ fn cleaned_lines(cleaned: &Cleaned) -> String {
         .collect();
     let mut text = if done.is_empty() { "nothing to clean".to_owned() } else { done.join(", ") };
     text.push('\n');
-    for left in &cleaned.left {
-        let line = format!(
-            "  left alone: {} of {}, run {}: {}\n",
-            one_line(&left.session),
-            one_line(&left.boss),
-            one_line(&left.run),
-            one_line(&left.why)
-        );
-        text.push_str(&line);
+    for left in &report.left {
+        let why = match left.why {
+            WhyLeft::BossAlive => "its boss is alive; --force ends it",
+            WhyLeft::OtherUser => "it belongs to another user",
+        };
+        let boss = one_line(&left.boss);
+        text.push_str(&format!("  left alone: {} of {boss}, run {}: {why}\n", left.session, left.run));
     }
-    for error in &cleaned.errors {
+    for error in &report.errors {
         text.push_str(&format!("  error: {}\n", one_line(error)));
     }
     text
@@ -121,33 +90,34 @@ pub fn json(hosts: &[CleanedHost]) -> serde_json::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crewboss_protocol::clean::LeftAlone;
     use crate::terminal::samples::host;
 
     #[test]
     fn what_was_cleaned() {
         let left = LeftAlone {
-            session: "20260102-030405-1.2".to_owned(),
+            session: "20260102-030405-1.2".parse().unwrap(),
             boss: "ann@laptop".to_owned(),
-            run: "20260102-030405-1".to_owned(),
-            why: "its boss is alive; --force ends it".to_owned(),
+            run: "20260102-030405-1".parse().unwrap(),
+            why: WhyLeft::BossAlive,
         };
-        let busy = Cleaned {
-            ended: 1,
-            removed: 2,
+        let busy = CleanReport {
+            ended: vec!["r.1".parse().unwrap()],
+            removed: vec!["r.2".parse().unwrap(), "r.3".parse().unwrap()],
             left: vec![left],
             processes: 5,
             directories: 1,
-            subvolumes: 0,
             errors: vec!["cannot remove /srv/x: \x1b[2Jdenied".to_owned()],
+            ..CleanReport::default()
         };
         let hosts = [
-            CleanedHost { host: host("lab1"), cleaned: Some(busy), error: None },
-            CleanedHost { host: host("lab2"), cleaned: Some(Cleaned::default()), error: None },
-            CleanedHost { host: host("pod"), cleaned: None, error: Some("connection refused".to_owned()) },
+            CleanedHost { host: host("lab1"), report: Some(busy), error: None },
+            CleanedHost { host: host("lab2"), report: Some(CleanReport::default()), error: None },
+            CleanedHost { host: host("pod"), report: None, error: Some("connection refused".to_owned()) },
         ];
         assert_eq!(hosts.each_ref().map(CleanedHost::is_good), [false, true, false]);
         insta::assert_snapshot!(render(&hosts, Palette::PLAIN), @r"
-lab1: 1 live session ended, 2 sessions removed, 5 processes killed, 1 directory removed
+lab1: 1 live session ended, 2 dead sessions removed, 5 processes killed, 1 directory removed
   left alone: 20260102-030405-1.2 of ann@laptop, run 20260102-030405-1: its boss is alive; --force ends it
   error: cannot remove /srv/x: denied
 lab2: nothing to clean
