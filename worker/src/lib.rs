@@ -1,1 +1,5 @@
-//! crate
+//! Everything that happens on a host: environments, storage, probing, bulk data.
+
+pub mod layout;
+pub mod source;
+pub mod storage;
