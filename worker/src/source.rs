@@ -7,9 +7,10 @@
 mod objects;
 mod update;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -81,7 +82,7 @@ impl SourceError {
     fn below(self, name: &CStr) -> Self {
         match self {
             Self::Io { path, source } => {
-                let here = Path::new(std::os::unix::ffi::OsStrExt::from_bytes(name.to_bytes()));
+                let here = Path::new(OsStr::from_bytes(name.to_bytes()));
                 let path = if path.as_os_str().is_empty() { here.to_owned() } else { here.join(path) };
                 Self::Io { path, source }
             }
