@@ -1,5 +1,6 @@
 //! Everything that happens on a host: environments, storage, probing, bulk data.
 
+pub mod bulk;
 pub mod environment;
 pub mod layout;
 pub mod source;

@@ -1,0 +1,132 @@
+//! Receiving git packs.
+//!
+//! Small packs are indexed here, which saves starting a program; large ones by git, if it is there, which is several times
+//! as fast and uses all processors.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use crewboss_protocol::bulk::BulkErrorKind;
+
+use super::stream::{Frame, Input};
+use super::{End, Failure};
+use crate::source::Objects;
+
+/// Packs from this size on go through git.
+const GIT_FROM: usize = 1 << 20;
+
+/// What is kept of git's complaints.
+const COMPLAINT_BYTES_MAX: u64 = 4096;
+
+/// Receives frames up to their end, and stores them as a pack with its index.
+pub(super) fn receive(objects: &Path, input: &mut Input<'_>) -> Result<(), End> {
+    let repository = Objects::open(objects).map_err(|error| End::Lost(Failure::from(&error)))?;
+    let mut head = Vec::new();
+    while head.len() < GIT_FROM {
+        match input.frame()? {
+            Frame::Data(data) => head.extend_from_slice(data),
+            Frame::End => return store_small(&repository, &head).map_err(End::Failed),
+            Frame::Broken => return Err(given_up().into()),
+        }
+    }
+    match spawn_git(objects) {
+        Ok(git) => with_git(git, &head, input),
+        // No git here: then it takes longer.
+        Err(_) => with_library(&repository, &head, input),
+    }
+}
+
+fn given_up() -> Failure {
+    Failure::new(BulkErrorKind::Objects, "the pack was not completed by its sender")
+}
+
+fn store_small(objects: &Objects, pack: &[u8]) -> Result<(), Failure> {
+    let database = objects.database().map_err(|error| Failure::from(&error))?;
+    let mut writer = database.packwriter().map_err(|error| library_failure(&error))?;
+    writer.write_all(pack).map_err(|error| pack_failure(&error.to_string()))?;
+    writer.commit().map_err(|error| library_failure(&error))?;
+    Ok(())
+}
+
+fn with_library(objects: &Objects, head: &[u8], input: &mut Input<'_>) -> Result<(), End> {
+    let lost = |error: &git2::Error| End::Lost(library_failure(error));
+    let database = objects.database().map_err(|error| End::Lost(Failure::from(&error)))?;
+    let mut writer = database.packwriter().map_err(|error| lost(&error))?;
+    writer.write_all(head).map_err(|error| End::Lost(pack_failure(&error.to_string())))?;
+    loop {
+        match input.frame()? {
+            Frame::Data(data) => {
+                writer.write_all(data).map_err(|error| End::Lost(pack_failure(&error.to_string())))?;
+            }
+            Frame::End => break,
+            Frame::Broken => return Err(given_up().into()),
+        }
+    }
+    writer.commit().map_err(|error| End::Failed(library_failure(&error)))?;
+    Ok(())
+}
+
+fn library_failure(error: &git2::Error) -> Failure {
+    pack_failure(error.message())
+}
+
+fn pack_failure(message: &str) -> Failure {
+    let full = ["No space left", "quota exceeded"].iter().any(|text| message.contains(text));
+    let kind = if full { BulkErrorKind::NoSpace } else { BulkErrorKind::Objects };
+    Failure::new(kind, format!("cannot store the pack: {}", message.trim()))
+}
+
+fn spawn_git(objects: &Path) -> io::Result<(Child, ChildStdin)> {
+    let mut command = Command::new("git");
+    command.arg("--git-dir").arg(objects).args(["index-pack", "--stdin", "--fix-thin"]);
+    // Nobody's configuration is to decide how our objects are stored.
+    command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");
+    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_TRACE"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut git = command.spawn()?;
+    let stdin = git.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    // As large as it may be; otherwise it is only slower.
+    drop(rustix::pipe::fcntl_setpipe_size(&stdin, 1 << 20));
+    Ok((git, stdin))
+}
+
+fn with_git((mut git, mut stdin): (Child, ChildStdin), head: &[u8], input: &mut Input<'_>) -> Result<(), End> {
+    let fed = feed(&mut stdin, head, input);
+    // End of input: git ends too, one way or the other.
+    drop(stdin);
+    let mut complaint = Vec::new();
+    if let Some(stderr) = git.stderr.take() {
+        // Only for the message; git's exit status decides.
+        drop(stderr.take(COMPLAINT_BYTES_MAX).read_to_end(&mut complaint));
+    }
+    let status = git.wait();
+    let complete = fed?;
+    match status {
+        Ok(status) if status.success() && complete => Ok(()),
+        Ok(status) => {
+            let text = String::from_utf8_lossy(&complaint);
+            let failure = pack_failure(&format!("git index-pack: {status}: {text}"));
+            // If git gave up early, frames are still coming.
+            Err(if complete { End::Failed(failure) } else { End::Lost(failure) })
+        }
+        Err(error) => Err(End::Lost(Failure::io("cannot wait for git index-pack", &error))),
+    }
+}
+
+/// Whether all frames were taken, which git may have stopped.
+fn feed(git: &mut ChildStdin, head: &[u8], input: &mut Input<'_>) -> Result<bool, End> {
+    if git.write_all(head).is_err() {
+        return Ok(false);
+    }
+    loop {
+        match input.frame()? {
+            Frame::Data(data) if git.write_all(data).is_err() => return Ok(false),
+            Frame::Data(_) => {}
+            Frame::End => return Ok(true),
+            Frame::Broken => return Err(given_up().into()),
+        }
+    }
+}
