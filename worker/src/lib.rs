@@ -3,5 +3,7 @@
 pub mod bulk;
 pub mod environment;
 pub mod layout;
+pub mod probe;
+pub mod prune;
 pub mod source;
 pub mod storage;

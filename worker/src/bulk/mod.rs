@@ -92,8 +92,14 @@ pub fn main(layout: Layout, session: SessionId) -> ExitCode {
 
 /// Serves a channel; whether it ended in order.
 fn serve(layout: Layout, session: SessionId, input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> bool {
-    let mut server =
-        Server { layout, session, input: Input::new(input), output: Output::new(output), sources: None, _users: None };
+    let mut server = Server {
+        layout,
+        session,
+        input: Input::new(input),
+        output: Output::new(output),
+        sources: None,
+        _users: None,
+    };
     if server.open().is_err() {
         return false;
     }
@@ -173,7 +179,8 @@ impl Server<'_> {
     fn have(&self, trees: Vec<TreeId>) -> Vec<TreeId> {
         let path = self.layout.objects();
         let objects = path.is_dir().then(|| Objects::open(&path).ok()).flatten();
-        let complete = |tree| objects.as_ref().is_some_and(|objects| objects.is_complete(tree).unwrap_or(false));
+        let complete =
+            |tree| objects.as_ref().is_some_and(|objects| objects.is_complete(tree).unwrap_or(false));
         trees.into_iter().filter(|tree| source::has(&self.layout, *tree) || complete(*tree)).collect()
     }
 
@@ -182,7 +189,8 @@ impl Server<'_> {
             Some(sources) => sources,
             none => {
                 let work = self.layout.work();
-                let failed = |error: io::Error| Failure::io(&format!("cannot use {}", work.display()), &error);
+                let failed =
+                    |error: io::Error| Failure::io(&format!("cannot use {}", work.display()), &error);
                 let way = Way::find(work).map_err(failed)?;
                 none.insert(Sources::new(self.layout.clone(), way).map_err(failed)?)
             }
@@ -210,7 +218,8 @@ fn parse(line: &[u8]) -> Result<BulkRequest, End> {
     let Some(text) = line.strip_prefix(codec::PREFIX) else {
         return Err(End::Lost(Failure::new(BulkErrorKind::Protocol, "a line does not begin as ours do")));
     };
-    let lost = |error: codec::DecodeError| End::Lost(Failure::new(BulkErrorKind::Protocol, with_sources(&error)));
+    let lost =
+        |error: codec::DecodeError| End::Lost(Failure::new(BulkErrorKind::Protocol, with_sources(&error)));
     codec::parse(text).map_err(lost)
 }
 

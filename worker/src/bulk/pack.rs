@@ -89,11 +89,15 @@ fn spawn_git(objects: &Path) -> io::Result<(Child, ChildStdin)> {
     let mut git = command.spawn()?;
     let stdin = git.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
     // As large as it may be; otherwise it is only slower.
-    drop(rustix::pipe::fcntl_setpipe_size(&stdin, 1 << 20));
+    rustix::pipe::fcntl_setpipe_size(&stdin, 1 << 20).ok();
     Ok((git, stdin))
 }
 
-fn with_git((mut git, mut stdin): (Child, ChildStdin), head: &[u8], input: &mut Input<'_>) -> Result<(), End> {
+fn with_git(
+    (mut git, mut stdin): (Child, ChildStdin),
+    head: &[u8],
+    input: &mut Input<'_>,
+) -> Result<(), End> {
     let fed = feed(&mut stdin, head, input);
     // End of input: git ends too, one way or the other.
     drop(stdin);

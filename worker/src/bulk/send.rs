@@ -72,7 +72,9 @@ pub(super) fn log(
 fn log_ends(line: &[u8]) -> Result<u64, End> {
     match super::parse(line)? {
         BulkRequest::LogEnds { bytes } => Ok(bytes),
-        _ => Err(End::Lost(Failure::new(BulkErrorKind::Protocol, "expected the length of the log being sent"))),
+        _ => {
+            Err(End::Lost(Failure::new(BulkErrorKind::Protocol, "expected the length of the log being sent")))
+        }
     }
 }
 
@@ -102,7 +104,8 @@ pub(super) fn artifacts(attempt: &Path, output: &mut Output<'_>) -> Result<(), E
 }
 
 fn artifact(listed: Listed, output: &mut Output<'_>) -> Result<(), End> {
-    let what = |error: &io::Error| Failure::io(&format!("cannot read artifact {}", listed.file.display()), error);
+    let what =
+        |error: &io::Error| Failure::io(&format!("cannot read artifact {}", listed.file.display()), error);
     let file = open(&listed.file).map_err(|error| what(&error))?;
     let state = file.metadata().map_err(|error| what(&error))?;
     let bytes = state.len();
@@ -121,7 +124,7 @@ fn artifact(listed: Listed, output: &mut Output<'_>) -> Result<(), End> {
     }
     output.end_frames();
     output.answer(&BulkAnswer::Checksum { blake3: hasher.finalize().to_hex().to_string() });
-    Ok(())
+    output.relieve()
 }
 
 /// Opens a regular file and nothing else: no link is followed, no FIFO waited for.
@@ -135,4 +138,5 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 // A line with everything that can be in it still is a line.
-const _: () = assert!(codec::PREFIX.len() + 6 * PATH_BYTES_MAX + 256 < crewboss_protocol::limits::LINE_BYTES_MAX);
+const _: () =
+    assert!(codec::PREFIX.len() + 6 * PATH_BYTES_MAX + 256 < crewboss_protocol::limits::LINE_BYTES_MAX);

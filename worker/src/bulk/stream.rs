@@ -56,7 +56,10 @@ impl<'a> Input<'a> {
             }
             scanned = pending.len();
             if scanned >= LINE_BYTES_MAX {
-                return Err(End::Lost(Failure::new(BulkErrorKind::Protocol, "a line is longer than the limit")));
+                return Err(End::Lost(Failure::new(
+                    BulkErrorKind::Protocol,
+                    "a line is longer than the limit",
+                )));
             }
             if !self.fill()? {
                 return if scanned == 0 { Ok(None) } else { Err(End::Closed) };
@@ -128,7 +131,7 @@ pub(super) struct Output<'a> {
 impl<'a> Output<'a> {
     pub(super) fn new(file: BorrowedFd<'a>) -> Self {
         // Fails for sockets, and where pipes are limited: then it is only slower.
-        drop(rustix::pipe::fcntl_setpipe_size(file, PIPE_BYTES));
+        rustix::pipe::fcntl_setpipe_size(file, PIPE_BYTES).ok();
         Self { file, buffer: Vec::with_capacity(OUTPUT_BYTES) }
     }
 
@@ -139,6 +142,11 @@ impl<'a> Output<'a> {
     /// Adds a line. It is written at the next [`Self::flush`], or when the buffer is full.
     pub(super) fn answer(&mut self, answer: &BulkAnswer) {
         codec::encode(answer, &mut self.buffer);
+    }
+
+    /// Writes what is there if it is much, so that lines alone cannot fill the memory.
+    pub(super) fn relieve(&mut self) -> Result<(), End> {
+        if self.buffer.len() >= OUTPUT_BYTES / 2 { self.flush() } else { Ok(()) }
     }
 
     /// Adds a frame with up to `limit` bytes read from a file, and hands them out as well. Empty at the file's end; then

@@ -87,7 +87,9 @@ impl Hold {
             Some(Ok(())) => Ok(true),
             Some(Err(error)) if error.refusal() == crewboss_protocol::message::Refusal::NoSpace => Err(error),
             // Whatever is wrong with the good directory or the objects of its tree, starting cold still works.
-            Some(Err(_)) | None => hold.clear().and_then(|()| hold.start_cold(layout, way, tree)).map(|()| false),
+            Some(Err(_)) | None => {
+                hold.clear().and_then(|()| hold.start_cold(layout, way, tree)).map(|()| false)
+            }
         };
         match made {
             Ok(warm) => Ok(Some((hold, warm))),
@@ -105,9 +107,10 @@ impl Hold {
     fn start_warm(&self, layout: &Layout, way: Way, good: &Path, tree: TreeId) -> Result<(), EnvError> {
         let note = good.join("tree");
         let text = fs::read_to_string(&note).map_err(EnvError::io("read", &note))?;
-        let old: TreeId = text.trim().parse().map_err(|why| {
-            EnvError::io("read", &note)(io::Error::new(io::ErrorKind::InvalidData, why))
-        })?;
+        let old: TreeId = text
+            .trim()
+            .parse()
+            .map_err(|why| EnvError::io("read", &note)(io::Error::new(io::ErrorKind::InvalidData, why)))?;
         fs::create_dir(&self.place).map_err(EnvError::io("make", &self.place))?;
         way.copy(&good.join("src"), &self.src(), false).map_err(EnvError::io("copy to", &self.src()))?;
         way.copy(&good.join("out"), &self.out(), false).map_err(EnvError::io("copy to", &self.out()))?;
