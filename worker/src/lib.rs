@@ -7,3 +7,6 @@ pub mod probe;
 pub mod prune;
 pub mod source;
 pub mod storage;
+
+#[cfg(test)]
+mod testing;

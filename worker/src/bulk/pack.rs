@@ -14,10 +14,17 @@ use super::{End, Failure};
 use crate::source::Objects;
 
 /// Packs from this size on go through git.
-const GIT_FROM: usize = 1 << 20;
+pub(super) const GIT_FROM: usize = 1 << 20;
 
 /// What is kept of git's complaints.
 const COMPLAINT_BYTES_MAX: u64 = 4096;
+
+/// The shortest pack: its head and its checksum.
+const PACK_BYTES_MIN: usize = 32;
+
+/// Besides the pack itself, space for its index and for the bases of a thin pack. libgit2 writes through a memory mapping,
+/// so a full disk would end the process with a signal: it is foreseen instead.
+const SPARE_BYTES: u64 = 4 << 20;
 
 /// Receives frames up to their end, and stores them as a pack with its index.
 pub(super) fn receive(objects: &Path, input: &mut Input<'_>) -> Result<(), End> {
@@ -42,11 +49,27 @@ fn given_up() -> Failure {
 }
 
 fn store_small(objects: &Objects, pack: &[u8]) -> Result<(), Failure> {
+    if pack.len() < PACK_BYTES_MIN {
+        return Err(pack_failure("it is too short"));
+    }
+    check_space(objects, pack.len())?;
     let database = objects.database().map_err(|error| Failure::from(&error))?;
     let mut writer = database.packwriter().map_err(|error| library_failure(&error))?;
     writer.write_all(pack).map_err(|error| pack_failure(&error.to_string()))?;
     writer.commit().map_err(|error| library_failure(&error))?;
     Ok(())
+}
+
+fn check_space(objects: &Objects, bytes: usize) -> Result<(), Failure> {
+    let needed = SPARE_BYTES.saturating_add(bytes as u64);
+    let free = rustix::fs::statvfs(objects.path()).map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+    match free {
+        Ok(free) if free < needed => {
+            let text = format!("cannot store the pack: {free} bytes are free, {needed} are needed");
+            Err(Failure::new(BulkErrorKind::NoSpace, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn with_library(objects: &Objects, head: &[u8], input: &mut Input<'_>) -> Result<(), End> {
@@ -57,6 +80,7 @@ fn with_library(objects: &Objects, head: &[u8], input: &mut Input<'_>) -> Result
     loop {
         match input.frame()? {
             Frame::Data(data) => {
+                check_space(objects, data.len()).map_err(End::Lost)?;
                 writer.write_all(data).map_err(|error| End::Lost(pack_failure(&error.to_string())))?;
             }
             Frame::End => break,

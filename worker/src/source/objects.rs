@@ -63,6 +63,11 @@ impl Objects {
         }
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The object database, which notices packs that others add.
     ///
     /// # Errors
