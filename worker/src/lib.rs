@@ -1,1 +1,16 @@
-//! crate
+//! What runs on a host: the worker's processes, the environments of tasks, clean-up.
+//!
+//! [`guardian`] starts the worker proper ([`core`]) and cleans up after it; the worker proper decides and prepares;
+//! one [`runner`] per slot runs attempts, one at a time. Everything that a session makes lies below its directory, its
+//! guardian and its control group, so [`sweep`] can always find it.
+
+pub mod cgroup;
+pub mod layout;
+pub mod owner;
+pub mod process;
+pub mod runner;
+pub mod slots;
+pub mod sweep;
+pub mod sys;
+
+pub use layout::{Layout, WarmKey};
