@@ -1,36 +1,8 @@
 //! Where everything lies below the work directory. No path is put together anywhere else.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crewboss_protocol::{SessionId, Target, TaskRef, TreeId};
-
-/// Names the warm build directory of an incremental target. It changes with the target's definition, so a build never
-/// starts from what another definition left.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WarmKey(String);
-
-impl WarmKey {
-    /// The key of a target as it is defined now.
-    pub fn new(target: &Target) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        // A target that cannot be written as JSON cannot have been read from it either.
-        hasher.update(&serde_json::to_vec(target).unwrap_or_default());
-        let digest = hasher.finalize().to_hex();
-        Self(format!("{}-{}", target.name, &digest[..16]))
-    }
-
-    /// The key as the name of a directory or file.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for WarmKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+use crewboss_protocol::{SessionId, TaskRef, TreeId};
 
 /// The paths below one work directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,8 +56,8 @@ impl Layout {
     }
 
     /// The warm build directory of one target.
-    pub fn warm(&self, key: &WarmKey) -> PathBuf {
-        self.warm_root().join(key.as_str())
+    pub fn warm(&self, key: &str) -> PathBuf {
+        self.warm_root().join(key)
     }
 
     /// All lock files.
@@ -109,7 +81,7 @@ impl Layout {
     }
 
     /// The lock of one warm build directory.
-    pub fn warm_lock(&self, key: &WarmKey) -> PathBuf {
+    pub fn warm_lock(&self, key: &str) -> PathBuf {
         self.locks().join(format!("warm-{key}"))
     }
 

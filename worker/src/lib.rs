@@ -5,12 +5,18 @@
 //! guardian and its control group, so [`sweep`] can always find it.
 
 pub mod cgroup;
+pub mod core;
+pub mod environment;
+pub mod guardian;
 pub mod layout;
 pub mod owner;
 pub mod process;
 pub mod runner;
 pub mod slots;
+pub mod source;
+pub mod storage;
 pub mod sweep;
 pub mod sys;
+pub mod verify;
 
-pub use layout::{Layout, WarmKey};
+pub use layout::Layout;

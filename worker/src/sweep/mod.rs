@@ -3,9 +3,8 @@
 //! Everything is found by its recorded owner: the session's directory, its control group, the processes that carry
 //! its id in their environment. Nothing is found by the name of a program.
 
-pub mod remove;
-
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,6 +16,7 @@ use rustix::process::Signal;
 use crate::cgroup;
 use crate::layout::Layout;
 use crate::owner::{Owner, sessions};
+use crate::storage::remove_tree;
 use crate::process::{KILL_WITHIN, ProcessId, with_variable};
 
 /// The variable that every process of a task carries.
@@ -27,6 +27,9 @@ const END_WITHIN: Duration = Duration::from_secs(6);
 
 /// A session without a readable owner record is swept only when it is older than this: it may be about to write it.
 const YOUNG: Duration = Duration::from_secs(60);
+
+/// The root directory of every btrfs subvolume has this inode number.
+const SUBVOLUME_INODE: u64 = 256;
 
 /// Between two looks at a worker that is ending.
 const LOOK: Duration = Duration::from_millis(5);
@@ -176,21 +179,30 @@ pub fn remove_leftovers(
 }
 
 fn remove_but_record(directory: &Path) -> std::io::Result<u32> {
-    let mut subvolumes = 0;
+    let subvolumes = count_subvolumes(directory);
     let mut first = Ok(());
     for entry in std::fs::read_dir(directory)?.flatten() {
         if entry.file_name() == "owner.json" {
             continue;
         }
-        match remove::remove_tree(&entry.path()) {
-            Ok(removed) => subvolumes += removed.subvolumes,
-            Err(error) if first.is_ok() => first = Err(error),
-            Err(_) => {}
-        }
+        let removed = remove_tree(&entry.path());
+        first = first.and(removed);
     }
     first?;
-    remove::remove_tree(directory)?;
+    remove_tree(directory)?;
     Ok(subvolumes)
+}
+
+/// Subvolumes where we make them: attempts, and what lies directly in attempts.
+fn count_subvolumes(directory: &Path) -> u32 {
+    let inner = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let is_subvolume = |entry: &std::fs::DirEntry| {
+        entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.ino() == SUBVOLUME_INODE)
+    };
+    let attempts: Vec<_> = inner(directory).collect();
+    let below = attempts.iter().flat_map(|attempt| inner(&attempt.path()).collect::<Vec<_>>());
+    let found = attempts.iter().filter(|entry| is_subvolume(entry)).count() + below.filter(is_subvolume).count();
+    u32::try_from(found).unwrap_or(u32::MAX)
 }
 
 /// Kills every process that carries the session's id, again and again, since they may fork.
