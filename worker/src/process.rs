@@ -8,6 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::{Reap, Reaped, reap};
 
+/// What can be sent to a process.
+pub use rustix::process::Signal as Kill;
+
+/// Ends a process, whatever it wants.
+pub const KILL: Signal = Signal::KILL;
+
+/// Asks a process to end.
+pub const TERM: Signal = Signal::TERM;
+
 /// Between two looks at processes that are being killed. Death takes the kernel far less than this, mostly.
 const KILL_POLL: Duration = Duration::from_micros(500);
 
@@ -145,14 +154,20 @@ pub fn kill_all_descendants(mut seen: impl FnMut(Reaped)) -> bool {
     true
 }
 
-/// Kills every descendant of this sub-reaper except the children `spared` and what lies below them.
-/// Only those that were not spared are reaped: a spared child's end is told to `seen` as well, since it may be reaped too.
-pub fn kill_orphans(spared: &BTreeSet<u32>, mut seen: impl FnMut(Reaped)) -> bool {
+/// Kills every descendant of this sub-reaper except the children `spared` and what lies below them, and reaps those of
+/// them that have become its children. Returns false if some lived on for [`KILL_WITHIN`].
+pub fn kill_orphans(spared: &BTreeSet<u32>) -> bool {
     let end = Instant::now() + KILL_WITHIN;
     loop {
-        reap_ended(&mut seen);
-        if signal_descendants(Signal::KILL, spared) == 0 {
+        let found = descendants(std::process::id(), spared);
+        if found.is_empty() {
             return true;
+        }
+        for pid in found.into_iter().filter_map(raw_pid) {
+            // A process that has just ended, or is not ours to signal, shows in the next look.
+            let _gone = rustix::process::kill_process(pid, Signal::KILL);
+            // Only by its number: a runner that ended in this moment must be left to who waits for it.
+            let _later = reap(Some(pid.as_raw_nonzero().get()));
         }
         if Instant::now() > end {
             return false;

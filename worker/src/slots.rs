@@ -202,6 +202,12 @@ pub fn holders(layout: &Layout, total: u32) -> Vec<SlotHolder> {
     (0..total).filter_map(holder).collect()
 }
 
+/// Removes the file by which a dead session said that it waits.
+pub fn forget(layout: &Layout, session: &SessionId) {
+    // Without a lock on it the file counts for nobody, so it may as well stay.
+    let _stays = std::fs::remove_file(layout.waiting(session));
+}
+
 /// A shared lock on the work directory's `users` file: as long as it is held nothing that others might need is pruned.
 ///
 /// # Errors

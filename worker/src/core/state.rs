@@ -17,7 +17,7 @@ use crate::slots::Share;
 pub const READY_AHEAD: usize = 16;
 
 /// What is still running this long after the worker was told to stop is left to the guardian, which kills it.
-pub const STOP_WITHIN: Duration = Duration::from_millis(KILL_GRACE.as_millis() as u64 + 1000);
+pub const STOP_WITHIN: Duration = KILL_GRACE.saturating_add(Duration::from_secs(1));
 
 /// What happened.
 #[derive(Debug)]
@@ -57,7 +57,11 @@ pub enum Event {
     Kept {
         /// Of which attempt.
         at: TaskRef,
+        /// What went wrong with that.
+        problem: Option<String>,
     },
+    /// Something went wrong that changes nothing; a person should know.
+    Trouble(String),
     /// The slots that are held have changed, or what others leave us has.
     Slots {
         /// How many are held.
@@ -206,6 +210,11 @@ impl Core {
         waiting.map(|entry| entry.order.tree).collect()
     }
 
+    /// How many slots are wanted.
+    pub fn wanted_slots(&self) -> u32 {
+        self.wanted
+    }
+
     /// When something has to happen even if no event comes.
     pub fn deadline(&self) -> Instant {
         self.stopping.map_or(self.heard + self.silence, |since| since + STOP_WITHIN)
@@ -227,7 +236,11 @@ impl Core {
             Event::Prepared { at, problem } => self.prepared(at, problem, actions),
             Event::Ended { runner, at, outcome } => self.ended(runner, at, outcome, actions),
             Event::RunnerGone { runner, text } => self.runner_gone(runner, text, actions),
-            Event::Kept { at } => self.kept(at, actions),
+            Event::Kept { at, problem } => {
+                actions.extend(problem.map(|text| Action::Send(FromWorker::Notice { text })));
+                self.kept(at, actions);
+            }
+            Event::Trouble(text) => actions.push(Action::Send(FromWorker::Notice { text })),
             Event::Slots { held, share } => (self.held, self.share) = (held, share),
             Event::Tick => {}
         }
@@ -500,6 +513,8 @@ impl Core {
         let pending = u32::try_from(self.ready.len() + self.preparing).unwrap_or(u32::MAX);
         let demand = self.running().saturating_add(pending);
         let want = demand.min(self.slots).min(self.share.slots).max(self.running());
+        // What is given up is not used any more from here on.
+        self.held = self.held.min(want);
         if want != self.wanted {
             self.wanted = want;
             actions.push(Action::Slots { want });

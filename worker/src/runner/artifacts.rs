@@ -66,6 +66,29 @@ pub fn find(patterns: &[String], roots: &[&Path]) -> Found {
     found
 }
 
+/// Rewrites a list after directories have moved. That there is no list is fine.
+///
+/// # Errors
+/// If the list cannot be read or written.
+pub fn move_list(path: &Path, moved: &[(&Path, &Path)]) -> io::Result<()> {
+    if moved.iter().all(|(from, to)| from == to) {
+        return Ok(());
+    }
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        text => text?,
+    };
+    let mut list = BufWriter::new(File::create(path)?);
+    for line in text.lines() {
+        let mut line: ArtifactLine = serde_json::from_str(line)?;
+        let new = moved.iter().find_map(|(from, to)| Some(to.join(line.file.strip_prefix(from).ok()?)));
+        line.file = new.unwrap_or(line.file);
+        serde_json::to_writer(&mut list, &line)?;
+        list.write_all(b"\n")?;
+    }
+    list.flush()
+}
+
 fn find_in(pattern: &str, root: &Path, found: &mut Found) -> bool {
     let Ok(root) = root.canonicalize() else { return false };
     if !pattern.contains(['*', '?', '[', '{', '\\']) {
