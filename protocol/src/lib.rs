@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bulk;
+pub mod clean;
 pub mod codec;
 pub mod host;
 pub mod id;
@@ -15,6 +16,7 @@ pub mod message;
 pub mod outcome;
 pub mod target;
 
+pub use clean::{CleanReport, LeftAlone, WhyLeft};
 pub use host::{Feature, HostFacts, Load, SlotHolder, Toolchain};
 pub use id::{Attempt, HostName, Name, RelPath, RunId, SessionId, TaskId, TaskRef, TreeId};
 pub use message::{FromWorker, Invalid, ToWorker, Validate};

@@ -1,4 +1,4 @@
-//! Where everything lies below the work directory of a host.
+//! Where everything lies below the work directory. No path is put together anywhere else.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,23 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout below an absolute directory, which need not exist yet.
-    pub fn new(work: PathBuf) -> Self {
-        Self { work }
+    /// The layout of a work directory. It should be absolute: processes change their directory.
+    pub fn new(work: impl Into<PathBuf>) -> Self {
+        Self { work: work.into() }
+    }
+
+    /// The given work directory made absolute, or the default one in the user's data directory.
+    ///
+    /// # Errors
+    /// A sentence for a person if neither a directory was given nor `HOME` is set, or the path cannot be resolved.
+    pub fn resolve(work: Option<PathBuf>) -> Result<Self, String> {
+        let chosen = match work {
+            Some(work) => work,
+            None => default_work().ok_or("neither --work nor HOME nor XDG_DATA_HOME says where to keep files")?,
+        };
+        let work = std::path::absolute(&chosen)
+            .map_err(|error| format!("the work directory {}: {error}", chosen.display()))?;
+        Ok(Self { work })
     }
 
     /// The work directory itself.
@@ -21,53 +35,105 @@ impl Layout {
         &self.work
     }
 
-    /// The bare repository that bosses push into.
+    /// The bare repository that bosses send objects into.
     pub fn objects(&self) -> PathBuf {
         self.work.join("objects.git")
     }
 
-    /// The directory of all checked-out trees.
+    /// All checked-out sources.
     pub fn sources(&self) -> PathBuf {
         self.work.join("sources")
     }
 
-    /// One checked-out tree.
+    /// The checked-out source of one tree.
     pub fn source(&self, tree: TreeId) -> PathBuf {
         self.sources().join(tree.to_string())
     }
 
-    /// The directory of all sessions.
-    pub fn tasks(&self) -> PathBuf {
-        self.work.join("tasks")
-    }
-
-    /// Everything of one session.
-    pub fn session(&self, session: &SessionId) -> PathBuf {
-        self.tasks().join(session.as_str())
-    }
-
-    /// Everything of one attempt.
-    pub fn attempt(&self, session: &SessionId, at: TaskRef) -> PathBuf {
-        self.session(session).join(at.to_string())
-    }
-
-    /// The directory of lock files.
-    pub fn locks(&self) -> PathBuf {
-        self.work.join("locks")
-    }
-
-    /// The directory of all warm build directories.
+    /// All warm build directories.
     pub fn warm_root(&self) -> PathBuf {
         self.work.join("warm")
     }
 
-    /// The warm build directory under one key.
+    /// The warm build directory of one target.
     pub fn warm(&self, key: &str) -> PathBuf {
         self.warm_root().join(key)
     }
 
-    /// What earlier probes found out.
+    /// All lock files.
+    pub fn locks(&self) -> PathBuf {
+        self.work.join("locks")
+    }
+
+    /// The lock file of one slot.
+    pub fn slot(&self, slot: u32) -> PathBuf {
+        self.locks().join(format!("slot-{slot}"))
+    }
+
+    /// The file by which a session says that it waits for a slot.
+    pub fn waiting(&self, session: &SessionId) -> PathBuf {
+        self.locks().join(format!("waiting-{session}"))
+    }
+
+    /// The lock that every live worker shares, and pruning wants for itself.
+    pub fn users_lock(&self) -> PathBuf {
+        self.locks().join("users")
+    }
+
+    /// The lock of one warm build directory.
+    pub fn warm_lock(&self, key: &str) -> PathBuf {
+        self.locks().join(format!("warm-{key}"))
+    }
+
+    /// All sessions.
+    pub fn tasks(&self) -> PathBuf {
+        self.work.join("tasks")
+    }
+
+    /// Everything that one session owns.
+    pub fn session(&self, session: &SessionId) -> PathBuf {
+        self.tasks().join(session.as_str())
+    }
+
+    /// Everything that one attempt owns.
+    pub fn attempt(&self, session: &SessionId, at: TaskRef) -> PathBuf {
+        self.session(session).join(at.to_string())
+    }
+
+    /// Who owns a session.
+    pub fn owner(&self, session: &SessionId) -> PathBuf {
+        self.session(session).join("owner.json")
+    }
+
+    /// The file that is touched whenever the boss of a session was heard.
+    pub fn alive(&self, session: &SessionId) -> PathBuf {
+        self.session(session).join("alive")
+    }
+
+    /// What an earlier probe found.
     pub fn probe_cache(&self) -> PathBuf {
         self.work.join("probe.json")
+    }
+}
+
+fn default_work() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")))?;
+    Some(data.join("crewboss"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_lies_below_the_work_directory() {
+        let layout = Layout::resolve(Some("/srv/work".into())).unwrap();
+        let session: SessionId = "run.3".parse().unwrap();
+        assert_eq!(
+            layout.attempt(&session, "7.1".parse().unwrap()),
+            Path::new("/srv/work/tasks/run.3/7.1")
+        );
+        assert_eq!(layout.waiting(&session), Path::new("/srv/work/locks/waiting-run.3"));
     }
 }

@@ -1,12 +1,28 @@
-//! Everything that happens on a host: environments, storage, probing, bulk data.
+//! What runs on a host: the worker's processes, the environments of tasks, clean-up.
+//!
+//! [`guardian`] starts the worker proper ([`core`]) and cleans up after it; the worker proper decides and prepares;
+//! one [`runner`] per slot runs attempts, one at a time. Everything that a session makes lies below its directory, its
+//! guardian and its control group, so [`sweep`] can always find it.
 
 pub mod bulk;
+pub mod cgroup;
+pub mod core;
 pub mod environment;
+pub mod guardian;
 pub mod layout;
+pub mod owner;
 pub mod probe;
+pub mod process;
 pub mod prune;
+pub mod runner;
+pub mod slots;
 pub mod source;
 pub mod storage;
+pub mod sweep;
+pub mod sys;
+pub mod verify;
 
 #[cfg(test)]
 mod testing;
+
+pub use layout::Layout;

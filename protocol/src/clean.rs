@@ -1,0 +1,78 @@
+//! What `clean` reports: one line on its standard output.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{RunId, SessionId};
+use crate::limits::TEXT_BYTES_MAX;
+use crate::message::{Invalid, Validate};
+
+/// Sessions in one report, of each kind; a host never has nearly as many.
+const SESSIONS_MAX: usize = 4096;
+
+/// What was found and done on a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanReport {
+    /// Sessions whose worker lived and was ended.
+    #[serde(default)]
+    pub ended: Vec<SessionId>,
+    /// Sessions whose worker was dead already and whose leftovers were removed.
+    #[serde(default)]
+    pub removed: Vec<SessionId>,
+    /// Sessions that were not touched.
+    #[serde(default)]
+    pub left: Vec<LeftAlone>,
+    /// Processes that were killed, workers not counted that ended in order.
+    #[serde(default)]
+    pub processes: u32,
+    /// Directories of sessions that were removed.
+    #[serde(default)]
+    pub directories: u32,
+    /// btrfs subvolumes among what was removed.
+    #[serde(default)]
+    pub subvolumes: u32,
+    /// Lock files of dead sessions that were removed.
+    #[serde(default)]
+    pub locks: u32,
+    /// What could not be done, each a sentence.
+    #[serde(default)]
+    pub errors: Vec<String>,
+}
+
+/// A session that was not touched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftAlone {
+    /// The session.
+    pub session: SessionId,
+    /// Who started its boss, as `user@computer`.
+    pub boss: String,
+    /// Its run.
+    pub run: RunId,
+    /// Why it was left alone.
+    pub why: WhyLeft,
+}
+
+/// Why a session was left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhyLeft {
+    /// Its boss was heard a moment ago.
+    BossAlive,
+    /// It belongs to another user, and this one may not end it.
+    OtherUser,
+}
+
+impl Validate for CleanReport {
+    fn validate(&self) -> Result<(), Invalid> {
+        let fits = |field: &'static str, len: usize| {
+            let why = || format!("{len} is over the limit of {SESSIONS_MAX}");
+            if len <= SESSIONS_MAX { Ok(()) } else { Err(Invalid { field, why: why() }) }
+        };
+        fits("ended", self.ended.len())?;
+        fits("removed", self.removed.len())?;
+        fits("left", self.left.len())?;
+        fits("errors", self.errors.len())?;
+        let long = self.errors.iter().any(|error| error.len() > TEXT_BYTES_MAX);
+        let why = || format!("one is longer than {TEXT_BYTES_MAX} bytes");
+        if long { Err(Invalid { field: "errors", why: why() }) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,444 @@
+//! Real workers, driven like a boss would: through their standard input and output.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::message::{Done, Hello, TaskOrder};
+use crewboss_protocol::target::{Command as StageCommand, Stage};
+use crewboss_protocol::{
+    CleanReport, Environment, FromWorker, Outcome, PROTOCOL_VERSION, Target, TaskRef, ToWorker, TreeId, codec,
+};
+use crewboss_worker::process::{ProcessId, descendants, with_variable};
+
+const WITHIN: Duration = Duration::from_secs(30);
+const TREE: TreeId = TreeId([7; 20]);
+
+struct Worker {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<FromWorker>,
+    early: VecDeque<FromWorker>,
+    work: tempfile::TempDir,
+    session: String,
+    next: u32,
+    targets: u32,
+}
+
+fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_crewboss")
+}
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + WITHIN;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn hello(session: &str) -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        build: String::new(),
+        boss: "me@here".to_owned(),
+        run: "run".parse().unwrap(),
+        session: session.parse().unwrap(),
+        host: "lab".parse().unwrap(),
+        priority: 0,
+        heartbeat_ms: 5_000,
+        silence_ms: 20_000,
+        slots: Some(2),
+        toolchains: Default::default(),
+        probe_only: false,
+        refresh: false,
+    }
+}
+
+fn shell(line: &str) -> Target {
+    Target {
+        name: "t".parse().unwrap(),
+        toolchain: None,
+        incremental: false,
+        environment: Environment::Directory,
+        timeout_ms: 60_000,
+        stages: vec![Stage { name: "build".parse().unwrap(), command: StageCommand::Shell(line.to_owned()) }],
+        variables: Default::default(),
+        artifacts: Vec::new(),
+        sizes: Vec::new(),
+    }
+}
+
+impl Worker {
+    fn start(name: &str) -> Self {
+        Self::start_with(name, |_| ())
+    }
+
+    fn start_with(name: &str, change: impl FnOnce(&mut Hello)) -> Self {
+        let work = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(work.path().join("sources").join(TREE.to_string())).unwrap();
+        let session = format!("{name}-{}.1", std::process::id());
+        let mut hello = hello(&session);
+        change(&mut hello);
+        let mut worker = Self::spawn(work, session);
+        worker.send(&ToWorker::Hello(hello));
+        worker
+    }
+
+    fn spawn(work: tempfile::TempDir, session: String) -> Self {
+        let mut child = Command::new(binary())
+            .args(["worker", "--work"])
+            .arg(work.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stdout.split(b'\n').map_while(Result::ok) {
+                let text = line.strip_prefix(codec::PREFIX).expect("a line of ours");
+                if sender.send(codec::parse(text).unwrap()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, stdin, lines, early: VecDeque::new(), work, session, next: 0, targets: 0 }
+    }
+
+    fn send(&mut self, message: &ToWorker) {
+        let mut line = Vec::new();
+        codec::encode(message, &mut line);
+        self.stdin.as_mut().unwrap().write_all(&line).unwrap();
+    }
+
+    fn order(&mut self, target: Target) -> TaskRef {
+        let first = self.targets;
+        self.targets += 1;
+        self.send(&ToWorker::Configure { first, targets: vec![target] });
+        self.order_again(first)
+    }
+
+    fn order_again(&mut self, target: u32) -> TaskRef {
+        self.next += 1;
+        let at: TaskRef = format!("{}.1", self.next).parse().unwrap();
+        self.send(&ToWorker::Task(TaskOrder { at, target, tree: TREE, commit: TREE, cold: false }));
+        at
+    }
+
+    /// The next message for which `wanted` has an answer; the others are kept for later.
+    fn hear<T>(&mut self, what: &str, mut wanted: impl FnMut(&FromWorker) -> Option<T>) -> T {
+        for index in 0..self.early.len() {
+            if let Some(found) = wanted(&self.early[index]) {
+                self.early.remove(index);
+                return found;
+            }
+        }
+        let end = Instant::now() + WITHIN;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let message = self.lines.recv_timeout(left).unwrap_or_else(|_| {
+                panic!("did not hear: {what}; but {:?}", self.early);
+            });
+            if let Some(found) = wanted(&message) {
+                return found;
+            }
+            self.early.push_back(message);
+        }
+    }
+
+    fn done(&mut self, at: TaskRef) -> Done {
+        self.hear("done", |message| match message {
+            FromWorker::Done(done) if done.at == at => Some((**done).clone()),
+            _ => None,
+        })
+    }
+
+    fn run(&mut self, target: Target) -> Done {
+        let at = self.order(target);
+        self.done(at)
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.work.path().join("tasks").join(&self.session)
+    }
+
+    fn attempt(&self, at: TaskRef) -> PathBuf {
+        self.directory().join(at.to_string())
+    }
+
+    fn marked(&self) -> Vec<ProcessId> {
+        with_variable("CREWBOSS_SESSION", &self.session).into_iter().filter(ProcessId::is_alive).collect()
+    }
+
+    fn wait_for_marked(&self, count: usize) {
+        until("processes of the task", || (self.marked().len() >= count).then_some(()));
+    }
+
+    /// The worker proper and the first runner.
+    fn roles(&self) -> (ProcessId, ProcessId) {
+        until("a runner", || {
+            let all = descendants(self.child.id(), &Default::default());
+            let mut ours = all.into_iter().filter(|pid| {
+                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| {
+                    text.ends_with(b"runner\0") || text.windows(8).any(|part| part == b"--proper")
+                })
+            });
+            Some((ProcessId::of(ours.next()?)?, ProcessId::of(ours.next()?)?))
+        })
+    }
+
+    fn nothing_is_left(&mut self) {
+        until("nothing runs any more", || self.marked().is_empty().then_some(()));
+        let directory = self.directory();
+        until("the session's directory is gone", || (!directory.exists()).then_some(()));
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stdin = None;
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+        for process in self.marked() {
+            process.signal(rustix_kill());
+        }
+    }
+}
+
+fn rustix_kill() -> crewboss_worker::process::Kill {
+    crewboss_worker::process::KILL
+}
+
+/// Processes that try to stay: a new session, a double fork, a deaf one.
+const HIDERS: &str = "setsid sleep 1000 & (setsid sh -c 'sleep 1001 & exit' &) ; sh -c 'trap \"\" TERM; sleep 1002; sleep 1003' & ";
+
+#[test]
+fn a_task_runs_and_its_result_says_everything() {
+    let mut worker = Worker::start("plain");
+    let mut target = shell("echo out; echo 'x.c: WARNING: odd' >&2; echo 12 > $CREWBOSS_OUT/a.bin; test $PWD = $CREWBOSS_OUT");
+    target.artifacts = vec!["*.bin".to_owned()];
+    let done = worker.run(target);
+    assert_eq!(done.outcome, Outcome::Warning, "{done:?}");
+    assert_eq!(done.err.text.as_deref(), Some("x.c: WARNING: odd\n"));
+    assert_eq!((done.log.bytes, done.artifacts.files, done.artifacts.bytes), (22, 1, 3));
+    assert!(done.rss_kib_max > 0 && done.stages.len() == 1);
+    let directory = worker.attempt(done.at);
+    assert!(directory.join("artifacts.list").exists());
+    worker.send(&ToWorker::Collected { at: done.at });
+    until("the attempt is removed", || (!directory.exists()).then_some(()));
+    worker.send(&ToWorker::Quit);
+    worker.hear("finished", |message| matches!(message, FromWorker::Finished).then_some(()));
+    assert!(worker.child.wait().unwrap().success());
+    worker.nothing_is_left();
+}
+
+#[test]
+fn failures_missing_artifacts_and_missing_programs_are_results() {
+    let mut worker = Worker::start("fail");
+    let done = worker.run(shell("exit 3"));
+    assert_eq!((done.outcome, done.stages[0].exit.shell_code()), (Outcome::Failure, 3));
+    let done = worker.run(shell("kill -9 $$"));
+    assert_eq!((done.outcome, done.stages[0].exit.shell_code()), (Outcome::Failure, 137));
+    let done = worker.run(Target { artifacts: vec!["none".to_owned()], ..shell("true") });
+    assert_eq!((done.outcome, done.message.as_str()), (Outcome::Failure, "nothing matches the artifact \"none\""));
+    let mut target = shell("");
+    target.stages[0].command = StageCommand::Words(vec!["no-such-program".to_owned()]);
+    let done = worker.run(target);
+    assert_eq!((done.outcome, done.stages[0].exit.shell_code()), (Outcome::Failure, 127));
+    assert!(done.message.contains("not on the PATH"), "{}", done.message);
+}
+
+#[test]
+fn what_a_task_leaves_running_dies_with_it() {
+    let mut worker = Worker::start("hide");
+    let done = worker.run(shell(&format!("{HIDERS} true")));
+    assert_eq!(done.outcome, Outcome::Success);
+    assert!(worker.marked().is_empty());
+}
+
+#[test]
+fn timeout_and_cancel_end_even_the_deaf() {
+    let mut worker = Worker::start("stop");
+    let begin = Instant::now();
+    let done = worker.run(Target { timeout_ms: 200, ..shell(&format!("{HIDERS} trap '' TERM; wait; sleep 1004")) });
+    assert_eq!(done.outcome, Outcome::Timeout);
+    assert!(worker.marked().is_empty() && begin.elapsed() < Duration::from_secs(8));
+    let at = worker.order(shell("sleep 1000"));
+    worker.wait_for_marked(1);
+    worker.send(&ToWorker::Cancel { at });
+    assert_eq!(worker.done(at).outcome, Outcome::Cancelled);
+    assert!(worker.marked().is_empty());
+}
+
+#[test]
+fn odd_output_is_stored_byte_for_byte() {
+    let mut worker = Worker::start("output");
+    let done = worker.run(shell("exec >&- 2>&-; sleep 0.1; exit 4"));
+    assert_eq!((done.outcome, done.log.bytes), (Outcome::Failure, 0));
+    let done = worker.run(shell("printf '\\377\\376'"));
+    assert_eq!((done.log.bytes, done.log.text), (2, None));
+    assert_eq!(std::fs::read(worker.attempt(done.at).join("log")).unwrap(), [0xff, 0xfe]);
+    let at = worker.order(shell("head -c 100000000 /dev/zero | tr '\\0' x; sleep 1000 &"));
+    worker.hear("long log", |message| (*message == FromWorker::LongLog { at }).then_some(()));
+    let done = worker.done(at);
+    assert_eq!((done.outcome, done.log.bytes, done.err.bytes), (Outcome::Success, 100_000_000, 0));
+    assert_eq!(std::fs::metadata(worker.attempt(at).join("log")).unwrap().len(), 100_000_000);
+    let done = worker.run(shell("head -c 100000 /dev/zero; rm -rf \"$CREWBOSS_OUT/..\"; head -c 100000 /dev/zero"));
+    assert_eq!((done.outcome, done.log.bytes), (Outcome::Success, 200_000));
+    assert_eq!(std::fs::metadata(worker.attempt(done.at).join("log")).unwrap().len(), 200_000);
+}
+
+#[test]
+fn a_killed_runner_costs_its_task_only() {
+    let mut worker = Worker::start("runner");
+    let at = worker.order(shell(&format!("{HIDERS} sleep 1000")));
+    worker.wait_for_marked(4);
+    let (_, runner) = worker.roles();
+    assert!(runner.signal(rustix_kill()));
+    let done = worker.done(at);
+    assert_eq!(done.outcome, Outcome::Infrastructure);
+    assert!(worker.marked().is_empty());
+    assert_eq!(worker.run(shell("true")).outcome, Outcome::Success);
+}
+
+#[test]
+fn whoever_is_killed_the_others_leave_nothing() {
+    for victims in ["guardian", "proper", "guardian runner", "proper runner", "guardian proper"] {
+        let mut worker = Worker::start(&victims.replace(' ', "-"));
+        worker.order(shell(&format!("{HIDERS} sleep 1000")));
+        worker.wait_for_marked(4);
+        let (proper, runner) = worker.roles();
+        let guardian = ProcessId::of(worker.child.id()).unwrap();
+        for (name, process) in [("guardian", &guardian), ("proper", &proper), ("runner", &runner)] {
+            assert!(!victims.contains(name) || process.signal(rustix_kill()));
+        }
+        let _status = worker.child.wait();
+        until(victims, || worker.marked().is_empty().then_some(()));
+        if victims != "guardian proper" {
+            worker.nothing_is_left();
+        }
+    }
+}
+
+#[test]
+fn when_all_are_killed_at_once_the_next_sweep_does_it() {
+    let mut worker = Worker::start("all");
+    worker.order(shell(&format!("{HIDERS} sleep 1000")));
+    worker.wait_for_marked(4);
+    let (proper, runner) = worker.roles();
+    let guardian = ProcessId::of(worker.child.id()).unwrap();
+    for process in [&runner, &proper, &guardian] {
+        process.signal(rustix_kill());
+    }
+    worker.child.wait().unwrap();
+    until("all are dead", || (!proper.is_alive() && !runner.is_alive()).then_some(()));
+    let report = clean(worker.work.path(), false);
+    assert!(report.errors.is_empty() && report.removed.len() == 1, "{report:?}");
+    worker.nothing_is_left();
+}
+
+fn clean(work: &Path, force: bool) -> CleanReport {
+    let mut command = Command::new(binary());
+    command.arg("clean").arg("--work").arg(work);
+    if force {
+        command.arg("--force");
+    }
+    let output = command.output().unwrap();
+    codec::parse(output.stdout.strip_prefix(codec::PREFIX).unwrap().trim_ascii_end()).unwrap()
+}
+
+#[test]
+fn a_live_session_is_left_alone_unless_forced() {
+    let mut worker = Worker::start("live");
+    worker.order(shell(&format!("{HIDERS} sleep 1000")));
+    worker.wait_for_marked(4);
+    assert_eq!(clean(worker.work.path(), false).left.len(), 1);
+    assert_eq!(worker.marked().is_empty(), false);
+    let report = clean(worker.work.path(), true);
+    assert_eq!((report.ended.len(), report.errors.len()), (1, 0), "{report:?}");
+    worker.nothing_is_left();
+}
+
+#[test]
+fn the_end_of_input_silence_and_sigterm_stop_everything_in_time() {
+    for way in ["eof", "silence", "term"] {
+        let mut worker = Worker::start_with(way, |hello| {
+            if way == "silence" {
+                (hello.heartbeat_ms, hello.silence_ms) = (1_000, 3_000);
+            }
+        });
+        worker.order(shell(&format!("{HIDERS} sleep 1000")));
+        worker.wait_for_marked(4);
+        let begin = Instant::now();
+        match way {
+            "eof" => worker.stdin = None,
+            "term" => assert!(ProcessId::of(worker.child.id()).unwrap().signal(crewboss_worker::process::TERM)),
+            _ => {}
+        }
+        until(way, || worker.child.try_wait().unwrap());
+        let limit = if way == "silence" { 7_000 } else { 4_000 };
+        assert!(begin.elapsed() < Duration::from_millis(limit), "{way} took {:?}", begin.elapsed());
+        assert!(worker.marked().is_empty() && !worker.directory().exists());
+    }
+}
+
+#[test]
+fn nonsense_and_other_versions_end_the_session_with_a_typed_error() {
+    use crewboss_protocol::message::WorkerErrorKind;
+    let error = |worker: &mut Worker| {
+        worker.hear("error", |message| match message {
+            FromWorker::Error { kind, .. } => Some(*kind),
+            _ => None,
+        })
+    };
+    let mut worker = Worker::start_with("version", |hello| hello.protocol = 99);
+    assert_eq!(error(&mut worker), WorkerErrorKind::Version);
+    let mut worker = Worker::start("nonsense");
+    worker.stdin.as_mut().unwrap().write_all(b"@cb {\"no\":1}\n").unwrap();
+    assert_eq!(error(&mut worker), WorkerErrorKind::Protocol);
+    worker.nothing_is_left();
+    worker.child.wait().unwrap();
+}
+
+#[test]
+fn who_only_looks_makes_nothing() {
+    let mut worker = Worker::start_with("look", |hello| hello.probe_only = true);
+    worker.hear("ready", |message| matches!(message, FromWorker::Ready(_)).then_some(()));
+    worker.send(&ToWorker::Ping { number: 4 });
+    worker.hear("alive", |message| matches!(message, FromWorker::Alive { number: 4, .. }).then_some(()));
+    worker.stdin = None;
+    assert!(worker.child.wait().unwrap().success());
+    assert!(!worker.work.path().join("tasks").exists() && !worker.work.path().join("locks").exists());
+}
+
+#[test]
+fn two_bosses_share_the_slots_of_a_host() {
+    let mut one = Worker::start_with("one", |hello| hello.slots = Some(1));
+    let first = one.order(shell("sleep 0.05"));
+    for _ in 0..20 {
+        one.order_again(0);
+    }
+    one.done(first);
+    let work = tempfile::tempdir().unwrap();
+    std::fs::remove_dir(work.path()).unwrap();
+    std::os::unix::fs::symlink(one.work.path(), work.path()).unwrap();
+    let session = format!("two-{}.1", std::process::id());
+    let mut two = Worker::spawn(work, session.clone());
+    two.send(&ToWorker::Hello(Hello { slots: Some(1), ..hello(&session) }));
+    assert_eq!(two.run(shell("true")).outcome, Outcome::Success);
+    // The other one was not through by then: it let us in between.
+    let finished = one.early.len();
+    one.done("21.1".parse().unwrap());
+    assert!(finished < 21);
+    two.send(&ToWorker::Quit);
+    two.hear("finished", |message| matches!(message, FromWorker::Finished).then_some(()));
+    std::fs::remove_file(two.work.path()).unwrap();
+}

@@ -1,0 +1,74 @@
+//! A control group (v2) of the session's own, where that can be had: one write kills everything in it.
+//! Where it cannot be had nothing is said; the probe reports it as a missing feature.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::SessionId;
+
+/// Emptied groups take the kernel a moment to let go of.
+const REMOVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where the unified hierarchy is mounted, and our group in it.
+fn own_group() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4)).flatten()
+    })?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(Path::new(mount).join(group.trim_start_matches('/')))
+}
+
+/// The path that a session's group would have, if one can be made here at all.
+pub fn plan(session: &SessionId) -> Option<PathBuf> {
+    let parent = own_group()?;
+    let may = rustix::fs::access(&parent, rustix::fs::Access::WRITE_OK).is_ok();
+    may.then(|| parent.join(format!("crewboss-{session}")))
+}
+
+/// Makes the group and moves this process into it; children follow by themselves. Returns whether that worked.
+pub fn enter(group: &Path) -> bool {
+    std::fs::create_dir(group).is_ok() && std::fs::write(group.join("cgroup.procs"), "0").is_ok()
+}
+
+/// Moves this process out of its group into the parent, so that the group can be removed.
+pub fn leave(group: &Path) {
+    if let Some(parent) = group.parent() {
+        let _stays = std::fs::write(parent.join("cgroup.procs"), "0");
+    }
+}
+
+/// Whether a path is one that [`plan`] makes for this session. Anything else in an owner record is not touched.
+pub fn belongs_to(group: &Path, session: &SessionId) -> bool {
+    let name = group.file_name().and_then(|name| name.to_str());
+    let plain = group.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    name == Some(&format!("crewboss-{session}")) && plain && group.join("cgroup.procs").exists()
+}
+
+/// The processes in a group.
+pub fn members(group: &Path) -> Vec<u32> {
+    let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Kills everything in a group and removes it. Returns whether it is gone.
+pub fn kill_and_remove(group: &Path) -> bool {
+    let end = Instant::now() + REMOVE_WITHIN;
+    loop {
+        // Kernels before 5.14 have no cgroup.kill: one by one then.
+        if std::fs::write(group.join("cgroup.kill"), "1").is_err() {
+            for pid in members(group).into_iter().filter_map(crate::process::ProcessId::of) {
+                pid.signal(rustix::process::Signal::KILL);
+            }
+        }
+        if std::fs::remove_dir(group).is_ok() || !group.exists() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,216 @@
+//! Threads that make, keep and remove environments, so that the loop never waits for a disk.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crewboss_protocol::TaskRef;
+use crewboss_protocol::message::Refusal;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::environment::{EnvError, EnvRequest, Prepared, Preparer};
+
+/// Snapshots that are taken at the same time share a commit of the file system; more threads than this gain nothing.
+const THREADS: usize = 4;
+
+/// What a thread is to do.
+#[derive(Debug)]
+pub enum Work {
+    /// Make an environment.
+    Prepare(TaskRef, EnvRequest),
+    /// Put away what an incremental attempt built; good or not.
+    Keep(TaskRef, Box<Prepared>, bool),
+    /// Remove an environment; whether it was put away before.
+    Remove(TaskRef, Box<Prepared>, bool),
+}
+
+/// What a thread has done.
+#[derive(Debug)]
+pub enum Finished {
+    /// The environment, or what kept it from being made.
+    Prepared(TaskRef, Result<Box<Prepared>, (Refusal, String)>),
+    /// It was put away; the text says what went wrong.
+    Kept(TaskRef, Box<Prepared>, Option<String>),
+    /// Removing it went wrong.
+    NotRemoved(TaskRef, String),
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    /// Somebody waits for these.
+    urgent: VecDeque<Work>,
+    /// Nobody waits for these.
+    idle: VecDeque<Work>,
+    removing: usize,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    preparer: Preparer,
+    queues: Mutex<Queues>,
+    wake: Condvar,
+    finished: Mutex<Vec<Finished>>,
+    bell: OwnedFd,
+}
+
+/// The threads. They end when it is dropped, after what they are at.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+impl Pool {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// If the system has no more threads or descriptors.
+    pub fn new(preparer: Preparer) -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            preparer,
+            queues: Mutex::default(),
+            wake: Condvar::new(),
+            finished: Mutex::default(),
+            bell,
+        });
+        for _ in 0..THREADS {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("environments".to_owned()).spawn(move || shared.run())?;
+        }
+        Ok(Self { shared })
+    }
+
+    /// Readable when something is finished.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.shared.bell
+    }
+
+    /// What a person should know about the host's storage.
+    pub fn notices(&self) -> Vec<String> {
+        self.shared.preparer.notices()
+    }
+
+    /// Hands work out.
+    pub fn submit(&self, work: Work) {
+        let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        match work {
+            Work::Remove(..) => queues.idle.push_back(work),
+            work => queues.urgent.push_back(work),
+        }
+        drop(queues);
+        self.shared.wake.notify_one();
+    }
+
+    /// Everything that was finished since the last call.
+    pub fn take(&self) -> Vec<Finished> {
+        let mut number = [0; 8];
+        // Nothing to read only means that the bell was answered already.
+        let _answered = rustix::io::read(&self.shared.bell, &mut number);
+        std::mem::take(&mut *self.shared.finished.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Drops what has not begun.
+    pub fn close(&self) {
+        let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.closed = true;
+        queues.urgent.clear();
+        queues.idle.clear();
+        drop(queues);
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        while let Some(work) = self.next() {
+            let removes = matches!(work, Work::Remove(..));
+            let finished = self.work(work);
+            if removes {
+                self.queues.lock().unwrap_or_else(PoisonError::into_inner).removing -= 1;
+            }
+            let Some(finished) = finished else { continue };
+            let mut list = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+            list.push(finished);
+            let first = list.len() == 1;
+            drop(list);
+            if first {
+                // A full counter rings as well.
+                let _rung = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Work> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if queues.closed {
+                return None;
+            }
+            if let Some(work) = queues.urgent.pop_front() {
+                return Some(work);
+            }
+            // Removing keeps at most half of the threads, so that making never waits for it.
+            if queues.removing < THREADS / 2
+                && let Some(work) = queues.idle.pop_front()
+            {
+                queues.removing += 1;
+                return Some(work);
+            }
+            queues = self.wake.wait(queues).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn work(&self, work: Work) -> Option<Finished> {
+        match work {
+            Work::Prepare(at, request) => {
+                let prepared = self.preparer.prepare(&request).map(Box::new);
+                Some(Finished::Prepared(at, prepared.map_err(|error| (error.refusal(), sentence(&error)))))
+            }
+            Work::Keep(at, mut prepared, good) => {
+                let (out, src) = (prepared.out.clone(), prepared.src.clone());
+                let kept = if good {
+                    self.preparer.succeed(&mut prepared)
+                } else {
+                    self.preparer.fail(&mut prepared)
+                };
+                let moved = crate::runner::artifacts::move_list(
+                    &prepared.dir.join("artifacts.list"),
+                    &[(&out, &prepared.out), (&src, &prepared.src)],
+                );
+                let problem = match (kept, moved) {
+                    (Err(error), _) => Some(sentence(&error)),
+                    (_, Err(error)) => Some(format!("the list of artifacts of {at}: {error}")),
+                    _ => None,
+                };
+                Some(Finished::Kept(at, prepared, problem))
+            }
+            Work::Remove(at, mut prepared, kept) => {
+                if !kept && let Err(error) = self.preparer.fail(&mut prepared) {
+                    return Some(Finished::NotRemoved(at, sentence(&error)));
+                }
+                let removed = self.preparer.remove(*prepared);
+                removed.err().map(|error| Finished::NotRemoved(at, sentence(&error)))
+            }
+        }
+    }
+}
+
+/// An error with all its causes.
+pub fn sentence(error: &EnvError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,545 @@
+//! The worker's decisions, pure: an event and the time go in, actions come out. No clock, file or process is in here.
+//!
+//! The states of an attempt: waiting (for its source) -> queued -> preparing -> ready -> running -> keeping (only with a
+//! warm directory) -> done (until the boss has collected it) -> gone.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::limits::{KILL_GRACE, QUEUED_TASKS_MAX};
+use crewboss_protocol::message::{Done, LogEnd, Refusal, TaskOrder, WorkerErrorKind};
+use crewboss_protocol::{FromWorker, Name, Outcome, Target, TaskRef, ToWorker, TreeId};
+
+use crate::slots::Share;
+
+/// Environments that are ready, or being made, beyond one per slot: snapshots are made several at once, and a task may be
+/// over before the next one is ready.
+pub const READY_AHEAD: usize = 16;
+
+/// What is still running this long after the worker was told to stop is left to the guardian, which kills it.
+pub const STOP_WITHIN: Duration = KILL_GRACE.saturating_add(Duration::from_secs(1));
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The boss said something.
+    Boss(ToWorker),
+    /// The boss said something that is no message.
+    BadLine(String),
+    /// The boss is gone, or somebody asked this worker to end.
+    Stop,
+    /// A tree's source was found on this host.
+    Source(TreeId),
+    /// An environment was made, or not.
+    Prepared {
+        /// For which attempt.
+        at: TaskRef,
+        /// What keeps it from running here.
+        problem: Option<(Refusal, String)>,
+    },
+    /// The runner has ended its job; its result waits to be reported.
+    Ended {
+        /// Which runner.
+        runner: usize,
+        /// Which attempt.
+        at: TaskRef,
+        /// How.
+        outcome: Outcome,
+    },
+    /// A runner died, or could not be started. Nothing of its task is left.
+    RunnerGone {
+        /// Which runner.
+        runner: usize,
+        /// Why, for a person.
+        text: String,
+    },
+    /// What an incremental attempt built has been put away.
+    Kept {
+        /// Of which attempt.
+        at: TaskRef,
+        /// What went wrong with that.
+        problem: Option<String>,
+    },
+    /// Something went wrong that changes nothing; a person should know.
+    Trouble(String),
+    /// The slots that are held have changed, or what others leave us has.
+    Slots {
+        /// How many are held.
+        held: u32,
+        /// How many may be.
+        share: Share,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Say this to the boss.
+    Send(FromWorker),
+    /// Answer a ping.
+    Alive(u64),
+    /// Make an environment.
+    Prepare {
+        /// What for.
+        order: TaskOrder,
+        /// Whether from and for a warm directory.
+        warm: bool,
+    },
+    /// Give a prepared attempt to an idle runner.
+    Run {
+        /// Which runner.
+        runner: usize,
+        /// What.
+        order: TaskOrder,
+    },
+    /// Stop a runner's job.
+    CancelRun {
+        /// Which runner.
+        runner: usize,
+        /// Which attempt.
+        at: TaskRef,
+    },
+    /// Put away what an incremental attempt built; as the next one's start if it was good.
+    Keep {
+        /// Which attempt.
+        at: TaskRef,
+        /// Whether it was good.
+        good: bool,
+    },
+    /// Send the result that a runner has left.
+    Report {
+        /// Of which attempt.
+        at: TaskRef,
+    },
+    /// Remove an environment.
+    Remove {
+        /// Of which attempt.
+        at: TaskRef,
+    },
+    /// Try to hold this many slots.
+    Slots {
+        /// How many.
+        want: u32,
+    },
+    /// Everything has stopped, or will not: clean up and exit.
+    Exit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Queued,
+    Preparing { unwanted: bool },
+    Ready,
+    Running { runner: usize },
+    Keeping { collected: bool },
+    Done,
+}
+
+#[derive(Debug)]
+struct Entry {
+    order: TaskOrder,
+    state: State,
+}
+
+/// Everything that a worker knows.
+#[derive(Debug)]
+pub struct Core {
+    slots: u32,
+    toolchains: BTreeSet<Name>,
+    silence: Duration,
+    targets: BTreeMap<u32, Target>,
+    attempts: BTreeMap<TaskRef, Entry>,
+    sources: BTreeSet<TreeId>,
+    queue: VecDeque<TaskRef>,
+    /// Targets whose warm directory is in use, with those that wait for it.
+    warm: BTreeMap<u32, VecDeque<TaskRef>>,
+    ready: VecDeque<TaskRef>,
+    idle: Vec<usize>,
+    unstarted: usize,
+    preparing: usize,
+    held: u32,
+    wanted: u32,
+    share: Share,
+    heard: Instant,
+    stopping: Option<Instant>,
+    exited: bool,
+}
+
+impl Core {
+    /// A worker with this many slots and toolchains. After `silence` without a word the boss counts as gone.
+    /// Without slots it takes no tasks.
+    pub fn new(slots: u32, toolchains: BTreeSet<Name>, silence: Duration, now: Instant) -> Self {
+        Self {
+            slots,
+            toolchains,
+            silence,
+            targets: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            queue: VecDeque::new(),
+            warm: BTreeMap::new(),
+            ready: VecDeque::new(),
+            idle: (0..slots as usize).rev().collect(),
+            unstarted: 0,
+            preparing: 0,
+            held: 0,
+            wanted: 0,
+            share: Share { slots, pass_on: false },
+            heard: now,
+            stopping: None,
+            exited: false,
+        }
+    }
+
+    /// A target that was configured.
+    pub fn target(&self, number: u32) -> Option<&Target> {
+        self.targets.get(&number)
+    }
+
+    /// Whether the source of a tree is known to be here.
+    pub fn has_source(&self, tree: TreeId) -> bool {
+        self.sources.contains(&tree)
+    }
+
+    /// The trees whose source is being waited for.
+    pub fn missing_sources(&self) -> BTreeSet<TreeId> {
+        let waiting = self.attempts.values().filter(|entry| entry.state == State::Waiting);
+        waiting.map(|entry| entry.order.tree).collect()
+    }
+
+    /// How many slots are wanted.
+    pub fn wanted_slots(&self) -> u32 {
+        self.wanted
+    }
+
+    /// When something has to happen even if no event comes.
+    pub fn deadline(&self) -> Instant {
+        self.stopping.map_or(self.heard + self.silence, |since| since + STOP_WITHIN)
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
+        match event {
+            Event::Boss(message) => {
+                self.heard = now;
+                self.message(message, now, actions);
+            }
+            Event::BadLine(text) => {
+                actions.push(Action::Send(FromWorker::Error { kind: WorkerErrorKind::Protocol, text }));
+                self.stop(now, actions);
+            }
+            Event::Stop => self.stop(now, actions),
+            Event::Source(tree) => self.source(tree),
+            Event::Prepared { at, problem } => self.prepared(at, problem, actions),
+            Event::Ended { runner, at, outcome } => self.ended(runner, at, outcome, actions),
+            Event::RunnerGone { runner, text } => self.runner_gone(runner, text, actions),
+            Event::Kept { at, problem } => {
+                actions.extend(problem.map(|text| Action::Send(FromWorker::Notice { text })));
+                self.kept(at, actions);
+            }
+            Event::Trouble(text) => actions.push(Action::Send(FromWorker::Notice { text })),
+            Event::Slots { held, share } => (self.held, self.share) = (held, share),
+            Event::Tick => {}
+        }
+        if self.stopping.is_none() && now >= self.heard + self.silence {
+            self.stop(now, actions);
+        }
+        self.advance(now, actions);
+    }
+
+    fn message(&mut self, message: ToWorker, now: Instant, actions: &mut Vec<Action>) {
+        match message {
+            ToWorker::Hello(_) => {
+                let text = "a second hello".to_owned();
+                actions.push(Action::Send(FromWorker::Error { kind: WorkerErrorKind::Protocol, text }));
+                self.stop(now, actions);
+            }
+            ToWorker::Configure { first, targets } => self.targets.extend((first..).zip(targets)),
+            ToWorker::SourceReady { tree } => self.source(tree),
+            ToWorker::Task(order) => self.order(order, actions),
+            ToWorker::Cancel { at } => self.cancel(at, actions),
+            ToWorker::Recall { tasks } => {
+                let tasks = tasks.into_iter().filter(|at| self.withdraw(*at, actions)).collect();
+                actions.push(Action::Send(FromWorker::Returned { tasks }));
+            }
+            ToWorker::Collected { at } => self.collected(at, actions),
+            ToWorker::Ping { number } => actions.push(Action::Alive(number)),
+            ToWorker::Quit => self.stop(now, actions),
+        }
+    }
+
+    fn source(&mut self, tree: TreeId) {
+        if !self.sources.insert(tree) {
+            return;
+        }
+        for (at, entry) in &mut self.attempts {
+            if entry.state == State::Waiting && entry.order.tree == tree {
+                entry.state = State::Queued;
+                self.queue.push_back(*at);
+            }
+        }
+    }
+
+    fn order(&mut self, order: TaskOrder, actions: &mut Vec<Action>) {
+        let at = order.at;
+        if let Err((reason, text)) = self.check(&order) {
+            actions.push(Action::Send(FromWorker::Refused { at, reason, text }));
+            return;
+        }
+        let here = self.sources.contains(&order.tree);
+        let state = if here { State::Queued } else { State::Waiting };
+        if here {
+            self.queue.push_back(at);
+        }
+        self.unstarted += 1;
+        self.attempts.insert(at, Entry { order, state });
+    }
+
+    fn check(&self, order: &TaskOrder) -> Result<(), (Refusal, String)> {
+        if self.stopping.is_some() {
+            return Err((Refusal::Stopping, "the worker is stopping".to_owned()));
+        }
+        if self.slots == 0 {
+            return Err((Refusal::Stopping, "this session only looks".to_owned()));
+        }
+        if self.attempts.contains_key(&order.at) {
+            return Err((Refusal::Duplicate, format!("{} was ordered before", order.at)));
+        }
+        if self.unstarted >= QUEUED_TASKS_MAX {
+            return Err((Refusal::QueueFull, format!("{QUEUED_TASKS_MAX} tasks wait already")));
+        }
+        let Some(target) = self.targets.get(&order.target) else {
+            return Err((Refusal::UnknownTarget, format!("target {} was never configured", order.target)));
+        };
+        match &target.toolchain {
+            Some(name) if !self.toolchains.contains(name) => {
+                Err((Refusal::NoToolchain, format!("toolchain {name} is not offered here")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes back an attempt that has not started. Returns false if it has, or is unknown.
+    fn withdraw(&mut self, at: TaskRef, actions: &mut Vec<Action>) -> bool {
+        let Some(entry) = self.attempts.get_mut(&at) else { return false };
+        match entry.state {
+            // Whatever list it stands in passes over what is not there any more.
+            State::Waiting | State::Queued => {
+                self.attempts.remove(&at);
+            }
+            State::Preparing { unwanted: true } => return false,
+            State::Preparing { .. } => entry.state = State::Preparing { unwanted: true },
+            State::Ready => {
+                self.ready.retain(|ready| *ready != at);
+                self.forget(at, actions);
+            }
+            State::Running { .. } | State::Keeping { .. } | State::Done => return false,
+        }
+        self.unstarted -= 1;
+        true
+    }
+
+    /// Removes an attempt that has an environment.
+    fn forget(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
+        if let Some(entry) = self.attempts.remove(&at) {
+            actions.push(Action::Remove { at });
+            self.release_warm(&entry.order);
+        }
+    }
+
+    fn cancel(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
+        if let Some(Entry { state: State::Running { runner }, .. }) = self.attempts.get(&at) {
+            actions.push(Action::CancelRun { runner: *runner, at });
+        } else if self.withdraw(at, actions) {
+            actions.push(Action::Send(ended_without_running(at, Outcome::Cancelled, String::new())));
+        }
+    }
+
+    fn collected(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
+        match self.attempts.get_mut(&at).map(|entry| &mut entry.state) {
+            Some(State::Keeping { collected }) => *collected = true,
+            Some(State::Done) => {
+                self.attempts.remove(&at);
+                actions.push(Action::Remove { at });
+            }
+            _ => {}
+        }
+    }
+
+    fn prepared(&mut self, at: TaskRef, problem: Option<(Refusal, String)>, actions: &mut Vec<Action>) {
+        self.preparing -= 1;
+        let Some(entry) = self.attempts.get_mut(&at) else { return };
+        let unwanted = entry.state == State::Preparing { unwanted: true };
+        match problem {
+            None if unwanted => self.forget(at, actions),
+            None => {
+                entry.state = State::Ready;
+                self.ready.push_back(at);
+            }
+            Some((reason, text)) => {
+                let Some(entry) = self.attempts.remove(&at) else { return };
+                self.release_warm(&entry.order);
+                if !unwanted {
+                    self.unstarted -= 1;
+                    if reason == Refusal::NoSource {
+                        // It was pruned; whoever orders it again has to send it again.
+                        self.sources.remove(&entry.order.tree);
+                    }
+                    actions.push(Action::Send(FromWorker::Refused { at, reason, text }));
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, runner: usize, at: TaskRef, outcome: Outcome, actions: &mut Vec<Action>) {
+        self.idle.push(runner);
+        self.pass_on(actions);
+        let Some(entry) = self.attempts.get_mut(&at) else { return };
+        if is_warm(&self.targets, &entry.order) {
+            entry.state = State::Keeping { collected: false };
+            actions.push(Action::Keep { at, good: outcome.is_good() });
+        } else {
+            entry.state = State::Done;
+            actions.push(Action::Report { at });
+        }
+    }
+
+    fn runner_gone(&mut self, runner: usize, text: String, actions: &mut Vec<Action>) {
+        let running = self.attempts.iter_mut().find(|(_, entry)| entry.state == State::Running { runner });
+        let Some((at, entry)) = running else { return };
+        let at = *at;
+        self.idle.push(runner);
+        actions.push(Action::Send(ended_without_running(at, Outcome::Infrastructure, text)));
+        if is_warm(&self.targets, &entry.order) {
+            entry.state = State::Keeping { collected: false };
+            actions.push(Action::Keep { at, good: false });
+        } else {
+            entry.state = State::Done;
+        }
+    }
+
+    fn kept(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
+        let Some(entry) = self.attempts.get_mut(&at) else { return };
+        let State::Keeping { collected } = entry.state else { return };
+        entry.state = State::Done;
+        actions.push(Action::Report { at });
+        let order = entry.order.clone();
+        self.release_warm(&order);
+        if collected {
+            self.collected(at, actions);
+        }
+    }
+
+    /// With more bosses than slots a slot goes back after each task.
+    fn pass_on(&mut self, actions: &mut Vec<Action>) {
+        if self.share.pass_on {
+            self.held = self.running();
+            self.wanted = self.held;
+            actions.push(Action::Slots { want: self.held });
+        }
+    }
+
+    fn running(&self) -> u32 {
+        self.slots.saturating_sub(u32::try_from(self.idle.len()).unwrap_or(u32::MAX))
+    }
+
+    fn stop(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(now);
+        for (at, entry) in &self.attempts {
+            if let State::Running { runner } = entry.state {
+                actions.push(Action::CancelRun { runner, at: *at });
+            }
+        }
+    }
+
+    /// Does whatever can be done now.
+    fn advance(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if let Some(since) = self.stopping {
+            // An environment that is just being made would be in the way of removing everything.
+            let over = self.running() == 0 && self.preparing == 0;
+            if !self.exited && (over || now >= since + STOP_WITHIN) {
+                self.exited = true;
+                actions.push(Action::Exit);
+            }
+            return;
+        }
+        self.prepare_ahead(actions);
+        self.want_slots(actions);
+        while self.running() < self.held {
+            let Some(at) = self.ready.pop_front() else { break };
+            let (Some(entry), Some(runner)) = (self.attempts.get_mut(&at), self.idle.pop()) else { break };
+            entry.state = State::Running { runner };
+            self.unstarted -= 1;
+            actions.push(Action::Run { runner, order: entry.order.clone() });
+            actions.push(Action::Send(FromWorker::Started { at }));
+        }
+    }
+
+    fn prepare_ahead(&mut self, actions: &mut Vec<Action>) {
+        let enough = self.slots as usize + READY_AHEAD;
+        while self.preparing + self.ready.len() < enough {
+            let Some(at) = self.queue.pop_front() else { break };
+            let Some(entry) = self.attempts.get_mut(&at) else { continue };
+            let warm = is_warm(&self.targets, &entry.order);
+            if warm {
+                if let Some(waiting) = self.warm.get_mut(&entry.order.target) {
+                    waiting.push_back(at);
+                    continue;
+                }
+                self.warm.insert(entry.order.target, VecDeque::new());
+            }
+            entry.state = State::Preparing { unwanted: false };
+            self.preparing += 1;
+            actions.push(Action::Prepare { order: entry.order.clone(), warm });
+        }
+    }
+
+    /// The warm directory of this attempt is free for the next one, which goes to the head of the queue.
+    fn release_warm(&mut self, order: &TaskOrder) {
+        if is_warm(&self.targets, order) {
+            for at in self.warm.remove(&order.target).unwrap_or_default().into_iter().rev() {
+                self.queue.push_front(at);
+            }
+        }
+    }
+
+    fn want_slots(&mut self, actions: &mut Vec<Action>) {
+        let pending = u32::try_from(self.ready.len() + self.preparing).unwrap_or(u32::MAX);
+        let demand = self.running().saturating_add(pending);
+        let want = demand.min(self.slots).min(self.share.slots).max(self.running());
+        // What is given up is not used any more from here on.
+        self.held = self.held.min(want);
+        if want != self.wanted {
+            self.wanted = want;
+            actions.push(Action::Slots { want });
+        }
+    }
+}
+
+fn is_warm(targets: &BTreeMap<u32, Target>, order: &TaskOrder) -> bool {
+    !order.cold && targets.get(&order.target).is_some_and(|target| target.incremental)
+}
+
+/// The result of an attempt of which nothing is left but how it ended.
+fn ended_without_running(at: TaskRef, outcome: Outcome, message: String) -> FromWorker {
+    let nothing = LogEnd { bytes: 0, text: Some(String::new()) };
+    FromWorker::Done(Box::new(Done {
+        at,
+        outcome,
+        stages: Vec::new(),
+        rss_kib_max: 0,
+        log: nothing.clone(),
+        err: nothing,
+        sizes: String::new(),
+        artifacts: Default::default(),
+        toolchain: None,
+        warm: false,
+        message,
+    }))
+}

@@ -1,0 +1,96 @@
+//! The guardian: starts the worker proper, waits for it, and whatever way it ended leaves nothing behind.
+//!
+//! It hears nobody and knows nothing of tasks, so there is little that could kill it. It is a sub-reaper: whatever outlives
+//! the worker proper becomes its child, and is killed.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::clean::CleanReport;
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::Signal;
+
+use crate::core::state::STOP_WITHIN;
+use crate::layout::Layout;
+use crate::owner::{Owner, sessions};
+use crate::process::{ProcessId, kill_all_descendants};
+use crate::slots;
+use crate::sweep::remove_leftovers;
+use crate::sys::{self, Reap, Signals, reap};
+
+/// After this the worker proper is not waited for any more, once it was asked to end. It gets a moment more than it
+/// gives itself, for removing what it made.
+const WORKER_WITHIN: Duration = STOP_WITHIN.saturating_add(Duration::from_millis(600));
+
+/// `crewboss worker`: runs until the boss is done, or gone, or this process is asked to end by SIGTERM.
+pub fn main(work: Option<PathBuf>) -> ExitCode {
+    let own = rustix::process::getpid();
+    if rustix::process::set_child_subreaper(Some(own)).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let watched = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
+    let Ok(signals) = Signals::block(&watched) else { return ExitCode::FAILURE };
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["worker", "--proper"]);
+    if let Some(work) = &work {
+        command.arg("--work").arg(work);
+    }
+    // Of its own group, so that a Ctrl-C at a terminal comes to it only through us.
+    command.process_group(0);
+    let Ok(child) = command.spawn() else { return ExitCode::FAILURE };
+    let status = wait(child.id(), &signals);
+    kill_all_descendants(|_| ());
+    if let Ok(layout) = Layout::resolve(work) {
+        remove_own(&layout);
+    }
+    match status {
+        Some(0) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Waits for the worker proper; passes on a request to end. Returns its wait status.
+fn wait(worker: u32, signals: &Signals) -> Option<i32> {
+    let process = ProcessId::of(worker)?;
+    let pid = i32::try_from(worker).ok()?;
+    let mut kill_at = None;
+    loop {
+        // Orphans of a dead runner can come here only after the worker proper is gone, so only that is of interest.
+        while let Reap::Ended(reaped) = reap(None) {
+            if reaped.pid == pid {
+                return Some(reaped.status);
+            }
+        }
+        let now = Instant::now();
+        if kill_at.is_some_and(|at| now >= at) {
+            process.signal(Signal::KILL);
+            kill_at = None;
+        }
+        let mut fds = [PollFd::new(signals.fd(), PollFlags::IN)];
+        // With a broken poll there is no telling when the worker ends, so it ends now.
+        if sys::poll(&mut fds, kill_at.map(|at| at.saturating_duration_since(now))).is_err() {
+            return None;
+        }
+        while let Some(signal) = signals.take() {
+            if signal != libc::SIGCHLD && kill_at.is_none() {
+                process.signal(Signal::TERM);
+                kill_at = Some(now + WORKER_WITHIN);
+            }
+        }
+    }
+}
+
+/// Removes the session that this guardian stands for, if the worker proper has not done so.
+fn remove_own(layout: &Layout) {
+    let Some(own) = ProcessId::own() else { return };
+    for session in sessions(layout) {
+        if let Some(owner) = Owner::load(layout, &session).filter(|owner| owner.guardian == own) {
+            // Nobody hears us any more; what stays is swept by the next worker.
+            let mut report = CleanReport::default();
+            remove_leftovers(layout, &session, Some(&owner), &mut report);
+            slots::forget(layout, &session);
+        }
+    }
+}

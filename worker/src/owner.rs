@@ -1,0 +1,135 @@
+//! Who owns a session's directory, and whether that owner lives.
+//!
+//! The record is written before anything else of a session, so whatever is found later can be traced to an owner: a
+//! process known by number, start time and boot, never by a name.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use crewboss_protocol::{HostName, RunId, SessionId};
+use serde::{Deserialize, Serialize};
+
+use crate::layout::Layout;
+use crate::process::{ProcessId, boot_id};
+
+/// Longest record that is read; ours have some hundred bytes.
+const RECORD_BYTES_MAX: u64 = 64 << 10;
+
+/// What a session says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The session.
+    pub session: SessionId,
+    /// Who started the boss, as `user@computer`.
+    pub boss: String,
+    /// The boss's run.
+    pub run: RunId,
+    /// What the boss calls this host.
+    pub host: HostName,
+    /// The boss's priority.
+    pub priority: u32,
+    /// After this much silence the boss counts as gone, in milliseconds.
+    pub silence_ms: u64,
+    /// The boot during which all of this holds.
+    pub boot: String,
+    /// The guardian, to which a request to stop goes.
+    pub guardian: ProcessId,
+    /// The worker proper.
+    pub worker: ProcessId,
+    /// The session's control group, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Owner {
+    /// Writes the record so that it is there whole or not at all.
+    ///
+    /// # Errors
+    /// If the session's directory cannot be made or written.
+    pub fn write(&self, layout: &Layout) -> io::Result<()> {
+        let directory = layout.session(&self.session);
+        std::fs::create_dir_all(&directory)?;
+        let mut file = tempfile::NamedTempFile::new_in(&directory)?;
+        serde_json::to_writer(&mut file, self)?;
+        file.persist(layout.owner(&self.session)).map_err(|error| error.error)?;
+        std::fs::write(layout.alive(&self.session), b"")
+    }
+
+    /// Reads the record of a session; `None` if there is none that makes sense.
+    pub fn load(layout: &Layout, session: &SessionId) -> Option<Self> {
+        let path = layout.owner(session);
+        if std::fs::symlink_metadata(&path).ok()?.len() > RECORD_BYTES_MAX {
+            return None;
+        }
+        let owner: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        (owner.session == *session).then_some(owner)
+    }
+
+    /// The processes of the owner that still live.
+    pub fn living(&self) -> Vec<&ProcessId> {
+        if self.boot != boot_id() {
+            return Vec::new();
+        }
+        [&self.guardian, &self.worker].into_iter().filter(|process| process.is_alive()).collect()
+    }
+
+    /// Whether the boss has been silent for longer than it said it would ever be.
+    pub fn is_forsaken(&self, layout: &Layout, now: SystemTime) -> bool {
+        let touched = std::fs::metadata(layout.alive(&self.session)).and_then(|meta| meta.modified());
+        let silent = touched.ok().and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
+        // Twice, since the file is touched only now and then and the worker itself gets the first chance.
+        silent > Duration::from_millis(self.silence_ms.saturating_mul(2))
+    }
+}
+
+/// All sessions that have a directory.
+pub fn sessions(layout: &Layout) -> Vec<SessionId> {
+    let Ok(entries) = std::fs::read_dir(layout.tasks()) else { return Vec::new() };
+    let mut found: Vec<SessionId> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn owner_of(session: &str, process: &ProcessId) -> Owner {
+        Owner {
+            session: session.parse().unwrap(),
+            boss: "me@here".to_owned(),
+            run: "run".parse().unwrap(),
+            host: "lab".parse().unwrap(),
+            priority: 0,
+            silence_ms: 20_000,
+            boot: boot_id(),
+            guardian: process.clone(),
+            worker: process.clone(),
+            cgroup: None,
+        }
+    }
+
+    #[test]
+    fn a_record_survives_the_disk_and_only_its_own_name() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let owner = owner_of("run.1", &ProcessId::own().unwrap());
+        owner.write(&layout).unwrap();
+        assert_eq!(Owner::load(&layout, &owner.session), Some(owner.clone()));
+        assert_eq!(owner.living().len(), 2);
+        std::fs::rename(layout.tasks().join("run.1"), layout.tasks().join("run.2")).unwrap();
+        assert_eq!(Owner::load(&layout, &"run.2".parse().unwrap()), None);
+        std::fs::write(layout.tasks().join("run.2/owner.json"), b"{\"session\":").unwrap();
+        assert_eq!(Owner::load(&layout, &"run.2".parse().unwrap()), None);
+        assert_eq!(sessions(&layout), ["run.2".parse().unwrap()]);
+    }
+
+    #[test]
+    fn an_owner_of_another_boot_is_dead() {
+        let owner =
+            Owner { boot: "other".to_owned(), ..owner_of("run.1", &ProcessId::own().unwrap()) };
+        assert!(owner.living().is_empty());
+    }
+}

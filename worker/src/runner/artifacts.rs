@@ -1,0 +1,226 @@
+//! Finding the files that a target promised: below `$CREWBOSS_OUT`, then below `$CREWBOSS_SRC`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use crewboss_protocol::RelPath;
+use crewboss_protocol::limits::ARTIFACTS_MAX;
+use crewboss_protocol::message::ArtifactCount;
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::message::ArtifactLine;
+
+/// Directories in each other that are looked through.
+const DEPTH_MAX: usize = 256;
+
+/// What was found for a list of patterns.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Name in the result, and where the file lies.
+    pub files: BTreeMap<String, PathBuf>,
+    /// All bytes.
+    pub bytes: u64,
+    /// What is wrong, each a sentence: a pattern without a match, a name that cannot be brought back.
+    pub problems: Vec<String>,
+}
+
+impl Found {
+    /// The numbers for the result.
+    pub fn count(&self) -> ArtifactCount {
+        ArtifactCount { files: u32::try_from(self.files.len()).unwrap_or(u32::MAX), bytes: self.bytes }
+    }
+
+    /// Writes the list that the bulk channel reads, one JSON line per file.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or a name is not one that could be brought back (which [`find`] has ruled out).
+    pub fn write_list(&self, path: &Path) -> io::Result<()> {
+        let mut list = BufWriter::new(File::create(path)?);
+        for (name, file) in &self.files {
+            let path = RelPath::try_from(name.clone()).map_err(io::Error::other)?;
+            serde_json::to_writer(&mut list, &ArtifactLine { path, file: file.clone() })?;
+            list.write_all(b"\n")?;
+        }
+        list.flush()
+    }
+}
+
+/// Looks for all patterns in the roots, in the first one first. A file found in an earlier root wins.
+pub fn find(patterns: &[String], roots: &[&Path]) -> Found {
+    let mut found = Found::default();
+    for pattern in patterns {
+        let before = found.files.len() + found.problems.len();
+        let mut seen = false;
+        for root in roots {
+            seen |= find_in(pattern, root, &mut found);
+            if seen {
+                break;
+            }
+        }
+        if !seen && before == found.files.len() + found.problems.len() {
+            found.problems.push(format!("nothing matches the artifact {pattern:?}"));
+        }
+    }
+    found
+}
+
+/// Rewrites a list after directories have moved. That there is no list is fine.
+///
+/// # Errors
+/// If the list cannot be read or written.
+pub fn move_list(path: &Path, moved: &[(&Path, &Path)]) -> io::Result<()> {
+    if moved.iter().all(|(from, to)| from == to) {
+        return Ok(());
+    }
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        text => text?,
+    };
+    let mut list = BufWriter::new(File::create(path)?);
+    for line in text.lines() {
+        let mut line: ArtifactLine = serde_json::from_str(line)?;
+        let new = moved.iter().find_map(|(from, to)| Some(to.join(line.file.strip_prefix(from).ok()?)));
+        line.file = new.unwrap_or(line.file);
+        serde_json::to_writer(&mut list, &line)?;
+        list.write_all(b"\n")?;
+    }
+    list.flush()
+}
+
+fn find_in(pattern: &str, root: &Path, found: &mut Found) -> bool {
+    let Ok(root) = root.canonicalize() else { return false };
+    if !pattern.contains(['*', '?', '[', '{', '\\']) {
+        return add(&root, Path::new(pattern), found, true);
+    }
+    let glob = match GlobBuilder::new(pattern).literal_separator(true).build() {
+        Ok(glob) => glob.compile_matcher(),
+        Err(error) => {
+            found.problems.push(format!("{pattern:?} is no pattern: {error}"));
+            return true;
+        }
+    };
+    walk(&root, &glob, found)
+}
+
+fn walk(root: &Path, glob: &GlobMatcher, found: &mut Found) -> bool {
+    let mut seen = false;
+    let mut open = vec![PathBuf::new()];
+    while let Some(directory) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(root.join(&directory)) else { continue };
+        for entry in entries.flatten() {
+            let path = directory.join(entry.file_name());
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() {
+                if path.components().count() < DEPTH_MAX {
+                    open.push(path);
+                }
+            } else if glob.is_match(&path) {
+                seen |= add(root, &path, found, false);
+            }
+        }
+    }
+    seen
+}
+
+/// Takes one file up. Links are followed only as far as they stay below the root. Returns whether the pattern has
+/// been answered, if only by a problem.
+fn add(root: &Path, path: &Path, found: &mut Found, named: bool) -> bool {
+    let shown = path.to_string_lossy().into_owned();
+    let Ok(file) = root.join(path).canonicalize() else { return false };
+    let Ok(meta) = file.metadata() else { return false };
+    let name = path.to_str().map(|text| RelPath::try_from(text.to_owned()));
+    let problem = match name {
+        None => Some(format!("the artifact {shown:?} has a name that is not UTF-8")),
+        Some(Err(error)) => Some(format!("an artifact cannot be brought back: {error}")),
+        Some(Ok(_)) if !file.starts_with(root) => {
+            Some(format!("the artifact {shown:?} is a link that leads out of {}", root.display()))
+        }
+        Some(Ok(_)) if !meta.is_file() => {
+            if !named {
+                return false;
+            }
+            Some(format!("the artifact {shown:?} is not a file; `{shown}/**` matches all below a directory"))
+        }
+        Some(Ok(_)) if found.files.len() >= ARTIFACTS_MAX => {
+            Some(format!("there are more than {ARTIFACTS_MAX} artifacts"))
+        }
+        Some(Ok(_)) => None,
+    };
+    match problem {
+        Some(problem) => {
+            // One sentence says it; a million of them say less.
+            if found.problems.len() < 16 && !found.problems.contains(&problem) {
+                found.problems.push(problem);
+            }
+        }
+        None => {
+            if let std::collections::btree_map::Entry::Vacant(entry) = found.files.entry(shown) {
+                entry.insert(file);
+                found.bytes += meta.len();
+            }
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::symlink;
+
+    fn names(found: &Found) -> Vec<&str> {
+        found.files.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn files_are_found_by_name_and_pattern_in_the_first_root_that_has_them() {
+        let base = tempfile::tempdir().unwrap();
+        let (out, src) = (base.path().join("out"), base.path().join("src"));
+        fs::create_dir_all(out.join("lib/deep")).unwrap();
+        fs::create_dir_all(&src).unwrap();
+        for file in ["out/u-boot.bin", "out/lib/a.o", "out/lib/deep/b.o", "src/only.txt", "src/u-boot.bin"] {
+            fs::write(base.path().join(file), "12").unwrap();
+        }
+        let patterns = ["u-boot.bin", "lib/*.o", "**/b.o", "only.txt"].map(str::to_owned);
+        let found = find(&patterns, &[&out, &src]);
+        assert_eq!(names(&found), ["lib/a.o", "lib/deep/b.o", "only.txt", "u-boot.bin"]);
+        assert_eq!((found.count().files, found.bytes), (4, 8));
+        assert!(found.files["u-boot.bin"].ends_with("out/u-boot.bin") && found.problems.is_empty());
+        let list = base.path().join("list");
+        found.write_list(&list).unwrap();
+        let text = fs::read_to_string(list).unwrap();
+        let first: ArtifactLine = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(first.path.as_str(), "lib/a.o");
+    }
+
+    #[test]
+    fn what_is_missing_leads_out_or_has_an_impossible_name_is_said() {
+        let base = tempfile::tempdir().unwrap();
+        let out = base.path().join("out");
+        fs::create_dir_all(&out).unwrap();
+        fs::write(base.path().join("secret"), "x").unwrap();
+        symlink(base.path().join("secret"), out.join("link")).unwrap();
+        symlink(base.path(), out.join("up")).unwrap();
+        fs::write(out.join("a\nb.txt"), "x").unwrap();
+        fs::write(out.join(std::ffi::OsStr::from_bytes(b"\xff.bin")), "x").unwrap();
+        fs::create_dir(out.join("dir")).unwrap();
+        let problem = |pattern: &str| {
+            let found = find(&[pattern.to_owned()], &[&out]);
+            assert!(found.files.is_empty(), "{pattern} was found");
+            found.problems.join("; ")
+        };
+        assert_eq!(problem("none"), "nothing matches the artifact \"none\"");
+        assert!(problem("link").contains("leads out"));
+        assert!(problem("up/secret").contains("leads out"));
+        assert!(problem("../secret").contains("`..`"));
+        assert!(problem("*.txt").contains("control character"));
+        assert!(problem("*.bin").contains("not UTF-8"));
+        assert!(problem("dir").contains("not a file"));
+        assert!(problem("**/secret").contains("nothing matches"));
+        assert!(problem("[").contains("no pattern"));
+    }
+}

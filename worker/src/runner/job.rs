@@ -1,0 +1,329 @@
+//! One attempt from its first stage to its result.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::limits::TEXT_BYTES_MAX;
+use crewboss_protocol::message::{Done, LogEnd};
+use crewboss_protocol::target::{Command as StageCommand, Stage};
+use crewboss_protocol::{FromWorker, Outcome, StageExit, StageResult};
+
+use super::artifacts::{Found, find};
+use super::link::Link;
+use super::log::{Log, WarningScan};
+use super::message::{Job, Spec};
+use super::stage::{Ended, Stopped, Stream, run};
+use crate::process::kill_all_descendants;
+
+/// `size` reads headers only; what takes longer hangs.
+const SIZE_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a shell says when a command is not there.
+const NOT_FOUND: StageExit = StageExit::Code(127);
+
+/// What a runner keeps from job to job.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Read buffer.
+    pub buffer: Vec<u8>,
+    /// Where programs were found on `PATH`.
+    pub programs: BTreeMap<String, PathBuf>,
+}
+
+struct Output {
+    log: Log,
+    err: Log,
+    warnings: WarningScan,
+    announced: bool,
+    lost: Option<io::Error>,
+}
+
+struct Attempt<'a> {
+    job: &'a Job,
+    spec: &'a Spec,
+    output: Output,
+    stages: Vec<StageResult>,
+    rss_kib: u64,
+    message: String,
+}
+
+/// Runs a job. When this returns, nothing of it runs any more; its directory still holds logs and artifacts.
+pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done {
+    let output = Output {
+        log: Log::new(job.dir.join("log")),
+        err: Log::new(job.dir.join("err")),
+        warnings: WarningScan::default(),
+        announced: false,
+        lost: None,
+    };
+    let mut attempt = Attempt { job, spec, output, stages: Vec::new(), rss_kib: 0, message: String::new() };
+    let mut outcome = attempt.run_stages(link, kept);
+    link.flush_live(job.at, Instant::now(), true);
+    let (mut artifacts, mut sizes) = (Found::default(), String::new());
+    if matches!(outcome, Outcome::Success | Outcome::Failure) {
+        artifacts = attempt.collect(&mut outcome);
+        if outcome == Outcome::Success && !spec.target.sizes.is_empty() {
+            sizes = attempt.sizes(link, kept);
+        }
+        if outcome == Outcome::Success && attempt.output.warnings.found() {
+            outcome = Outcome::Warning;
+        }
+    }
+    // The directory must not be in use when it is removed.
+    let _stays = std::env::set_current_dir("/");
+    attempt.finish(outcome, &artifacts, sizes)
+}
+
+impl Output {
+    fn take(&mut self, job: &Job, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        self.log.write(bytes)?;
+        if stream == Stream::Err {
+            self.err.write(bytes)?;
+            self.warnings.push(bytes);
+        }
+        link.live(bytes);
+        if !self.announced && self.log.is_long() {
+            self.announced = true;
+            link.forward(&FromWorker::LongLog { at: job.at });
+        }
+        link.flush_live(job.at, Instant::now(), false);
+        Ok(())
+    }
+
+    /// A line of our own in both logs.
+    fn say(&mut self, job: &Job, link: &mut Link, text: &str) {
+        let line = format!("crewboss: {text}\n");
+        if let Err(error) = self.take(job, link, Stream::Err, line.as_bytes()) {
+            self.lost = Some(error);
+        }
+    }
+}
+
+impl Attempt<'_> {
+    fn run_stages(&mut self, link: &mut Link, kept: &mut Kept) -> Outcome {
+        if let Err(error) = std::env::set_current_dir(&self.job.cwd) {
+            self.message = format!("cannot enter {}: {error}", self.job.cwd.display());
+            return Outcome::Infrastructure;
+        }
+        let deadline = Instant::now() + Duration::from_millis(self.spec.target.timeout_ms);
+        for (index, stage) in self.spec.target.stages.iter().enumerate() {
+            if index > 0 {
+                link.forward(&FromWorker::Stage { at: self.job.at, stage: stage.name.clone() });
+            }
+            if let Some(outcome) = self.run_stage(stage, deadline, link, kept) {
+                return outcome;
+            }
+        }
+        Outcome::Success
+    }
+
+    /// Runs one stage. Returns how the attempt ends, if it ends here.
+    fn run_stage(&mut self, stage: &Stage, deadline: Instant, link: &mut Link, kept: &mut Kept) -> Option<Outcome> {
+        let started = match command(&stage.command, &mut kept.programs, &self.spec.variables) {
+            Ok(mut command) => {
+                self.environment(&mut command);
+                let (job, output) = (self.job, &mut self.output);
+                let mut sink = |link: &mut Link, stream, bytes: &[u8]| output.take(job, link, stream, bytes);
+                run(command, self.job.at, deadline, link, &mut kept.buffer, &mut sink)
+            }
+            Err(program) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not on the PATH"))),
+        };
+        match started {
+            Ok(ended) => self.after(stage, ended),
+            Err(error) => {
+                kill_all_descendants(|_| ());
+                let text = format!("stage {} cannot be started: {error}", stage.name);
+                self.output.say(self.job, link, &text);
+                self.message = text;
+                self.stages.push(StageResult { name: stage.name.clone(), exit: NOT_FOUND, wall_ms: 0, cpu_ms: 0 });
+                Some(if is_of_the_host(&error) { Outcome::Infrastructure } else { Outcome::Failure })
+            }
+        }
+    }
+
+    fn after(&mut self, stage: &Stage, ended: Ended) -> Option<Outcome> {
+        self.rss_kib = self.rss_kib.max(ended.rss_kib);
+        self.stages.push(StageResult {
+            name: stage.name.clone(),
+            exit: ended.exit,
+            wall_ms: millis(ended.wall),
+            cpu_ms: millis(ended.cpu),
+        });
+        if ended.unkillable {
+            self.message = "some of its processes live on after SIGKILL".to_owned();
+            return Some(Outcome::Infrastructure);
+        }
+        match ended.stopped {
+            None if ended.exit.is_success() => None,
+            None => Some(Outcome::Failure),
+            Some(Stopped::Timeout) => {
+                self.message = format!("stopped in stage {} after {} ms", stage.name, self.spec.target.timeout_ms);
+                Some(Outcome::Timeout)
+            }
+            Some(Stopped::Cancelled) => Some(Outcome::Cancelled),
+            Some(Stopped::Output(error)) => {
+                self.message = format!("cannot store its output in {}: {error}", self.job.dir.display());
+                Some(Outcome::Infrastructure)
+            }
+        }
+    }
+
+    fn environment(&self, command: &mut Command) {
+        let job = self.job;
+        command.env_clear();
+        command.envs(self.spec.variables.iter().map(|(name, value)| (name, value)));
+        command.env("HOME", &job.home).env("TMPDIR", &job.tmp);
+        command.env("CREWBOSS_SRC", &job.src).env("CREWBOSS_OUT", &job.out);
+        command.env("CREWBOSS_COMMIT", job.commit.to_string()).env("CREWBOSS_TASK", job.at.to_string());
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Found {
+        if self.spec.target.artifacts.is_empty() {
+            return Found::default();
+        }
+        let mut found = find(&self.spec.target.artifacts, &[&self.job.out, &self.job.src]);
+        if *outcome == Outcome::Success && !found.problems.is_empty() {
+            *outcome = Outcome::Failure;
+            self.message = found.problems.join("; ");
+        }
+        if !found.files.is_empty() {
+            if let Err(error) = found.write_list(&self.job.dir.join("artifacts.list")) {
+                *outcome = Outcome::Infrastructure;
+                self.message = format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
+                found = Found::default();
+            }
+        }
+        found
+    }
+
+    /// What `size` says of the files that the target names; empty, with a message, if it cannot say anything.
+    fn sizes(&mut self, link: &mut Link, kept: &mut Kept) -> String {
+        let found = find(&self.spec.target.sizes, &[&self.job.out, &self.job.src]);
+        let mut text = Vec::new();
+        let Some(mut command) = size_command(self.spec, kept).filter(|_| !found.files.is_empty()) else {
+            self.message = "no sizes: the files or the program `size` are not there".to_owned();
+            return String::new();
+        };
+        self.environment(&mut command);
+        let root = self.job.out.canonicalize().unwrap_or_default();
+        let _stays = std::env::set_current_dir(&root);
+        for file in found.files.values() {
+            command.arg(file.strip_prefix(&root).map_or(file.clone(), |short| Path::new(".").join(short)));
+        }
+        let mut sink = |_: &mut Link, stream, bytes: &[u8]| {
+            if stream == Stream::Out && text.len() + bytes.len() <= TEXT_BYTES_MAX {
+                text.extend_from_slice(bytes);
+            }
+            Ok(())
+        };
+        let deadline = Instant::now() + SIZE_WITHIN;
+        if let Err(error) = run(command, self.job.at, deadline, link, &mut kept.buffer, &mut sink) {
+            kill_all_descendants(|_| ());
+            self.message = format!("no sizes: {error}");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    fn finish(mut self, mut outcome: Outcome, artifacts: &Found, sizes: String) -> Done {
+        let mut end = |log: &mut Log| match log.end() {
+            Ok(end) => end,
+            Err(error) => {
+                self.output.lost = Some(error);
+                LogEnd { bytes: 0, text: Some(String::new()) }
+            }
+        };
+        let (log, err) = (end(&mut self.output.log), end(&mut self.output.err));
+        if let Some(error) = &self.output.lost {
+            outcome = Outcome::Infrastructure;
+            self.message = format!("cannot store its output in {}: {error}", self.job.dir.display());
+        }
+        Done {
+            at: self.job.at,
+            outcome,
+            stages: self.stages,
+            rss_kib_max: self.rss_kib,
+            log,
+            err,
+            sizes,
+            artifacts: artifacts.count(),
+            toolchain: self.spec.toolchain.as_ref().map(|toolchain| toolchain.version.clone()),
+            warm: self.job.warm,
+            message: shortened(self.message),
+        }
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether the host, and not the task, is to blame that a program could not be started.
+fn is_of_the_host(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull)
+        || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// The command of a stage, with an absolute program, since looking through `PATH` would take the slow way of starting.
+fn command(
+    command: &StageCommand,
+    programs: &mut BTreeMap<String, PathBuf>,
+    variables: &[(String, String)],
+) -> Result<Command, String> {
+    match command {
+        StageCommand::Shell(line) => {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-e", "-c", line]);
+            Ok(command)
+        }
+        StageCommand::Words(words) => {
+            let (program, arguments) = words.split_first().ok_or_else(String::new)?;
+            let mut command = Command::new(look_up(program, programs, variables).ok_or_else(|| program.clone())?);
+            command.args(arguments);
+            Ok(command)
+        }
+    }
+}
+
+fn look_up(
+    program: &str,
+    programs: &mut BTreeMap<String, PathBuf>,
+    variables: &[(String, String)],
+) -> Option<PathBuf> {
+    if program.contains('/') {
+        return Some(PathBuf::from(program));
+    }
+    let path = variables.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
+    let key = format!("{path}\0{program}");
+    if let Some(known) = programs.get(&key) {
+        return Some(known.clone());
+    }
+    let directories = path.split(':').filter(|directory| directory.starts_with('/'));
+    let found = directories.map(|directory| Path::new(directory).join(program)).find(|file| {
+        file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
+    })?;
+    programs.insert(key, found.clone());
+    Some(found)
+}
+
+fn size_command(spec: &Spec, kept: &mut Kept) -> Option<Command> {
+    let prefix = spec.toolchain.as_ref().map_or("", |toolchain| toolchain.prefix.as_str());
+    let name = format!("{prefix}size");
+    let beside = spec.toolchain.as_ref().and_then(|toolchain| {
+        let file = Path::new(&toolchain.compiler).parent()?.join(&name);
+        file.is_file().then_some(file)
+    });
+    let program = beside.or_else(|| look_up(&name, &mut kept.programs, &spec.variables))?;
+    Some(Command::new(program))
+}

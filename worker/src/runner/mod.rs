@@ -1,0 +1,57 @@
+//! A runner: one process per slot that runs attempts, one after the other.
+//!
+//! It has one thread and is a sub-reaper, so its process tree is the task's: whatever a task starts, and however it hides,
+//! is a descendant of the runner and of nothing else. When the worker proper is gone (the socket closes) the runner ends
+//! its task and itself.
+
+pub mod artifacts;
+pub mod job;
+pub mod link;
+pub mod log;
+pub mod message;
+pub mod stage;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use job::{Kept, run_job};
+use link::Link;
+use message::{Spec, ToRunner};
+
+use crate::process::kill_all_descendants;
+use crate::sys;
+
+/// `crewboss runner`, which only the worker proper starts: its standard input is a socket to that.
+pub fn main() -> ExitCode {
+    sys::unblock_all();
+    // The umask of whoever logged in must not change what a build makes.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let own = rustix::process::getpid();
+    if rustix::process::set_child_subreaper(Some(own)).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let Ok(socket) = sys::take_stdin() else { return ExitCode::FAILURE };
+    serve(Link::new(socket));
+    kill_all_descendants(|_| ());
+    ExitCode::SUCCESS
+}
+
+fn serve(mut link: Link) {
+    let mut specs: BTreeMap<u32, Spec> = BTreeMap::new();
+    let mut kept = Kept::default();
+    while let Some(message) = link.receive() {
+        match message {
+            ToRunner::Define { number, spec } => {
+                specs.insert(number, *spec);
+            }
+            ToRunner::Run(job) => {
+                // The worker proper defines before it orders; anything else means that one of us is broken.
+                let Some(spec) = specs.get(&job.target) else { return };
+                let done = run_job(&job, spec, &mut link, &mut kept);
+                link.done(done);
+            }
+            // It has ended meanwhile.
+            ToRunner::Cancel { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Slots: places for running tasks, shared by every boss that uses the host.
+//!
+//! A slot is a file under an flock that says who holds it. The kernel lets go of the lock when the holder dies, so
+//! nothing is ever stale. Who waits keeps a locked file too; holders look at those now and then and come down to their fair
+//! share. As long as nobody waits a slot is kept from task to task, which costs no system call.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use crewboss_protocol::{SessionId, SlotHolder};
+
+use crate::layout::Layout;
+
+/// How often a waiting worker tries again: short against any real task, long against the cost of a try.
+pub const RETRY: Duration = Duration::from_millis(20);
+
+/// How often a holder looks whether somebody waits.
+pub const LOOK: Duration = Duration::from_millis(100);
+
+/// A worker with this many older waiters before it stays behind them by this many further tries at most.
+const BEHIND_MAX: u32 = 8;
+
+/// The slots of one worker.
+#[derive(Debug)]
+pub struct Slots {
+    layout: Layout,
+    holder: SlotHolder,
+    session: SessionId,
+    total: u32,
+    held: Vec<(u32, File)>,
+    waiting: Option<(File, SystemTime)>,
+    next_try: Option<Instant>,
+}
+
+impl Slots {
+    /// No slot held yet. `holder` is what others read in the lock files; its slot number is filled in.
+    ///
+    /// # Errors
+    /// If the directory of the locks cannot be made.
+    pub fn new(layout: &Layout, session: &SessionId, holder: SlotHolder, total: u32) -> io::Result<Self> {
+        std::fs::create_dir_all(layout.locks())?;
+        let (layout, session) = (layout.clone(), session.clone());
+        Ok(Self { layout, holder, session, total, held: Vec::new(), waiting: None, next_try: None })
+    }
+
+    /// How many slots are held.
+    pub fn held(&self) -> u32 {
+        u32::try_from(self.held.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether more slots are wanted than could be had.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Comes as near as possible to holding `want` slots, and says so to the others if that is not enough.
+    /// While waiting a call before its time does nothing.
+    ///
+    /// # Errors
+    /// If a lock file cannot be opened or written.
+    pub fn aim(&mut self, want: u32, now: Instant) -> io::Result<()> {
+        let want = want.min(self.total);
+        while self.held() > want {
+            self.held.pop();
+            // Who gives up a slot to others does not run for it again at once.
+            self.next_try = Some(now + RETRY * 3);
+        }
+        if self.held() == want {
+            self.stop_waiting();
+            return Ok(());
+        }
+        if self.next_try.is_some_and(|next| now < next) {
+            return Ok(());
+        }
+        for slot in 0..self.total {
+            if self.held() < want && self.held.iter().all(|(held, _)| *held != slot) {
+                self.try_slot(slot)?;
+            }
+        }
+        if self.held() == want {
+            self.stop_waiting();
+        } else {
+            let behind = self.wait()?.min(BEHIND_MAX);
+            self.next_try = Some(now + RETRY * (1 + behind));
+        }
+        Ok(())
+    }
+
+    /// When [`Self::aim`] should be called again, if it could not take all that it wanted.
+    pub fn next_try(&self) -> Option<Instant> {
+        self.waiting.as_ref().and(self.next_try)
+    }
+
+    fn try_slot(&mut self, slot: u32) -> io::Result<()> {
+        let mut file = open_lock(&self.layout.slot(slot))?;
+        if file.try_lock().is_err() {
+            return Ok(());
+        }
+        self.holder.slot = slot;
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(&serde_json::to_vec(&self.holder)?)?;
+        self.held.push((slot, file));
+        Ok(())
+    }
+
+    /// Announces that this worker waits. Returns how many have waited for longer.
+    fn wait(&mut self) -> io::Result<u32> {
+        if self.waiting.is_none() {
+            let file = open_lock(&self.layout.waiting(&self.session))?;
+            file.lock()?;
+            self.waiting = Some((file, SystemTime::now()));
+        }
+        let since = self.waiting.as_ref().map_or(SystemTime::UNIX_EPOCH, |(_, since)| *since);
+        let older = self.waiters().into_iter().filter(|(_, at)| *at < since).count();
+        Ok(u32::try_from(older).unwrap_or(u32::MAX))
+    }
+
+    fn stop_waiting(&mut self) {
+        self.next_try = None;
+        if self.waiting.take().is_some() {
+            // The lock is gone with the descriptor; a file without a lock counts for nobody.
+            let _left = std::fs::remove_file(self.layout.waiting(&self.session));
+        }
+    }
+
+    /// The other sessions that wait, and since when.
+    fn waiters(&self) -> Vec<(String, SystemTime)> {
+        let Ok(entries) = std::fs::read_dir(self.layout.locks()) else { return Vec::new() };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(session) = name.strip_prefix("waiting-") else { continue };
+            if session != self.session.as_str() && is_locked(&entry.path()) {
+                let since = entry.metadata().and_then(|meta| meta.modified());
+                found.push((session.to_owned(), since.unwrap_or(SystemTime::UNIX_EPOCH)));
+            }
+        }
+        found
+    }
+
+    /// How many slots this worker may hold now: all while nobody waits, else the fair share among those who hold or wait,
+    /// but always one. With more bosses than slots that one is passed on after each task.
+    pub fn share(&self) -> Share {
+        let waiters = self.waiters();
+        if waiters.is_empty() {
+            return Share { slots: self.total, pass_on: false };
+        }
+        // Several sessions of one run are one boss only if they are the same process, so each session counts.
+        let mut parties: Vec<u32> = Vec::new();
+        for holder in holders(&self.layout, self.total) {
+            if holder.pid != self.holder.pid && !parties.contains(&holder.pid) {
+                parties.push(holder.pid);
+            }
+        }
+        // A waiter may hold slots too; counting it twice would only make the share smaller for a moment.
+        let holding_waiters = waiters.len().min(parties.len());
+        let others = (waiters.len() + parties.len() - holding_waiters).max(waiters.len());
+        let bosses = u32::try_from(others + 1).unwrap_or(u32::MAX);
+        Share { slots: self.total.div_ceil(bosses).max(1), pass_on: bosses > self.total }
+    }
+}
+
+/// How many slots one worker may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// The number; at least 1.
+    pub slots: u32,
+    /// There are more bosses than slots: let go after each task.
+    pub pass_on: bool,
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        self.stop_waiting();
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    // Bosses of several users may share a work directory; the locks are for all of them.
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o666).open(path)
+}
+
+fn is_locked(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| file.try_lock_shared().is_err())
+}
+
+/// Who holds which of the first `total` slots.
+pub fn holders(layout: &Layout, total: u32) -> Vec<SlotHolder> {
+    let holder = |slot| {
+        let mut file = File::open(layout.slot(slot)).ok()?;
+        if file.try_lock_shared().is_ok() {
+            return None;
+        }
+        let mut text = Vec::new();
+        (&mut file).take(64 << 10).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
+    };
+    (0..total).filter_map(holder).collect()
+}
+
+/// Removes the file by which a dead session said that it waits.
+pub fn forget(layout: &Layout, session: &SessionId) {
+    // Without a lock on it the file counts for nobody, so it may as well stay.
+    let _stays = std::fs::remove_file(layout.waiting(session));
+}
+
+/// A shared lock on the work directory's `users` file: as long as it is held nothing that others might need is pruned.
+///
+/// # Errors
+/// If the file cannot be made or locked.
+pub fn lock_as_user(layout: &Layout) -> io::Result<File> {
+    std::fs::create_dir_all(layout.locks())?;
+    let file = open_lock(&layout.users_lock())?;
+    file.lock_shared()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots(layout: &Layout, session: &str, pid: u32, total: u32) -> Slots {
+        let holder = SlotHolder {
+            slot: 0,
+            boss: "me@here".to_owned(),
+            run: "run".parse().unwrap(),
+            host: "lab".parse().unwrap(),
+            pid,
+            priority: 0,
+        };
+        Slots::new(layout, &session.parse().unwrap(), holder, total).unwrap()
+    }
+
+    #[test]
+    fn a_slot_is_held_once_and_its_file_says_by_whom() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let (mut one, mut two) = (slots(&layout, "a.1", 1, 2), slots(&layout, "b.1", 2, 2));
+        let now = Instant::now();
+        one.aim(5, now).unwrap();
+        assert_eq!((one.held(), one.is_waiting()), (2, false));
+        two.aim(1, now).unwrap();
+        assert_eq!((two.held(), two.is_waiting()), (0, true));
+        let pids: Vec<(u32, u32)> = holders(&layout, 2).iter().map(|holder| (holder.slot, holder.pid)).collect();
+        assert_eq!(pids, [(0, 1), (1, 1)]);
+        drop(one);
+        two.aim(1, two.next_try().unwrap()).unwrap();
+        assert_eq!((two.held(), two.is_waiting()), (1, false));
+        assert!(!layout.waiting(&"b.1".parse().unwrap()).exists());
+    }
+
+    #[test]
+    fn who_holds_all_comes_down_to_a_fair_share_when_another_waits() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let (mut one, mut two) = (slots(&layout, "a.1", 1, 4), slots(&layout, "b.1", 2, 4));
+        let now = Instant::now();
+        one.aim(4, now).unwrap();
+        assert_eq!(one.share(), Share { slots: 4, pass_on: false });
+        two.aim(4, now).unwrap();
+        assert_eq!(one.share(), Share { slots: 2, pass_on: false });
+        one.aim(2, now).unwrap();
+        two.aim(4, two.next_try().unwrap()).unwrap();
+        assert_eq!((one.held(), two.held()), (2, 2));
+    }
+
+    #[test]
+    fn with_more_bosses_than_slots_one_slot_goes_round() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let mut all: Vec<Slots> = (0..3).map(|n| slots(&layout, &format!("s.{n}"), n + 1, 1)).collect();
+        let mut now = Instant::now();
+        let mut turns = [0; 3];
+        for _ in 0..300 {
+            now += RETRY;
+            for (index, slots) in all.iter_mut().enumerate() {
+                slots.aim(1, now).unwrap();
+                if slots.held() == 1 {
+                    turns[index] += 1;
+                    if slots.share().pass_on {
+                        slots.aim(0, now).unwrap();
+                    }
+                }
+            }
+        }
+        assert!(turns.iter().all(|turns| *turns > 20), "{turns:?}");
+    }
+}

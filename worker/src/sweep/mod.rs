@@ -1,0 +1,308 @@
+//! Cleaning a host: what dead sessions left, and, when asked for, sessions that live.
+//!
+//! Everything is found by its recorded owner: the session's directory, its control group, the processes that carry
+//! its id in their environment. Nothing is found by the name of a program.
+
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
+use crewboss_protocol::{SessionId, codec};
+use rustix::process::Signal;
+
+use crate::cgroup;
+use crate::layout::Layout;
+use crate::owner::{Owner, sessions};
+use crate::storage::remove_tree;
+use crate::process::{KILL_WITHIN, ProcessId, with_variable};
+
+/// The variable that every process of a task carries.
+pub const MARK: &str = "CREWBOSS_SESSION";
+
+/// How long a worker that was asked to end may take before it is killed. Its own limit for stopping is below this.
+const END_WITHIN: Duration = Duration::from_secs(6);
+
+/// A session without a readable owner record is swept only when it is older than this: it may be about to write it.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// The root directory of every btrfs subvolume has this inode number.
+const SUBVOLUME_INODE: u64 = 256;
+
+/// Between two looks at a worker that is ending.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// `crewboss clean`: sweeps the host and prints a [`CleanReport`] as one line. Returns 1 if something could not be done.
+pub fn clean_main(force: bool, work: Option<PathBuf>) -> ExitCode {
+    let report = match Layout::resolve(work) {
+        Ok(layout) => clean(&layout, force),
+        Err(error) => CleanReport { errors: vec![error], ..CleanReport::default() },
+    };
+    let mut line = Vec::new();
+    codec::encode(&report, &mut line);
+    let written = std::io::stdout().lock().write_all(&line).is_ok();
+    if report.errors.is_empty() && written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Removes what dead sessions left and ends those whose boss is gone; with `force` ends all that this user may end.
+pub fn clean(layout: &Layout, force: bool) -> CleanReport {
+    let mut report = CleanReport::default();
+    for session in sessions(layout) {
+        clean_session(layout, &session, force, &mut report);
+    }
+    remove_stale_waiters(layout, &mut report);
+    report
+}
+
+/// Removes what dead sessions left, and touches nothing that lives: for the start of a worker.
+pub fn sweep_dead(layout: &Layout) -> CleanReport {
+    let mut report = CleanReport::default();
+    for session in sessions(layout) {
+        match Owner::load(layout, &session) {
+            Some(owner) if !owner.living().is_empty() => {}
+            owner => remove_dead(layout, &session, owner.as_ref(), &mut report),
+        }
+    }
+    remove_stale_waiters(layout, &mut report);
+    report
+}
+
+fn clean_session(layout: &Layout, session: &SessionId, force: bool, report: &mut CleanReport) {
+    let owner = Owner::load(layout, session);
+    let Some(owner) = owner.filter(|owner| !owner.living().is_empty()) else {
+        let owner = Owner::load(layout, session);
+        return remove_dead(layout, session, owner.as_ref(), report);
+    };
+    let mut leave = |why| {
+        let (boss, run) = (owner.boss.clone(), owner.run.clone());
+        report.left.push(LeftAlone { session: session.clone(), boss, run, why });
+    };
+    if !force && !owner.is_forsaken(layout, SystemTime::now()) {
+        return leave(WhyLeft::BossAlive);
+    }
+    if !may_signal(owner.living()) {
+        return leave(WhyLeft::OtherUser);
+    }
+    end(&owner, report);
+    if owner.living().is_empty() {
+        report.ended.push(session.clone());
+        remove_leftovers(layout, session, Some(&owner), report);
+    } else {
+        report.errors.push(format!("the worker of session {session} (process {}) lives on", owner.guardian.pid));
+    }
+}
+
+fn may_signal(processes: Vec<&ProcessId>) -> bool {
+    processes.into_iter().all(|process| {
+        let pid = i32::try_from(process.pid).ok().and_then(rustix::process::Pid::from_raw);
+        pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::PERM))
+    })
+}
+
+/// Asks a live worker to end; kills it when it does not.
+fn end(owner: &Owner, report: &mut CleanReport) {
+    // Whoever of the two gets the signal stops the other as well.
+    if !owner.guardian.signal(Signal::TERM) {
+        owner.worker.signal(Signal::TERM);
+    }
+    if wait_until(END_WITHIN, || owner.living().is_empty()) {
+        return;
+    }
+    for process in owner.living() {
+        report.processes += u32::from(process.signal(Signal::KILL));
+    }
+    wait_until(KILL_WITHIN, || owner.living().is_empty());
+}
+
+fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    while !done() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+    true
+}
+
+fn remove_dead(layout: &Layout, session: &SessionId, owner: Option<&Owner>, report: &mut CleanReport) {
+    let directory = layout.session(session);
+    if owner.is_none() && is_young(&directory) {
+        return;
+    }
+    if remove_leftovers(layout, session, owner, report) {
+        report.removed.push(session.clone());
+    }
+}
+
+fn is_young(directory: &Path) -> bool {
+    let modified = std::fs::metadata(directory).and_then(|meta| meta.modified());
+    modified.is_ok_and(|at| SystemTime::now().duration_since(at).unwrap_or_default() < YOUNG)
+}
+
+/// Kills what is left of a session whose worker is dead, and removes its directory.
+pub fn remove_leftovers(
+    layout: &Layout,
+    session: &SessionId,
+    owner: Option<&Owner>,
+    report: &mut CleanReport,
+) -> bool {
+    if let Some(group) = owner.and_then(|owner| owner.cgroup.as_deref()) {
+        if cgroup::belongs_to(group, session) {
+            report.processes += u32::try_from(cgroup::members(group).len()).unwrap_or(u32::MAX);
+            if !cgroup::kill_and_remove(group) {
+                report.errors.push(format!("the control group {} is not empty", group.display()));
+            }
+        }
+    }
+    if !kill_marked(session, report) {
+        report.errors.push(format!("processes of session {session} live on after SIGKILL"));
+    }
+    let directory = layout.session(session);
+    if !directory.exists() {
+        return true;
+    }
+    // The record goes last: as long as anything is left its owner is known.
+    match remove_but_record(&directory) {
+        Ok(subvolumes) => {
+            report.directories += 1;
+            report.subvolumes += subvolumes;
+            true
+        }
+        Err(error) => {
+            report.errors.push(format!("cannot remove {}: {error}", directory.display()));
+            false
+        }
+    }
+}
+
+fn remove_but_record(directory: &Path) -> std::io::Result<u32> {
+    let subvolumes = count_subvolumes(directory);
+    let mut first = Ok(());
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        if entry.file_name() == "owner.json" {
+            continue;
+        }
+        let removed = remove_tree(&entry.path());
+        first = first.and(removed);
+    }
+    first?;
+    remove_tree(directory)?;
+    Ok(subvolumes)
+}
+
+/// Subvolumes where we make them: attempts, and what lies directly in attempts.
+fn count_subvolumes(directory: &Path) -> u32 {
+    let inner = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let is_subvolume = |entry: &std::fs::DirEntry| {
+        entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.ino() == SUBVOLUME_INODE)
+    };
+    let attempts: Vec<_> = inner(directory).collect();
+    let below = attempts.iter().flat_map(|attempt| inner(&attempt.path()).collect::<Vec<_>>());
+    let found = attempts.iter().filter(|entry| is_subvolume(entry)).count() + below.filter(is_subvolume).count();
+    u32::try_from(found).unwrap_or(u32::MAX)
+}
+
+/// Kills every process that carries the session's id, again and again, since they may fork.
+fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool {
+    let mut killed = std::collections::BTreeSet::new();
+    let gone = wait_until(KILL_WITHIN, || {
+        let living: Vec<ProcessId> =
+            with_variable(MARK, session.as_str()).into_iter().filter(ProcessId::is_alive).collect();
+        for process in &living {
+            if process.signal(Signal::KILL) {
+                killed.insert((process.pid, process.start));
+            }
+        }
+        living.is_empty()
+    });
+    report.processes += u32::try_from(killed.len()).unwrap_or(u32::MAX);
+    gone
+}
+
+/// Waiters' files that nobody holds a lock on any more.
+fn remove_stale_waiters(layout: &Layout, report: &mut CleanReport) {
+    let Ok(entries) = std::fs::read_dir(layout.locks()) else { return };
+    for entry in entries.flatten() {
+        let waiting = entry.file_name().to_string_lossy().starts_with("waiting-");
+        let Some(file) = waiting.then(|| std::fs::File::open(entry.path()).ok()).flatten() else { continue };
+        if file.try_lock().is_ok() && std::fs::remove_file(entry.path()).is_ok() {
+            report.locks += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::owner::tests::owner_of;
+    use crate::process::boot_id;
+    use std::process::Command;
+
+    fn dead_process() -> ProcessId {
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let id = ProcessId::of(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        id
+    }
+
+    fn session_name(test: &str) -> String {
+        format!("sweep-{test}-{}.1", std::process::id())
+    }
+
+    #[test]
+    fn what_the_dead_left_goes_and_what_lives_stays() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let (dead, live) = (session_name("dead"), session_name("live"));
+        owner_of(&dead, &dead_process()).write(&layout).unwrap();
+        std::fs::create_dir_all(layout.tasks().join(&dead).join("1.1/out")).unwrap();
+        let mut marked = Command::new("/bin/sleep").arg("1000").env(MARK, &dead).spawn().unwrap();
+        owner_of(&live, &ProcessId::own().unwrap()).write(&layout).unwrap();
+        // Executing takes the child a moment; only then is the mark in its environment.
+        assert!(wait_until(Duration::from_secs(10), || !with_variable(MARK, &dead).is_empty()));
+
+        let report = clean(&layout, false);
+        assert_eq!(report.removed, [dead.parse().unwrap()]);
+        assert_eq!(report.left[0].why, WhyLeft::BossAlive);
+        assert_eq!((report.processes, report.directories), (1, 1));
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert!(!layout.tasks().join(&dead).exists() && layout.tasks().join(&live).exists());
+        assert!(!marked.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_live_worker_is_ended_by_force_or_when_its_boss_is_gone() {
+        for force in [true, false] {
+            let work = tempfile::tempdir().unwrap();
+            let layout = Layout::new(work.path());
+            let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+            let mut owner = owner_of(&session_name("forsaken"), &ProcessId::of(child.id()).unwrap());
+            owner.silence_ms = if force { 60_000 } else { 0 };
+            owner.write(&layout).unwrap();
+            let waiter = std::thread::spawn(move || child.wait().unwrap());
+            let report = clean(&layout, force);
+            assert_eq!(report.ended, [owner.session.clone()], "{report:?}");
+            assert!(!waiter.join().unwrap().success());
+            assert!(!layout.session(&owner.session).exists());
+        }
+    }
+
+    #[test]
+    fn a_number_that_another_process_got_is_not_touched() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let real = ProcessId::of(child.id()).unwrap();
+        let older = ProcessId { start: real.start - 1, ..real.clone() };
+        owner_of(&session_name("reused"), &older).write(&layout).unwrap();
+        let report = clean(&layout, true);
+        assert_eq!((report.removed.len(), report.processes), (1, 0));
+        assert!(real.is_alive() && !boot_id().is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,154 @@
+//! The few system calls that neither std nor rustix has: signal masks, signalfd, and waiting with resource usage.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, Timespec};
+
+/// A blocked set of signals that is read from a descriptor instead.
+#[derive(Debug)]
+pub struct Signals {
+    fd: OwnedFd,
+}
+
+fn set_of(signals: &[i32]) -> libc::sigset_t {
+    // SAFETY: sigset_t is plain data; sigemptyset makes it valid, and sigaddset gets constants of this system.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        set
+    }
+}
+
+impl Signals {
+    /// Blocks the signals for this thread and all that come from it, children included, and opens the descriptor.
+    /// A child that runs foreign programs must call [`unblock_all`] first.
+    ///
+    /// # Errors
+    /// As the system says; practically only for want of descriptors.
+    pub fn block(signals: &[i32]) -> io::Result<Self> {
+        let set = set_of(signals);
+        // SAFETY: `set` is valid for both calls; the new descriptor belongs to nobody else.
+        unsafe {
+            if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self { fd: OwnedFd::from_raw_fd(fd) })
+        }
+    }
+
+    /// The descriptor, to be polled.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Takes one pending signal.
+    pub fn take(&self) -> Option<i32> {
+        let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
+        match rustix::io::read(&self.fd, &mut info) {
+            Ok(len) if len == info.len() => {
+                let [a, b, c, d, ..] = info;
+                i32::try_from(u32::from_ne_bytes([a, b, c, d])).ok()
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Unblocks every signal, so that programs started from here get the usual behaviour.
+pub fn unblock_all() {
+    let set = set_of(&[]);
+    // SAFETY: `set` is a valid empty set; the old mask is not asked for.
+    unsafe {
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Moves standard input to another descriptor, which no child inherits, and puts `/dev/null` in its place, so that
+/// starting a child with an inherited standard input costs nothing and gives it nothing.
+///
+/// # Errors
+/// As the system says; practically only for want of descriptors.
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    let null = std::fs::File::open("/dev/null")?;
+    let own = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+    // SAFETY: both descriptors are open; what was at 0 lives on in `own`.
+    let moved = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), 0) };
+    if moved == 0 { Ok(own) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A child that has ended and was reaped.
+#[derive(Debug, Clone, Copy)]
+pub struct Reaped {
+    /// Its process id.
+    pub pid: i32,
+    /// Its wait status, undecoded.
+    pub status: i32,
+    /// Processor time of it and of those of its descendants that were waited for.
+    pub cpu: Duration,
+    /// Largest resident size among them in KiB.
+    pub rss_kib: u64,
+}
+
+/// What [`reap`] found.
+#[derive(Debug, Clone, Copy)]
+pub enum Reap {
+    /// This child has ended.
+    Ended(Reaped),
+    /// There are children, but none has ended.
+    Running,
+    /// There are no children at all: nothing that ever descended from this process is left, if it is a sub-reaper.
+    Childless,
+}
+
+/// Reaps one child, `pid` or any (`None`), without waiting.
+pub fn reap(pid: Option<i32>) -> Reap {
+    let mut status = 0;
+    // SAFETY: rusage is plain data, and both pointers are valid for the call.
+    let (got, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        let flags = libc::WNOHANG | libc::__WALL;
+        let got = libc::wait4(pid.unwrap_or(-1), &raw mut status, flags, &raw mut usage);
+        (got, usage)
+    };
+    match got {
+        0 => Reap::Running,
+        pid if pid > 0 => Reap::Ended(Reaped {
+            pid,
+            status,
+            cpu: time(usage.ru_utime) + time(usage.ru_stime),
+            rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+        }),
+        _ => Reap::Childless,
+    }
+}
+
+fn time(value: libc::timeval) -> Duration {
+    let seconds = u64::try_from(value.tv_sec).unwrap_or(0);
+    let micros = u64::try_from(value.tv_usec).unwrap_or(0);
+    Duration::from_secs(seconds) + Duration::from_micros(micros)
+}
+
+/// Polls descriptors; an interruption counts as the time being over.
+///
+/// # Errors
+/// As the system says; only for want of memory or with too many descriptors.
+pub fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> {
+    let timeout = timeout.map(|duration| Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    });
+    match rustix::event::poll(fds, timeout.as_ref()) {
+        Ok(ready) => Ok(ready),
+        Err(rustix::io::Errno::INTR) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
