@@ -73,11 +73,13 @@ impl Boss {
         }
         let file = |path: &Path| File::create(path).expect("a file for what it prints");
         let command = self.command.stdin(Stdio::null()).stdout(file(&self.stdout)).stderr(file(&self.stderr));
-        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.command));
+        let child =
+            command.spawn().unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.command));
         Running { child, boss: self }
     }
 
     /// Runs it to its end.
+    #[must_use = "what it came to is what is tested"]
     pub fn run(self) -> Ended {
         self.start().end(A_RUN)
     }
@@ -113,6 +115,7 @@ impl Running {
     }
 
     /// Waits for its end.
+    #[must_use = "what it came to is what is tested"]
     pub fn end(mut self, within: Duration) -> Ended {
         let start = Instant::now();
         let status = loop {
@@ -185,7 +188,6 @@ impl Boss {
 
 /// A boss that has ended.
 #[derive(Debug)]
-#[must_use]
 pub struct Ended {
     /// How.
     pub status: ExitStatus,
@@ -227,7 +229,10 @@ impl Ended {
     pub fn expect_tasks(self, count: usize, outcome: &str) -> Self {
         let outcomes = self.outcomes();
         assert_eq!(outcomes.len(), count, "tasks with a result in {self:#?}");
-        assert!(outcomes.values().all(|each| each == &[outcome]), "all {outcome}, each once: {outcomes:?}\n{self:#?}");
+        assert!(
+            outcomes.values().all(|each| each == &[outcome]),
+            "all {outcome}, each once: {outcomes:?}\n{self:#?}"
+        );
         self
     }
 
@@ -248,15 +253,19 @@ impl Ended {
     /// The outcome of a target's only task.
     pub fn outcome_of(&self, target: &str) -> String {
         let done = self.of_kind("task_done");
-        let found: Vec<String> =
-            done.iter().filter(|event| event["target"] == target).map(|event| text(&event["outcome"])).collect();
+        let found: Vec<String> = done
+            .iter()
+            .filter(|event| event["target"] == target)
+            .map(|event| text(&event["outcome"]))
+            .collect();
         assert_eq!(found.len(), 1, "one result of {target} in {self:#?}");
         found[0].clone()
     }
 
     /// The hosts that results came from.
     pub fn hosts(&self) -> Vec<String> {
-        let mut hosts: Vec<String> = self.of_kind("task_done").iter().map(|event| text(&event["host"])).collect();
+        let mut hosts: Vec<String> =
+            self.of_kind("task_done").iter().map(|event| text(&event["host"])).collect();
         hosts.sort();
         hosts.dedup();
         hosts

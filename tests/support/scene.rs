@@ -79,8 +79,11 @@ impl Scene {
         let config = lab.dir().join("ssh_config");
         let mut text = format!("{FAST_LIMITS}[ssh]\nconfig = {:?}\n", config.display().to_string());
         for (host, more) in hosts {
-            let name = host.replace('-', "_");
-            text += &format!("[host.{name}]\nssh = \"{}@{host}\"\nwork = \"{}\"\n{more}\n", user.name(), user.work());
+            text += &format!(
+                "[host.{host}]\nssh = \"{}@{host}\"\nwork = \"{}\"\n{more}\n",
+                user.name(),
+                user.work()
+            );
         }
         self.crew_file(&text)
     }
