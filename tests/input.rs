@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -261,6 +262,24 @@ fn a_host_that_wants_a_password_is_named() {
     expect_bad_host(&lab, "rm /root/.ssh/authorized_keys", &["denied"]);
 }
 
+/// A file system with little room, gone when this is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(path: &Path) -> Self {
+        std::fs::create_dir(path).expect("a directory");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(path));
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: whatever failed may still have files open there.
+        run(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
 #[test]
 fn a_full_disk_at_the_boss_is_an_error_and_leaves_no_half_result() {
     let lab = Lab::up(&["1"]);
@@ -269,11 +288,10 @@ fn a_full_disk_at_the_boss_is_an_error_and_leaves_no_half_result() {
         1,
     );
     let crew = scene.crew(&lab, User::Root, &[("host1", "")]);
-    std::fs::create_dir(scene.out()).expect("a result directory");
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(scene.out()));
+    let small = SmallDisk::at(&scene.out());
     let ended = scene.build(&lab, &crew).run();
     let whole = ended.results.tasks.values().all(|path| path.join("done").exists());
-    run(Command::new("umount").arg(scene.out()));
+    drop(small);
     assert!(whole, "{ended:#?}");
     ended.expect_code(102).expect_civil().expect_said("space");
     lab.expect_clean(&["host1"]);
