@@ -1,0 +1,199 @@
+//! Losing things in the middle of a run: hosts, links, sshd, workers, and the boss itself.
+
+mod support;
+
+use std::time::Duration;
+
+use support::boss::{Ended, Running};
+use support::lab::{Lab, User};
+use support::scene::Scene;
+use support::{A_RUN, SOON, wait_for};
+
+const HOSTS: [&str; 2] = ["host1", "host2"];
+
+/// Tasks in a plan of `counting`.
+const COUNT: usize = 8;
+
+/// As many targets as `COUNT`, a second each, so that both hosts are busy for a while.
+fn counting() -> Scene {
+    let targets: String = (0..COUNT)
+        .map(|n| format!("[target.t{n}]\nstages.run = \"sleep 1; echo $CREWBOSS_TARGET\"\n"))
+        .collect();
+    Scene::with_commits(&format!("commits = \"HEAD\"\nenvironment = \"directory\"\n{targets}"), 1)
+}
+
+/// Starts a run and waits until both hosts work.
+fn busy(scene: &Scene, lab: &Lab, user: User) -> Running {
+    let crew = scene.two_hosts(lab, user);
+    let mut running = scene.build(lab, &crew).start();
+    running.wait_for_task_on("host1");
+    running.wait_for_task_on("host2");
+    running
+}
+
+/// What must hold however a host was lost: all tasks done, each once, each with its own log.
+fn expect_complete(ended: Ended) -> Ended {
+    let ended = ended.expect_code(0).expect_tasks(COUNT, "success").expect_civil();
+    assert_eq!(ended.results.tasks.len(), COUNT);
+    for n in 0..COUNT {
+        assert_eq!(ended.results.file(&format!("t{n}"), "log"), format!("t{n}\n"));
+    }
+    assert!(!ended.of_kind("host_lost").is_empty(), "the loss is told: {ended:#?}");
+    assert!(!ended.of_kind("task_retried").is_empty(), "what ran there went elsewhere: {ended:#?}");
+    ended
+}
+
+#[test]
+fn a_worker_that_is_killed_loses_nothing() {
+    let lab = Lab::shared();
+    for user in User::BOTH {
+        let scene = counting();
+        let running = busy(&scene, &lab, user);
+        lab.on("host2", "pkill -9 -f '[c]rewboss worker'");
+        expect_complete(running.end(A_RUN));
+        // What the dead worker left is swept by the next one that starts there, or was by its guardian.
+        scene
+            .build(&lab, &scene.path("crew.toml"))
+            .args(&["--force", "--host", "host2", "t0"])
+            .run()
+            .expect_code(0);
+        lab.expect_clean(&HOSTS);
+    }
+}
+
+#[test]
+fn a_link_that_is_cut_loses_nothing() {
+    let lab = Lab::shared();
+    let scene = counting();
+    let running = busy(&scene, &lab, User::Root);
+    lab.lab("cut", &["host2"]);
+    expect_complete(running.end(A_RUN));
+    // The worker there notices by itself that its boss is gone, and ends everything. The link is still down.
+    wait_for("the cut-off host to be clean", SOON, || {
+        let left = lab.leftovers("host2");
+        // Its sshd may wait for the other end as long as it likes.
+        left.lines().all(|line| line.contains("sshd:")).then_some(())
+    });
+    lab.lab("heal", &["host2"]);
+    lab.on("host2", "pkill -f '[s]shd: .*@notty' || true");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn an_sshd_that_is_killed_loses_nothing() {
+    let lab = Lab::shared();
+    let scene = counting();
+    let running = busy(&scene, &lab, User::Plain);
+    lab.lab("kill-sshd", &["host2"]);
+    expect_complete(running.end(A_RUN));
+    lab.lab("start-sshd", &["host2"]);
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn a_host_that_falls_silent_loses_nothing() {
+    let lab = Lab::shared();
+    let scene = counting();
+    let running = busy(&scene, &lab, User::Root);
+    lab.on("host2", "pkill -STOP -f '[c]rewboss'");
+    expect_complete(running.end(A_RUN));
+    lab.on("host2", "pkill -CONT -f '[c]rewboss' || true");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn a_host_that_loses_power_loses_nothing() {
+    let lab = Lab::up(&["2"]);
+    let scene = counting();
+    let running = busy(&scene, &lab, User::Root);
+    lab.lab("off", &["host2"]);
+    expect_complete(running.end(A_RUN));
+    lab.expect_clean(&["host1"]);
+}
+
+#[test]
+fn a_link_that_heals_is_used_again() {
+    let lab = Lab::shared();
+    let scene = counting();
+    let mut running = busy(&scene, &lab, User::Root);
+    lab.lab("kill-sshd", &["host2"]);
+    running.wait_for_event("host_lost", |event| event["host"] == "host2");
+    lab.lab("start-sshd", &["host2"]);
+    expect_complete(running.end(A_RUN));
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn a_boss_that_is_killed_goes_on_where_it_stopped() {
+    let lab = Lab::shared();
+    for user in User::BOTH {
+        let scene = counting();
+        let mut running = busy(&scene, &lab, user);
+        running.wait_for_event("task_done", |_| true);
+        running.signal("KILL");
+        let killed = running.end(SOON);
+        assert_eq!(killed.status.code(), None, "{killed:#?}");
+        // Nobody tells the workers, and still they stop and clean up.
+        lab.expect_clean(&HOSTS);
+        let done = killed.results.tasks.len();
+        assert!((1..COUNT).contains(&done), "killed in the middle: {done} of {COUNT}");
+
+        let ended = scene.build(&lab, &scene.path("crew.toml")).run().expect_code(0);
+        assert_eq!(ended.results.tasks.len(), COUNT);
+        assert!(
+            ended.of_kind("task_started").len() <= COUNT - done,
+            "what is done is not built again: {ended:#?}"
+        );
+        lab.expect_clean(&HOSTS);
+    }
+}
+
+#[test]
+fn a_task_that_kills_every_worker_fails_with_the_story() {
+    let lab = Lab::shared();
+    let scene = Scene::with_commits(
+        r#"
+commits = "HEAD"
+environment = "directory"
+[target.poison]
+stages.run = "pkill -9 -f '[c]rewboss worker'; sleep 60"
+[target.fine]
+stages.run = ["/bin/true"]
+"#,
+        1,
+    );
+    let crew = scene.two_hosts(&lab, User::Root);
+    let ended = scene.build(&lab, &crew).run().expect_code(102).expect_civil();
+    assert_eq!(ended.outcome_of("poison"), "infrastructure", "{ended:#?}");
+    assert_eq!(ended.outcome_of("fine"), "success", "{ended:#?}");
+    let done = ended.of_kind("task_done");
+    let poison = done.iter().find(|event| event["target"] == "poison").expect("its end");
+    assert_eq!(poison["attempt"], 3, "{ended:#?}");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn one_dead_host_delays_nobody() {
+    let lab = Lab::shared();
+    lab.lab("cut", &["host2"]);
+    let scene = Scene::with_commits("commits = 'HEAD'\n[target.t]\nstages.run = ['/bin/true']\n", 1);
+    let crew = scene.two_hosts(&lab, User::Root);
+    let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(1, "success");
+    assert!(ended.took < Duration::from_secs(10), "{:?}", ended.took);
+    lab.lab("heal", &["host2"]);
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn a_full_disk_puts_a_host_out_of_the_run() {
+    let lab = Lab::up(&["2", "--disk", "300M"]);
+    lab.lab("fill", &["host2"]);
+    let scene = counting();
+    // Enough source that the little room that is left will not do.
+    let noise: String = (0..2_000_000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
+    scene.commit(&[("noise", &noise)], "Noise");
+    let crew = scene.two_hosts(&lab, User::Root);
+    let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(COUNT, "success").expect_civil();
+    assert_eq!(ended.hosts(), ["host1"]);
+    assert!(ended.stderr.contains("host2") && ended.stderr.contains("space"), "{ended:#?}");
+}

@@ -1,0 +1,270 @@
+//! The main job: a matrix of targets and commits, built on hosts, and the result directory that comes of it.
+
+mod support;
+
+use std::process::Command;
+
+use support::lab::{Lab, User};
+use support::scene::Scene;
+use support::{read, run, write};
+
+const HOSTS: [&str; 2] = ["host1", "host2"];
+
+/// Two targets; one builds a program, the other one only looks.
+const MATRIX: &str = r#"
+commits = "HEAD~3..HEAD"
+
+[target.program]
+toolchain = "native"
+stages.build = '$CREWBOSS_CC -o "$CREWBOSS_OUT/program" program.c'
+stages.test = '"$CREWBOSS_OUT/program"'
+artifacts = ["program"]
+sizes = ["program"]
+
+[target.look]
+stages.look = 'cat number; echo "$CREWBOSS_TARGET at $CREWBOSS_COMMIT" >&2'
+"#;
+
+const PROGRAM: &str = "#include <stdio.h>\nint main(void) { puts(\"it runs\"); return 0; }\n";
+
+fn matrix() -> Scene {
+    let scene = Scene::new(MATRIX);
+    scene.files(&[("program.c", PROGRAM)]);
+    for number in 1..=4 {
+        scene.commit(&[("number", &format!("{number}\n"))], &format!("Count to {number}"));
+    }
+    scene
+}
+
+#[test]
+fn a_matrix_is_built_on_two_hosts_as_root_and_as_a_plain_user() {
+    let lab = Lab::shared();
+    for user in User::BOTH {
+        let scene = matrix();
+        let crew = scene.two_hosts(&lab, user);
+        let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(6, "success");
+        assert_eq!(ended.results.tasks.len(), 6, "{:?}", ended.results.tasks);
+        for (name, path) in &ended.results.tasks {
+            assert_eq!(read(&path.join("done")).trim(), "0", "{name}");
+            serde_json::from_str::<serde_json::Value>(&read(&path.join("result.json"))).expect("JSON");
+            if name.ends_with("program") {
+                assert_eq!(run(&mut Command::new(path.join("artifacts/program"))), "it runs\n");
+                assert!(read(&path.join("log")).contains("it runs"));
+                assert!(read(&path.join("sizes")).contains("text"), "{}", read(&path.join("sizes")));
+            }
+        }
+        let (name, last) =
+            ended.results.tasks.iter().rfind(|(name, _)| name.ends_with("/look")).expect("a look");
+        assert!(
+            name.starts_with("03_of_03_g") || name.starts_with("3_of_3_g"),
+            "buildman's way to count: {name}"
+        );
+        assert!(name.contains("Count"), "{name}");
+        let head = run(Command::new("git").arg("-C").arg(scene.repo()).args(["rev-parse", "HEAD"]));
+        assert_eq!(read(&last.join("log")), format!("4\nlook at {head}"));
+        assert_eq!(read(&last.join("err")), format!("look at {head}"));
+        lab.expect_clean(&HOSTS);
+    }
+}
+
+#[test]
+fn what_is_done_is_not_built_again_unless_asked_or_changed() {
+    let lab = Lab::shared();
+    let scene = matrix();
+    let crew = scene.two_hosts(&lab, User::Root);
+    scene.build(&lab, &crew).run().expect_code(0).expect_tasks(6, "success");
+    let again = scene.build(&lab, &crew).run().expect_code(0);
+    assert!(again.of_kind("task_started").is_empty(), "{again:#?}");
+    assert_eq!(again.results.tasks.len(), 6);
+
+    let forced = scene.build(&lab, &crew).args(&["--force", "look"]).run().expect_code(0);
+    assert_eq!(forced.of_kind("task_started").len(), 3, "{forced:#?}");
+
+    // Another definition of one target is another key; the other target's stays.
+    write(&scene.repo().join("build.toml"), MATRIX.replace("cat number;", "cat number number;"));
+    let changed = scene.build(&lab, &crew).run().expect_code(0);
+    assert_eq!(changed.of_kind("task_started").len(), 3, "{changed:#?}");
+    assert!(changed.results.tasks.iter().any(|(_, path)| read(&path.join("log")).starts_with("4\n4\n")));
+}
+
+#[test]
+fn failures_warnings_and_timeouts_are_results() {
+    let lab = Lab::shared();
+    let scene = Scene::with_commits(
+        r#"
+commits = "HEAD"
+[target.good]
+stages.run = ["/bin/true"]
+[target.bad]
+stages.first = "echo fine"
+stages.second = "echo 'this went wrong' >&2; exit 7"
+stages.third = "echo never >never; echo never"
+[target.killed]
+stages.run = "kill -SEGV $$"
+[target.slow]
+timeout = "1s"
+stages.run = "sleep 600"
+[target.promised]
+stages.run = ["/bin/true"]
+artifacts = ["not-there"]
+"#,
+        1,
+    );
+    let crew = scene.two_hosts(&lab, User::Root);
+    let ended = scene.build(&lab, &crew).run().expect_code(100).expect_said("this went wrong").expect_civil();
+    let expected = [
+        ("good", "success"),
+        ("bad", "failure"),
+        ("killed", "failure"),
+        ("slow", "timeout"),
+        ("promised", "failure"),
+    ];
+    for (target, outcome) in expected {
+        assert_eq!(ended.outcome_of(target), outcome, "{target}");
+    }
+    assert_eq!(ended.results.file("bad", "done").trim(), "7");
+    assert_eq!(ended.results.file("bad", "log"), "fine\nthis went wrong\n");
+    assert!(ended.results.file("killed", "result.json").contains("11"), "the signal is kept");
+    lab.expect_clean(&HOSTS);
+    let again = scene.build(&lab, &crew).run().expect_code(100);
+    assert!(again.of_kind("task_started").is_empty(), "failures are results too: {again:#?}");
+}
+
+#[test]
+fn with_no_crew_file_the_crew_is_this_computer() {
+    let scene = matrix();
+    let ended =
+        scene.build_local().args(&["--commits", "HEAD"]).run().expect_code(0).expect_tasks(2, "success");
+    assert_eq!(run(&mut Command::new(ended.results.only("program").join("artifacts/program"))), "it runs\n");
+    let data = scene.path("home/.local/share/crewboss");
+    let left = std::fs::read_dir(data.join("tasks")).map(|entries| entries.count()).unwrap_or(0);
+    assert_eq!(left, 0, "nothing is left in {}", data.display());
+}
+
+#[test]
+fn the_working_tree_is_built_as_it_is_and_not_touched() {
+    let lab = Lab::shared();
+    let scene = Scene::with_commits(
+        "[target.look]\nstages.look = 'cat number new; test ! -e ignored && test ! -e gone && echo end'\n",
+        1,
+    );
+    scene.commit(&[(".gitignore", "ignored\n"), ("gone", "x")], "Ignore");
+    scene.files(&[("number", "changed\n"), ("new", "untracked\n"), ("ignored", "x")]);
+    std::fs::remove_file(scene.repo().join("gone")).expect("it is there");
+    run(Command::new("git").arg("-C").arg(scene.repo()).args(["add", "number"]));
+    let state = || {
+        let git = |arguments: &[&str]| run(Command::new("git").arg("-C").arg(scene.repo()).args(arguments));
+        let index = std::fs::read(scene.repo().join(".git/index")).expect("the index");
+        (git(&["status", "--porcelain"]), git(&["for-each-ref"]), git(&["stash", "list"]), index)
+    };
+    let before = state();
+    let crew = scene.two_hosts(&lab, User::Plain);
+    let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(1, "success");
+    assert_eq!(ended.results.file("look", "log"), "changed\nuntracked\nend\n");
+    // `git status` itself may refresh the index, so it is the last to be asked.
+    assert_eq!(before.3, std::fs::read(scene.repo().join(".git/index")).expect("the index"));
+    assert_eq!(before, state());
+}
+
+#[test]
+fn only_missing_objects_travel() {
+    let lab = Lab::shared();
+    let scene = Scene::new(
+        "commits = \"HEAD\"\n[target.look]\nstages.look = ['cat', 'number']\nenvironment = 'snapshot'\n",
+    );
+    let noise: String = (0..200_000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
+    scene.commit(&[("noise", &noise), ("number", "1")], "First");
+    let crew = scene.crew(&lab, User::Root, &[("host1", "")]);
+    let first = scene.build(&lab, &crew).run().expect_code(0);
+    scene.commit(&[("number", "2")], "Second");
+    let second = scene.build(&lab, &crew).run().expect_code(0);
+    let bytes = |ended: &support::boss::Ended| -> u64 {
+        ended.of_kind("source_sent").iter().filter_map(|event| event["bytes"].as_u64()).sum()
+    };
+    assert!(bytes(&first) > 100_000, "{first:#?}");
+    assert!(bytes(&second) < 5_000, "{second:#?}");
+}
+
+#[test]
+fn other_ways_to_reach_a_host() {
+    let lab = Lab::shared();
+    let scene = matrix();
+    let config = lab.dir().join("ssh_config").display().to_string();
+    let words = format!(r#"["ssh", "-F", "{config}", "host1", "exec"]"#);
+    let text = format!(
+        "[ssh]\nconfig = \"{config}\"\n[host.piped]\ncommand = {words}\nwork = \"/srv/crewboss\"\n\
+         [host.jumped]\nssh = \"host2-via-host1\"\nwork = \"/srv/crewboss\"\n"
+    );
+    let crew = scene.crew_file(&text);
+    for host in ["piped", "jumped"] {
+        let boss = scene.build(&lab, &crew).args(&["--force", "--host", host]);
+        let ended = boss.run().expect_code(0).expect_tasks(6, "success");
+        assert_eq!(ended.hosts(), [host]);
+    }
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_does_nothing() {
+    let lab = Lab::shared();
+    let scene = matrix();
+    let crew = scene.two_hosts(&lab, User::Root);
+    scene
+        .build(&lab, &crew)
+        .args(&["--dry-run"])
+        .run()
+        .expect_code(0)
+        .expect_said("program")
+        .expect_said("look");
+    assert!(!scene.out().exists() || std::fs::read_dir(scene.out()).expect("a directory").count() == 0);
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn hosts_are_shown_as_a_table_and_as_json() {
+    let lab = Lab::shared();
+    let scene = matrix();
+    let crew = scene.two_hosts(&lab, User::Plain).display().to_string();
+    scene
+        .crewboss(Some(&lab), &["hosts", "--crew", &crew])
+        .run()
+        .expect_code(0)
+        .expect_said("host1")
+        .expect_said("aarch64");
+    let ended = scene.crewboss(Some(&lab), &["hosts", "--json", "--crew", &crew]).run().expect_code(0);
+    serde_json::from_str::<serde_json::Value>(&ended.stdout).expect("one JSON document");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn bulk_comes_back_whole() {
+    let lab = Lab::shared();
+    let scene = Scene::with_commits(
+        r#"
+commits = "HEAD"
+environment = "directory"
+[target.log]
+stages.run = "seq 3000000; printf 'no newline at the end'"
+[target.binary]
+stages.run = "head -c 3000000 /dev/zero; printf '\\377\\376\\000'"
+[target.files]
+stages.run = 'seq 200 | while read n; do mkdir -p d$n; echo $n >d$n/f; done; head -c 20000000 /dev/urandom >big; sha256sum big'
+artifacts = ["big", "d*/f"]
+"#,
+        1,
+    );
+    let crew = scene.two_hosts(&lab, User::Root);
+    let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(3, "success");
+    let expected: String =
+        (1..=3_000_000).map(|n| format!("{n}\n")).collect::<String>() + "no newline at the end";
+    assert!(ended.results.file("log", "log") == expected, "the log is complete, byte for byte");
+    let binary = std::fs::read(ended.results.only("binary").join("log")).expect("the log");
+    assert_eq!((binary.len(), &binary[3_000_000..]), (3_000_003, &[0o377, 0o376, 0][..]));
+    let artifacts = ended.results.only("files").join("artifacts");
+    let sum = run(Command::new("sha256sum").arg("big").current_dir(&artifacts));
+    assert_eq!(sum, ended.results.file("files", "log"));
+    for n in 1..=200 {
+        assert_eq!(read(&artifacts.join(format!("d{n}/f"))), format!("{n}\n"));
+    }
+    lab.expect_clean(&HOSTS);
+}

@@ -1,0 +1,139 @@
+//! Stopping: by Ctrl-C, by `kill-workers`, and sharing hosts with others who do not want to be stopped.
+
+mod support;
+
+use std::time::Duration;
+
+use support::boss::Running;
+use support::lab::{Lab, User};
+use support::scene::Scene;
+use support::{A_RUN, SOON};
+
+const HOSTS: [&str; 2] = ["host1", "host2"];
+
+/// From the first Ctrl-C to the end, with some room for a busy machine.
+const STOP_WITHIN: Duration = Duration::from_secs(7);
+
+/// Quick targets, and long ones that do not like to be asked to end.
+fn long() -> Scene {
+    let quick: String = (0..4).map(|n| format!("[target.a{n}]\nstages.run = ['/bin/true']\n")).collect();
+    let slow: String = (0..4)
+        .map(|n| {
+            format!(
+                "[target.b{n}]\nstages.run = \"trap '' TERM INT; setsid sleep 600 & sleep 600; sleep 600\"\n"
+            )
+        })
+        .collect();
+    Scene::with_commits(&format!("commits = 'HEAD'\n{quick}{slow}"), 1)
+}
+
+fn busy(scene: &Scene, lab: &Lab, user: User, name: &str) -> Running {
+    let crew = scene.two_hosts(lab, user);
+    let mut running = scene.build(lab, &crew).called(name).start();
+    for host in HOSTS {
+        running.wait_for_event("task_started", |event| {
+            event["host"] == host && event["target"].as_str().is_some_and(|target| target.starts_with('b'))
+        });
+    }
+    running
+}
+
+#[test]
+fn one_signal_stops_everything_everywhere() {
+    let lab = Lab::shared();
+    for (user, signal) in [(User::Root, "INT"), (User::Plain, "TERM")] {
+        let scene = long();
+        let running = busy(&scene, &lab, user, "boss");
+        running.signal(signal);
+        let ended = running.end(STOP_WITHIN).expect_code(130).expect_civil();
+        for (name, path) in &ended.results.tasks {
+            assert!(path.join("done").exists(), "{name} is there, so it is whole");
+        }
+        assert!(!ended.results.tasks.is_empty(), "what was done is kept: {ended:#?}");
+        lab.expect_clean(&HOSTS);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_boss_at_once() {
+    let lab = Lab::shared();
+    let scene = long();
+    let running = busy(&scene, &lab, User::Root, "boss");
+    running.signal("INT");
+    running.signal("INT");
+    let ended = running.end(Duration::from_secs(3));
+    assert_eq!(ended.status.code(), Some(130), "{ended:#?}");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn kill_workers_cleans_what_is_dead_and_spares_what_lives() {
+    let lab = Lab::shared();
+    let scene = long();
+    let running = busy(&scene, &lab, User::Root, "boss");
+    let crew = scene.path("crew.toml").display().to_string();
+
+    let gentle = scene.crewboss(Some(&lab), &["kill-workers", "--crew", &crew]).called("gentle").run();
+    assert!(gentle.status.code().is_some(), "{gentle:#?}");
+    assert!(lab.leftovers("host1").contains("sleep 600"), "a live boss's work goes on: {gentle:#?}");
+
+    let forced = scene.crewboss(Some(&lab), &["kill-workers", "--force", "--crew", &crew]).called("forced");
+    forced.run().expect_code(0).expect_said("host1").expect_said("host2");
+    // The boss has lost its workers and may have started new ones by now.
+    running.signal("INT");
+    let ended = running.end(STOP_WITHIN);
+    assert!(ended.status.code().is_some(), "{ended:#?}");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn kill_workers_removes_what_a_dead_worker_left() {
+    let lab = Lab::shared();
+    let scene = long();
+    let running = busy(&scene, &lab, User::Root, "boss");
+    running.signal("KILL");
+    // Guardians too: nothing is left on the host that could clean up.
+    for host in HOSTS {
+        lab.on(host, "pkill -9 -f '[c]rewboss' || true");
+    }
+    drop(running);
+    let crew = scene.path("crew.toml").display().to_string();
+    let forced = scene.crewboss(Some(&lab), &["kill-workers", "--crew", &crew]).called("clean");
+    forced.run().expect_code(0).expect_said("host1").expect_said("host2");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn two_bosses_share_the_hosts() {
+    let lab = Lab::shared();
+    let targets: String = (0..6)
+        .map(|n| format!("[target.t{n}]\nstages.run = 'date +%s.%N; sleep 0.5; date +%s.%N'\n"))
+        .collect();
+    let scenes = [(); 2].map(|()| Scene::with_commits(&format!("commits = 'HEAD'\n{targets}"), 1));
+    let running = scenes.each_ref().map(|scene| {
+        let crew = scene.two_hosts(&lab, User::Root);
+        scene.build(&lab, &crew).start()
+    });
+    for boss in running {
+        boss.end(A_RUN).expect_code(0).expect_tasks(6, "success");
+    }
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn hosts_shows_who_holds_what() {
+    let lab = Lab::shared();
+    let scene = long();
+    let running = busy(&scene, &lab, User::Root, "boss");
+    let crew = scene.path("crew.toml").display().to_string();
+    let shown = scene
+        .crewboss(Some(&lab), &["hosts", "--json", "--crew", &crew])
+        .called("hosts")
+        .run()
+        .expect_code(0);
+    let json: serde_json::Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    assert!(json.to_string().contains("holder"), "{json:#}");
+    running.signal("INT");
+    running.end(SOON).expect_code(130);
+    lab.expect_clean(&HOSTS);
+}
