@@ -10,6 +10,7 @@ mod stream;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest};
@@ -85,7 +86,9 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// Serves the channel on standard input and output until it ends. The exit code is 0 if it ended between requests.
-pub fn main(layout: Layout, session: SessionId) -> ExitCode {
+pub fn main(work: Option<PathBuf>, session: SessionId) -> ExitCode {
+    // Without a directory to work in there is nothing to say either: the worker has said why.
+    let Ok(layout) = Layout::resolve(work) else { return ExitCode::FAILURE };
     let (input, output) = (io::stdin(), io::stdout());
     if serve(layout, session, input.as_fd(), output.as_fd()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

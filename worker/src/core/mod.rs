@@ -2,7 +2,6 @@
 //!
 //! One thread waits for everything at once: the boss, the runners, the pool, signals and time.
 
-pub mod host;
 pub mod output;
 pub mod pool;
 pub mod runners;
@@ -124,8 +123,8 @@ impl Channel {
     }
 }
 
-fn with_cause(error: &codec::DecodeError) -> String {
-    match std::error::Error::source(error) {
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
     }
@@ -165,7 +164,8 @@ fn serve(channel: &mut Channel, work: Option<PathBuf>, guardian: u32) -> Result<
             channel.output.send(&FromWorker::Notice { text });
         }
     }
-    let facts = host::facts(&layout, &hello).map_err(refuse(WorkerErrorKind::Internal))?;
+    let facts = crate::probe::probe(&layout, &hello)
+        .map_err(|error| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text: with_cause(&error) })?;
     let ready =
         Ready { protocol: PROTOCOL_VERSION, build, pid: std::process::id(), facts: facts.clone() };
     channel.output.send(&FromWorker::Ready(Box::new(ready)));

@@ -13,7 +13,7 @@ use super::pool::{Finished, Pool, Work, sentence};
 use super::runners::Runner;
 use super::session::Session;
 use super::state::{Action, Core, Event};
-use super::{Channel, host, variables};
+use super::{Channel, variables};
 use crate::environment::{EnvRequest, Prepared, Preparer, WarmKey};
 use crate::layout::Layout;
 use crate::process::{kill_all_descendants, kill_orphans};
@@ -426,7 +426,7 @@ impl Shell {
         match &self.load {
             Some((at, load)) if now.duration_since(*at) < fresh => load.clone(),
             _ => {
-                let load = host::load(&self.layout);
+                let load = crate::probe::load(&self.layout);
                 self.load = Some((now, load.clone()));
                 load
             }
