@@ -353,6 +353,20 @@ fn a_good_trial_makes_a_host_well_again() {
 }
 
 #[test]
+fn failures_with_results_between_them_do_not_pause_a_host() {
+    let mut desk = Desk::new(1);
+    desk.add(20);
+    desk.up(HOST, 1, 1000);
+    let mut held = vec![at(0, 1), at(1, 1)];
+    for round in 0..12 {
+        let first = held.remove(0);
+        let out = if round % 3 == 2 { desk.done(HOST, first) } else { desk.failed(HOST, first) };
+        assert!(!out.iter().any(|action| matches!(action, Action::Pause { .. })), "round {round}: {out:?}");
+        held.extend(out.iter().filter_map(sent_at));
+    }
+}
+
+#[test]
 fn a_task_refused_everywhere_is_given_up() {
     let mut desk = Desk::new(2);
     desk.up(HOST, 1, 1000);
@@ -503,7 +517,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         1 => Just(Ended::Infrastructure("bad".to_owned()))
     ];
     prop_oneof![
-        (host.clone(), 0..4_u32, 0..3000_u32)
+        (host.clone(), prop_oneof![0..4_u32, Just(u32::MAX)], prop_oneof![0..3000_u32, Just(u32::MAX)])
             .prop_map(|(host, slots, speed)| Input::HostUp { host, offer: offer(slots, speed) }),
         (host.clone(), any::<bool>()).prop_map(|(host, returns)| Input::HostDown {
             host,
