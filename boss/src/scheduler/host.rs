@@ -19,6 +19,10 @@ pub const PAUSE_FIRST_MS: u64 = 10_000;
 pub const PAUSE_MAX_MS: u64 = 300_000;
 /// Pauses in a row after which the host is out: about five minutes in all with the values above.
 pub const PAUSES_MAX: u32 = 5;
+/// More than the protocol lets a worker claim; keeps sums within their types.
+const SLOTS_MAX: u32 = 65_536;
+/// A thousand times the reference machine; what the protocol lets a worker claim.
+const SPEED_MAX: u32 = 1_000_000;
 /// A longer round trip is an outage, not a property of the link.
 const ROUND_TRIP_MAX_MICROS: u64 = 10_000_000;
 /// A longer run says nothing more for the estimates (100 days), and sums of it do not overflow.
@@ -114,8 +118,8 @@ impl Host {
     /// A new session begins.
     pub fn come_up(&mut self, offer: Offer, now: Millis) {
         self.link = Link::Up;
-        self.slots = offer.slots.max(1);
-        self.speed = offer.speed.max(1);
+        self.slots = offer.slots.clamp(1, SLOTS_MAX);
+        self.speed = offer.speed.clamp(1, SPEED_MAX);
         self.offer = Some(offer);
         self.window_start = now;
         self.window_count = 0;
@@ -210,7 +214,7 @@ impl Host {
             // One odd task must not make a host look ten times as fast or slow as it was measured.
             let seen = (expected.saturating_mul(1000) / ran).clamp(offered / 4, offered.saturating_mul(4));
             let speed = (u64::from(self.speed) * 15 + seen) / 16;
-            self.speed = u32::try_from(speed).unwrap_or(u32::MAX).max(1);
+            self.speed = u32::try_from(speed).unwrap_or(SPEED_MAX).clamp(1, SPEED_MAX);
         }
     }
 

@@ -124,7 +124,6 @@ fn priority_goes_before_rarity_before_length() {
         TaskEntry { task: TaskId(3), expected_ms: Some(1), priority: 1, ..common },
     ];
     desk.say(Input::AddTasks(entries));
-    // The other host is busy with nothing it could take away: it has no room at all while it is down.
     let offer = Offer { toolchains: [name("arm")].into(), ..offer(3, 1000) };
     let sent = sends(&desk.say(Input::HostUp { host: HOST, offer }));
     assert_eq!(sent.iter().map(|(_, task)| *task).collect::<Vec<_>>(), [3, 1, 0, 2]);
@@ -183,6 +182,39 @@ fn a_recall_that_comes_too_late_changes_nothing() {
     assert_eq!(desk.say(Input::Returned { host: HOST, tasks: vec![] }), []);
     assert_eq!(desk.done(HOST, at(1, 1)), [Action::Accept { host: HOST, at: at(1, 1) }]);
     assert!(desk.scheduler.is_finished());
+}
+
+#[test]
+fn a_host_that_was_told_no_asks_again_next_time() {
+    let mut desk = Desk::new(2);
+    desk.add(2);
+    desk.up(HOST, 1, 1000);
+    desk.started(HOST, at(0, 1));
+    assert_eq!(desk.up(OTHER, 1, 1000).len(), 1, "it asks for task 1");
+    desk.done(HOST, at(0, 1));
+    desk.started(HOST, at(1, 1));
+    let entries = (2..4).map(|task| desk.entry(task)).collect();
+    assert_eq!(sends(&desk.say(Input::AddTasks(entries))), [(1, 2), (0, 3)]);
+    let out = desk.done(OTHER, at(2, 1));
+    assert!(out.contains(&Action::Recall { host: HOST, tasks: vec![at(3, 1)] }), "{out:?}");
+}
+
+#[test]
+fn near_the_end_a_slow_host_takes_what_it_can_finish_in_time() {
+    let mut desk = Desk::new(2);
+    desk.up(HOST, 1, 500);
+    desk.up(OTHER, 1, 4000);
+    let known = |(task, ms)| TaskEntry { expected_ms: Some(ms), ..desk.entry(task) };
+    let entries = (0..).zip([5000, 100, 2000, 3000, 20]).map(known).collect();
+    // What is left takes 1.1 s in all; the slow host would need 6 s for task 3.
+    assert_eq!(sends(&desk.say(Input::AddTasks(entries)))[..2], [(1, 0), (0, 1)]);
+    // It takes a long one rather than nothing.
+    let mut desk = Desk::new(2);
+    desk.up(HOST, 1, 500);
+    desk.up(OTHER, 1, 4000);
+    let known = |(task, ms)| TaskEntry { expected_ms: Some(ms), ..desk.entry(task) };
+    let entries = (0..).zip([5000, 3000]).map(known).collect();
+    assert_eq!(sends(&desk.say(Input::AddTasks(entries))), [(1, 0), (0, 1)]);
 }
 
 #[test]
@@ -318,6 +350,20 @@ fn a_good_trial_makes_a_host_well_again() {
     assert_eq!(trial.len(), 1);
     desk.done(HOST, trial[0]);
     assert_eq!(desk.scheduler.host_view(HOST).unwrap().capacity, 3);
+}
+
+#[test]
+fn failures_with_results_between_them_do_not_pause_a_host() {
+    let mut desk = Desk::new(1);
+    desk.add(20);
+    desk.up(HOST, 1, 1000);
+    let mut held = vec![at(0, 1), at(1, 1)];
+    for round in 0..12 {
+        let first = held.remove(0);
+        let out = if round % 3 == 2 { desk.done(HOST, first) } else { desk.failed(HOST, first) };
+        assert!(!out.iter().any(|action| matches!(action, Action::Pause { .. })), "round {round}: {out:?}");
+        held.extend(out.iter().filter_map(sent_at));
+    }
 }
 
 #[test]
@@ -471,7 +517,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         1 => Just(Ended::Infrastructure("bad".to_owned()))
     ];
     prop_oneof![
-        (host.clone(), 0..4_u32, 0..3000_u32)
+        (host.clone(), prop_oneof![0..4_u32, Just(u32::MAX)], prop_oneof![0..3000_u32, Just(u32::MAX)])
             .prop_map(|(host, slots, speed)| Input::HostUp { host, offer: offer(slots, speed) }),
         (host.clone(), any::<bool>()).prop_map(|(host, returns)| Input::HostDown {
             host,

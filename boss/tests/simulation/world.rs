@@ -89,6 +89,8 @@ pub struct World {
     sequence: u64,
     random: fastrand::Rng,
     entries: BTreeMap<TaskId, TaskEntry>,
+    /// Attempts that the boss knows to run, or to have run.
+    started: BTreeSet<TaskRef>,
     /// When the last result was accepted.
     pub finished_at: u64,
     steps: u64,
@@ -115,6 +117,7 @@ impl World {
             sequence: 0,
             random: fastrand::Rng::with_seed(seed),
             entries: BTreeMap::new(),
+            started: BTreeSet::new(),
             finished_at: 0,
             steps: 0,
             wake_at: None,
@@ -172,6 +175,11 @@ impl World {
     fn input(&mut self, input: Input) {
         let mut out = Vec::new();
         let before: Vec<TaskRef> = self.leaving(&input);
+        if let Input::Started { host, at } = &input
+            && self.checker.live.get(&at.task) == Some(&(*host, *at))
+        {
+            self.started.insert(*at);
+        }
         if let Input::ResultLost { at, .. } = &input {
             self.checker.reopen(at.task);
         }
@@ -196,7 +204,9 @@ impl World {
         match input {
             Input::HostDown { host, .. } => held(host),
             Input::Returned { host, tasks } => {
-                held(host).into_iter().filter(|at| tasks.contains(at)).collect()
+                // A doubled order can be given back although the first is known to run.
+                let back = |at: &TaskRef| tasks.contains(at) && !self.started.contains(at);
+                held(host).into_iter().filter(back).collect()
             }
             Input::Refused { host, at, .. } => held(host).into_iter().filter(|held| held == at).collect(),
             _ => Vec::new(),
