@@ -187,9 +187,16 @@ mod tests {
 
     #[test]
     fn wrong_arguments_of_a_role_are_refused() {
-        for line in
-            ["worker --force", "worker --work", "bulk", "bulk --session", "bulk --session ../x", "clean now", "verify", "verify a b"]
-        {
+        for line in [
+            "worker --force",
+            "worker --work",
+            "bulk",
+            "bulk --session",
+            "bulk --session ../x",
+            "clean now",
+            "verify",
+            "verify a b",
+        ] {
             assert!(matches!(of(line), Some(Err(_))), "{line}");
         }
     }

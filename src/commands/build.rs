@@ -154,6 +154,7 @@ async fn plan_only(request: RunRequest) -> Result<(u32, Vec<PlannedTarget>), Com
     let plan = run::dry_run(request).await?;
     let commits = u32::try_from(plan.commits.len()).unwrap_or(u32::MAX);
     let targets = plan.targets.into_iter();
-    let planned = targets.map(|DryTarget { name, tasks, done, hosts }| PlannedTarget { name, tasks, done, hosts });
+    let planned =
+        targets.map(|DryTarget { name, tasks, done, hosts }| PlannedTarget { name, tasks, done, hosts });
     Ok((commits, planned.collect()))
 }

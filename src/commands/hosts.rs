@@ -34,5 +34,5 @@ fn try_run(arguments: &HostsArgs) -> Result<Exit, CommandError> {
 
 async fn ask(crew: Crew, refresh: bool) -> Result<Vec<HostReport>, CommandError> {
     let answers = probe(&crew, whoami(), refresh).await?;
-    Ok(answers.into_iter().map(|(host, facts)| HostReport { host, facts }).collect())
+    Ok(answers.into_iter().map(|(name, facts)| HostReport { name, facts }).collect())
 }

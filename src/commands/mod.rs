@@ -94,7 +94,8 @@ pub fn palette(common: &CommonArgs, is_terminal: bool) -> Palette {
 
 /// Who asks: `user@computer`, for people on the other side.
 pub fn whoami() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
+    let user =
+        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let computer = if name.trim().is_empty() { "somewhere" } else { name.trim() };
     format!("{user}@{computer}").chars().filter(|c| !c.is_control()).take(100).collect()

@@ -90,8 +90,8 @@ pub fn json(hosts: &[CleanedHost]) -> serde_json::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crewboss_protocol::clean::LeftAlone;
     use crate::terminal::samples::host;
+    use crewboss_protocol::clean::LeftAlone;
 
     #[test]
     fn what_was_cleaned() {

@@ -52,7 +52,9 @@ impl ProcessId {
     pub fn signal(&self, signal: Signal) -> bool {
         // The descriptor pins the process, so it cannot be replaced between the check and the signal.
         let Some(pid) = raw_pid(self.pid) else { return false };
-        let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return false };
+        let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+            return false;
+        };
         self.is_alive() && rustix::process::pidfd_send_signal(fd, signal).is_ok()
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crewboss_protocol::{HostName, RunId, Target};
+use crewboss_protocol::{HostName, Name, RunId, Target};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -218,7 +218,7 @@ pub struct DryRun {
 #[derive(Debug)]
 pub struct DryTarget {
     /// The target's name.
-    pub name: String,
+    pub name: Name,
     /// Tasks that would be built.
     pub tasks: u32,
     /// Tasks whose recorded result stands.
@@ -253,7 +253,7 @@ pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
         plan.commits().iter().map(|commit| (commit.short.to_string(), commit.subject.to_string())).collect();
     let all = u32::try_from(plan.commits().len()).unwrap_or(u32::MAX);
     let targets = plan.targets().iter().enumerate().map(|(index, target)| DryTarget {
-        name: target.target.name.to_string(),
+        name: target.target.name.clone(),
         tasks: all - done[index],
         done: done[index],
         hosts: crew

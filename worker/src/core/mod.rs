@@ -109,8 +109,7 @@ impl Channel {
                 return Ok(None);
             }
             let stdin = io::stdin();
-            let mut fds =
-                [PollFd::new(&stdin, PollFlags::IN), PollFd::new(self.signals.fd(), PollFlags::IN)];
+            let mut fds = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(self.signals.fd(), PollFlags::IN)];
             let _ready = sys::poll(&mut fds, Some(left));
             let [heard, signal] = fds.map(|fd| !fd.revents().is_empty());
             if signal {
@@ -166,8 +165,7 @@ fn serve(channel: &mut Channel, work: Option<PathBuf>, guardian: u32) -> Result<
     }
     let facts = crate::probe::probe(&layout, &hello)
         .map_err(|error| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text: with_cause(&error) })?;
-    let ready =
-        Ready { protocol: PROTOCOL_VERSION, build, pid: std::process::id(), facts: facts.clone() };
+    let ready = Ready { protocol: PROTOCOL_VERSION, build, pid: std::process::id(), facts: facts.clone() };
     channel.output.send(&FromWorker::Ready(Box::new(ready)));
     channel.write();
     let mut shell = Shell::new(&layout, &hello, facts, session)

@@ -16,8 +16,8 @@ use rustix::process::Signal;
 use crate::cgroup;
 use crate::layout::Layout;
 use crate::owner::{Owner, sessions};
-use crate::storage::remove_tree;
 use crate::process::{KILL_WITHIN, ProcessId, with_variable};
+use crate::storage::remove_tree;
 
 /// The variable that every process of a task carries.
 pub const MARK: &str = "CREWBOSS_SESSION";
@@ -90,7 +90,9 @@ fn clean_session(layout: &Layout, session: &SessionId, force: bool, report: &mut
         report.ended.push(session.clone());
         remove_leftovers(layout, session, Some(&owner), report);
     } else {
-        report.errors.push(format!("the worker of session {session} (process {}) lives on", owner.guardian.pid));
+        report
+            .errors
+            .push(format!("the worker of session {session} (process {}) lives on", owner.guardian.pid));
     }
 }
 
@@ -201,7 +203,8 @@ fn count_subvolumes(directory: &Path) -> u32 {
     };
     let attempts: Vec<_> = inner(directory).collect();
     let below = attempts.iter().flat_map(|attempt| inner(&attempt.path()).collect::<Vec<_>>());
-    let found = attempts.iter().filter(|entry| is_subvolume(entry)).count() + below.filter(is_subvolume).count();
+    let found =
+        attempts.iter().filter(|entry| is_subvolume(entry)).count() + below.filter(is_subvolume).count();
     u32::try_from(found).unwrap_or(u32::MAX)
 }
 
