@@ -4,6 +4,9 @@
 //! [`event`]s.
 #![forbid(unsafe_code)]
 
+pub mod bulk;
 pub mod crew;
 pub mod event;
+pub mod link;
 pub mod plan;
+pub mod source;
