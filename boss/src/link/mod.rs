@@ -35,7 +35,7 @@ pub(crate) fn quote(word: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod quoting {
     use super::quote;
     use std::process::Command;
 
@@ -57,3 +57,6 @@ mod tests {
         assert_eq!(String::from_utf8(output.stdout).unwrap(), "it's \\ a 'test'!");
     }
 }
+
+#[cfg(test)]
+mod tests;
