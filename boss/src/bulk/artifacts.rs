@@ -1,0 +1,166 @@
+//! Artifacts as they arrive: into a directory, and nowhere else.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crewboss_protocol::RelPath;
+use crewboss_protocol::bulk::BulkAnswer;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, statat};
+use rustix::io::Errno;
+
+use super::error::BulkError;
+use super::wire::Wire;
+
+/// What the worker announced when the task was done. More is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArtifactLimits {
+    /// Files.
+    pub files: u64,
+    /// Bytes of all together.
+    pub bytes: u64,
+}
+
+/// One artifact that is on this computer now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredArtifact {
+    /// Its name below the directory.
+    pub path: RelPath,
+    /// Its length.
+    pub bytes: u64,
+    /// Whether it may be executed.
+    pub executable: bool,
+    /// BLAKE3 of its data in hexadecimal.
+    pub blake3: String,
+}
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const NEW_FILE: OFlags =
+    OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Receives all artifacts of a request that was sent.
+pub(super) fn receive(
+    wire: &mut Wire,
+    directory: &Path,
+    limits: ArtifactLimits,
+) -> Result<Vec<StoredArtifact>, BulkError> {
+    let mut target = Target::open(directory)?;
+    let mut stored: Vec<StoredArtifact> = Vec::new();
+    let mut room = limits.bytes;
+    loop {
+        let (path, bytes, executable) = match wire.answer()? {
+            BulkAnswer::Artifact { path, bytes, executable } => (path, bytes, executable),
+            BulkAnswer::Complete => return Ok(stored),
+            other => return Err(wire.unexpected(&other)),
+        };
+        if stored.len() as u64 >= limits.files {
+            return Err(wire.rule(format!("more artifacts than the {} that were announced", limits.files)));
+        }
+        room = room.checked_sub(bytes).ok_or_else(|| {
+            wire.rule(format!(
+                "artifact {path} has more bytes than were announced for all ({})",
+                limits.bytes
+            ))
+        })?;
+        let artifact = one(wire, &mut target, path, bytes, executable)?;
+        stored.push(artifact);
+    }
+}
+
+fn one(
+    wire: &mut Wire,
+    target: &mut Target<'_>,
+    path: RelPath,
+    announced: u64,
+    executable: bool,
+) -> Result<StoredArtifact, BulkError> {
+    let mut file = target.create(&path, executable).map_err(|refusal| match refusal {
+        Refusal::Double => wire.rule(format!("artifact {path} came twice, or is also a directory")),
+        Refusal::Io(source) => BulkError::Local { path: target.path.join(path.as_str()), source },
+    })?;
+    let mut hash = blake3::Hasher::new();
+    let what = format!("artifact {path}");
+    let bytes = wire.frames(&what, announced, |data| {
+        hash.update(data);
+        let local = |source| BulkError::Local { path: target.path.join(path.as_str()), source };
+        file.write_all(data).map_err(local)
+    })?;
+    let checksum = match wire.answer()? {
+        BulkAnswer::Checksum { blake3 } => blake3,
+        other => return Err(wire.unexpected(&other)),
+    };
+    if bytes != announced {
+        return Err(BulkError::Length { host: wire.host().clone(), what, announced, bytes });
+    }
+    let blake3 = hash.finalize().to_hex().to_string();
+    if !checksum.eq_ignore_ascii_case(&blake3) {
+        return Err(BulkError::Checksum { host: wire.host().clone(), name: path.to_string() });
+    }
+    Ok(StoredArtifact { path, bytes, executable, blake3 })
+}
+
+enum Refusal {
+    Double,
+    Io(io::Error),
+}
+
+/// The directory that artifacts go to. Every step down is made from an open directory and follows no link, so that
+/// nothing can leave it even if somebody else changes it meanwhile.
+struct Target<'a> {
+    path: &'a Path,
+    root: OwnedFd,
+    /// The parent of the last file: files of one directory mostly come one after the other.
+    last: Option<(String, OwnedFd)>,
+}
+
+impl<'a> Target<'a> {
+    fn open(path: &'a Path) -> Result<Self, BulkError> {
+        let local = |error: Errno| BulkError::Local { path: path.to_owned(), source: error.into() };
+        let root = openat(CWD, path, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty()).map_err(local)?;
+        Ok(Self { path, root, last: None })
+    }
+
+    fn create(&mut self, path: &RelPath, executable: bool) -> Result<File, Refusal> {
+        let (parent, name) = match path.as_str().rsplit_once('/') {
+            Some((parent, name)) => (Some(parent), name),
+            None => (None, path.as_str()),
+        };
+        let mode = Mode::from_raw_mode(if executable { 0o755 } else { 0o644 });
+        let parent = match parent {
+            None => &self.root,
+            Some(parent) => self.descend(parent)?,
+        };
+        match openat(parent, name, NEW_FILE, mode) {
+            Ok(file) => Ok(File::from(file)),
+            Err(Errno::EXIST | Errno::ISDIR) => Err(Refusal::Double),
+            Err(error) => Err(Refusal::Io(error.into())),
+        }
+    }
+
+    fn descend(&mut self, parent: &str) -> Result<&OwnedFd, Refusal> {
+        if self.last.as_ref().is_none_or(|(known, _)| known != parent) {
+            let mut at: Option<OwnedFd> = None;
+            for name in parent.split('/') {
+                at = Some(step(at.as_ref().unwrap_or(&self.root), name)?);
+            }
+            self.last = at.map(|at| (parent.to_owned(), at));
+        }
+        Ok(self.last.as_ref().map_or(&self.root, |(_, parent)| parent))
+    }
+}
+
+/// One directory further down, made if need be.
+fn step(at: &OwnedFd, name: &str) -> Result<OwnedFd, Refusal> {
+    let opened = openat(at, name, DIRECTORY, Mode::empty());
+    let opened = match opened {
+        Err(Errno::NOENT) => mkdirat(at, name, Mode::from_raw_mode(0o755))
+            .and_then(|()| openat(at, name, DIRECTORY, Mode::empty())),
+        other => other,
+    };
+    opened.map_err(|error| match error {
+        Errno::NOTDIR | Errno::LOOP if statat(at, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() => Refusal::Double,
+        error => Refusal::Io(error.into()),
+    })
+}

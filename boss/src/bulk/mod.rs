@@ -1,0 +1,285 @@
+//! The boss's end of a bulk channel: git objects to a host, logs and artifacts from it.
+//!
+//! Each channel has a thread that reads and writes its pipes directly: bulk data never passes through the runtime,
+//! and writing files never holds it up. [`Bulk`] is the handle to that thread; it takes one request after the other.
+
+mod artifacts;
+mod error;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crewboss_protocol::bulk::{BulkAnswer, BulkRequest, LogStream};
+use crewboss_protocol::codec;
+use crewboss_protocol::{HostName, SessionId, TaskRef, TreeId};
+use tokio::sync::oneshot;
+
+use crate::link::{Channel, ChannelGuard, Link, OwnBinary, Role, ShipError, start};
+
+pub use artifacts::{ArtifactLimits, StoredArtifact};
+pub use error::BulkError;
+use wire::{FrameWriter, Wire};
+
+/// The writing end, which the thread shares with [`Bulk::log`].
+type Output = Arc<Mutex<Box<dyn Write + Send>>>;
+
+type Job = Box<dyn FnOnce(&mut Wire) + Send>;
+
+/// A bulk channel. Dropping it ends the channel, also in the middle of a request. Giving up a request's future does
+/// not end the request: drop the channel then.
+#[derive(Debug)]
+pub struct Bulk {
+    host: HostName,
+    jobs: mpsc::Sender<Job>,
+    output: SharedOutput,
+    /// Keeps the process on the host; `None` in tests.
+    _guard: Option<ChannelGuard>,
+}
+
+struct SharedOutput(Output);
+
+impl std::fmt::Debug for SharedOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedOutput")
+    }
+}
+
+/// When a log that is being sent ends.
+#[derive(Debug)]
+pub enum LogEnd {
+    /// It has this length in bytes.
+    Known(u64),
+    /// Its length will be told. If the sender is dropped, the request fails.
+    Later(oneshot::Receiver<u64>),
+}
+
+impl Bulk {
+    /// Opens a bulk channel for a session of this boss.
+    ///
+    /// # Errors
+    /// See [`start`].
+    pub async fn open(
+        link: &Link,
+        binary: &OwnBinary,
+        session: &SessionId,
+        work: Option<&str>,
+    ) -> Result<Self, ShipError> {
+        let words = ["bulk", "--session", session.as_str()];
+        let channel = start(link, binary, Role { words: &words, work }, b"").await?;
+        Self::over(link.host().clone(), channel)
+            .map_err(|source| ShipError::Io { host: link.host().clone(), source })
+    }
+
+    /// Speaks over a channel that is open already.
+    ///
+    /// # Errors
+    /// If the pipes or the thread cannot be made.
+    pub fn over(host: HostName, channel: Channel) -> io::Result<Self> {
+        let mut raw = channel.into_raw()?;
+        if let Some(mut stderr) = raw.guard.stderr.take() {
+            // Failures come as answers; what else is printed must only not fill the pipe.
+            tokio::spawn(async move { tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await });
+        }
+        let input = io::Cursor::new(raw.unread).chain(File::from(raw.stdout));
+        Self::spawn(host, Box::new(input), Box::new(File::from(raw.stdin)), Some(raw.guard))
+    }
+
+    fn spawn(
+        host: HostName,
+        input: Box<dyn Read + Send>,
+        output: Box<dyn Write + Send>,
+        guard: Option<ChannelGuard>,
+    ) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let output: Output = Arc::new(Mutex::new(output));
+        let mut wire = Wire::new(host.clone(), input, output.clone());
+        std::thread::Builder::new().name(format!("bulk {host}")).spawn(move || {
+            for job in queue {
+                job(&mut wire);
+            }
+        })?;
+        Ok(Self { host, jobs, output: SharedOutput(output), _guard: guard })
+    }
+
+    fn send<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Wire) -> Result<T, BulkError> + Send + 'static,
+    ) -> oneshot::Receiver<Result<T, BulkError>> {
+        let (done, result) = oneshot::channel();
+        let job = Box::new(move |wire: &mut Wire| {
+            let result = wire.guarded(work);
+            // Whoever asked may have given up.
+            let _given_up = done.send(result);
+        });
+        // If the thread is gone, `done` goes with the job and the receiver tells.
+        let _gone = self.jobs.send(job);
+        result
+    }
+
+    async fn call<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Wire) -> Result<T, BulkError> + Send + 'static,
+    ) -> Result<T, BulkError> {
+        self.send(work).await.unwrap_or_else(|_| Err(BulkError::Lost { host: self.host.clone() }))
+    }
+
+    /// Which of these trees the host has or can check out. At most 1024 are asked for at once; more are asked for in
+    /// turns.
+    ///
+    /// # Errors
+    /// See [`BulkError`].
+    pub async fn have(&mut self, trees: Vec<TreeId>) -> Result<BTreeSet<TreeId>, BulkError> {
+        const AT_ONCE: usize = 1024;
+        self.call(move |wire| {
+            let mut found = BTreeSet::new();
+            for part in trees.chunks(AT_ONCE) {
+                wire.request(&BulkRequest::Have { trees: part.to_vec() })?;
+                match wire.answer()? {
+                    BulkAnswer::Has { trees } => {
+                        found.extend(trees.iter().filter(|tree| part.contains(tree)))
+                    }
+                    other => return Err(wire.unexpected(&other)),
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Sends a git pack, which `produce` writes on the channel's thread. Gives back what `produce` returns, once the
+    /// host has stored the pack.
+    ///
+    /// # Errors
+    /// [`BulkError::Produce`] if `produce` fails; the channel can then be used further. Else see [`BulkError`].
+    pub async fn pack<T: Send + 'static>(
+        &mut self,
+        produce: impl FnOnce(&mut dyn Write) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, BulkError> {
+        self.call(move |wire| {
+            wire.request(&BulkRequest::Pack)?;
+            let output = wire.output();
+            let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut frames = FrameWriter::new(&mut *output);
+            let produced = produce(&mut frames);
+            let broken = frames.broken();
+            let sent = match (&produced, broken) {
+                (_, true) => Ok(()),
+                (Ok(_), false) => frames.finish(),
+                (Err(_), false) => frames.abandon(),
+            };
+            drop(output);
+            // Whatever happened to our writing: if the host has given a reason, that is the one to tell.
+            match (wire.answer(), produced, sent) {
+                (Ok(BulkAnswer::Stored), Ok(value), Ok(())) => Ok(value),
+                (Ok(other), _, _) => Err(wire.unexpected(&other)),
+                (Err(BulkError::Remote { .. }), Err(source), Ok(())) if !broken => {
+                    Err(BulkError::Produce(source))
+                }
+                (Err(error), _, _) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// Checks a tree out on the host. `near` is a tree that is checked out there already and differs little.
+    ///
+    /// # Errors
+    /// See [`BulkError`].
+    pub async fn check_out(&mut self, tree: TreeId, near: Option<TreeId>) -> Result<(), BulkError> {
+        self.call(move |wire| {
+            wire.request(&BulkRequest::CheckOut { tree, near })?;
+            match wire.answer()? {
+                BulkAnswer::CheckedOut { tree: done } if done == tree => Ok(()),
+                other => Err(wire.unexpected(&other)),
+            }
+        })
+        .await
+    }
+
+    /// Fetches a log from its beginning, also while it grows, and writes it to `sink` on the channel's thread. Gives
+    /// the sink back, flushed, and the length, which is the one that `end` has told.
+    ///
+    /// # Errors
+    /// [`BulkError::Sink`] if `sink` fails. Else see [`BulkError`].
+    pub async fn log<W: Write + Send + 'static>(
+        &mut self,
+        at: TaskRef,
+        stream: LogStream,
+        end: LogEnd,
+        sink: W,
+    ) -> Result<(W, u64), BulkError> {
+        let mut lines = Vec::new();
+        codec::encode(&BulkRequest::Log { at, stream }, &mut lines);
+        let (mut told, later) = match end {
+            LogEnd::Known(bytes) => {
+                codec::encode(&BulkRequest::LogEnds { bytes }, &mut lines);
+                (Some(bytes), None)
+            }
+            LogEnd::Later(later) => (None, Some(later)),
+        };
+        // Written here and not on the thread, so that the end can never be told before the beginning was asked for.
+        // The pipe is empty between requests and takes these few bytes at once.
+        self.write(&lines)?;
+        let mut result = self.send(move |wire| wire.log(sink));
+        if let Some(later) = later {
+            tokio::select! {
+                biased;
+                bytes = later => match bytes {
+                    Ok(bytes) => {
+                        let mut line = Vec::new();
+                        codec::encode(&BulkRequest::LogEnds { bytes }, &mut line);
+                        self.write(&line)?;
+                        told = Some(bytes);
+                    }
+                    Err(_) => return Err(BulkError::Lost { host: self.host.clone() }),
+                },
+                early = &mut result => {
+                    let early = early.unwrap_or_else(|_| Err(BulkError::Lost { host: self.host.clone() }))?;
+                    let what = format!("a log ended after {} bytes, before its end was told", early.1);
+                    return Err(BulkError::Rule { host: self.host.clone(), what });
+                }
+            }
+        }
+        let (sink, bytes) =
+            result.await.unwrap_or_else(|_| Err(BulkError::Lost { host: self.host.clone() }))?;
+        match told {
+            Some(announced) if announced != bytes => {
+                Err(BulkError::Length { host: self.host.clone(), what: "a log".to_owned(), announced, bytes })
+            }
+            _ => Ok((sink, bytes)),
+        }
+    }
+
+    fn write(&self, lines: &[u8]) -> Result<(), BulkError> {
+        let mut output = self.output.0.lock().unwrap_or_else(PoisonError::into_inner);
+        output.write_all(lines).map_err(|_| BulkError::Lost { host: self.host.clone() })
+    }
+
+    /// Fetches the artifacts of an attempt into a directory, which must be fresh and ours alone.
+    ///
+    /// Names that would leave it, doubles, more data than `limits` and wrong checksums are refused. After an error the
+    /// directory may hold some of them.
+    ///
+    /// # Errors
+    /// See [`BulkError`].
+    pub async fn artifacts(
+        &mut self,
+        at: TaskRef,
+        directory: PathBuf,
+        limits: ArtifactLimits,
+    ) -> Result<Vec<StoredArtifact>, BulkError> {
+        self.call(move |wire| {
+            wire.request(&BulkRequest::Artifacts { at })?;
+            artifacts::receive(wire, &directory, limits)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests;

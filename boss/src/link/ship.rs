@@ -1,0 +1,456 @@
+//! The worker ships itself: finds this very build on the host or brings it there, then starts it.
+//!
+//! One line of shell looks for `<cache>/crewboss/bin/<sha256>/crewboss` and executes it, so a host that has it costs
+//! one channel and no further round trip: what the new process is to read is already on its way. A host that lacks it
+//! says so, gets it over a second channel, and is asked again.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crewboss_protocol::codec::{Line, LineDecoder};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::channel::{Channel, Exit};
+use super::error::ShipError;
+use super::{Link, quote};
+
+/// Between the opening of a channel and the first word of our script: what a login shell's start-up files may take.
+const SHELL_WITHIN: Duration = Duration::from_secs(30);
+
+/// Between the start of our binary and its first line.
+const FIRST_LINE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Without progress for this long, an upload has failed.
+const UPLOAD_STALL: Duration = Duration::from_secs(30);
+
+/// Kept of what a shell prints besides our lines, for an error message.
+const STRAY_BYTES_MAX: usize = 2000;
+
+/// Builds kept on a host, the newest first. More than one, since several people may use several versions.
+const BUILDS_KEPT: usize = 4;
+
+/// This program's own file, as it is sent to hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnBinary {
+    path: PathBuf,
+    sha256: String,
+    bytes: u64,
+}
+
+impl OwnBinary {
+    /// The running program. Reads and hashes its whole file (some 10 ms), so call it once and not on a thread that
+    /// must not wait.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn current() -> Result<Self, ShipError> {
+        // The link, not the path behind it: it still leads to this build when the file was replaced meanwhile.
+        Self::of(Path::new("/proc/self/exe"))
+    }
+
+    /// Any file, which must understand `verify SHA256` and the roles.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn of(path: &Path) -> Result<Self, ShipError> {
+        let failed = |source| ShipError::OwnBinary { path: path.to_owned(), source };
+        let mut file = File::open(path).map_err(failed)?;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 128 << 10];
+        let mut bytes = 0;
+        loop {
+            let count = file.read(&mut buffer).map_err(failed)?;
+            if count == 0 {
+                break;
+            }
+            hash.update(&buffer[..count]);
+            bytes += count as u64;
+        }
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { path: path.to_owned(), sha256, bytes })
+    }
+
+    /// Its SHA-256 in hexadecimal: what names this build.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Its length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// What the binary is to be on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Role<'a> {
+    /// The words after its name, such as `["worker"]` or `["bulk", "--session", "r.1"]`.
+    pub words: &'a [&'a str],
+    /// The host's `work` directory, if the crew file names one.
+    pub work: Option<&'a str>,
+}
+
+impl Role<'_> {
+    fn arguments(&self) -> String {
+        let work = self.work.iter().flat_map(|work| ["--work", work]);
+        self.words.iter().copied().chain(work).map(|word| format!(" {}", quote(word))).collect()
+    }
+}
+
+/// Starts a role of this build on a host; brings the binary there if it is not.
+///
+/// `opening` is written to its input at once: the first lines of the control channel, or nothing. Returns when the
+/// first line of the protocol has arrived, which is still to be read, after whatever else was printed before it.
+///
+/// # Errors
+/// If the binary cannot be brought there or does not run, each with a hint.
+pub async fn start(
+    link: &Link,
+    binary: &OwnBinary,
+    role: Role<'_>,
+    opening: &[u8],
+) -> Result<Channel, ShipError> {
+    let script = start_script(&binary.sha256, &role.arguments());
+    match begin(link, &script, opening).await? {
+        Begun::Runs(channel) => return Ok(*channel),
+        Begun::Absent { platform } => check_platform(link, &platform)?,
+    }
+    upload(link, binary).await?;
+    match begin(link, &script, opening).await? {
+        Begun::Runs(channel) => Ok(*channel),
+        Begun::Absent { .. } => Err(ShipError::Damaged {
+            host: link.host().clone(),
+            text: "it was stored, and then it was not there".to_owned(),
+        }),
+    }
+}
+
+/// A directory in the user's home comes first. The others are for homes that are full, read-only or `noexec`; since
+/// everybody may write beside them, they count only if they belong to us.
+const HOME_PLACE: &str = r#""${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/crewboss""#;
+const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
+
+/// The user's own cache directory is tried without starting any program.
+fn start_script(sha256: &str, arguments: &str) -> String {
+    let run = format!(r#"{{ echo "@cb-ship run"; exec "$f"{arguments}; }}"#);
+    format!(
+        r#"f={HOME_PLACE}/bin/{sha256}/crewboss; [ -x "$f" ] && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/bin/{sha256}/crewboss"; [ -O "$d" ] && [ -x "$f" ] && {run}; done; echo "@cb-ship absent $(uname -s -m)""#
+    )
+}
+
+/// Takes the binary from its input into the first place, from the given one on, that can keep and execute programs.
+fn upload_script(sha256: &str, bytes: u64, first: usize) -> String {
+    let keep = BUILDS_KEPT + 1;
+    let fits = r#"mkdir -p -m 700 "$d/bin" 2>&1"#;
+    let probe = r#"printf '#!/bin/sh\nexit 0\n' >"$t" && chmod 700 "$t""#;
+    format!(
+        concat!(
+            r#"umask 077; n=0; u=$(id -u); for d in {home} {further}; do n=$((n+1)); [ $n -gt {first} ] || continue; "#,
+            r#"e=$({fits}) || {{ echo "@cb-ship skip $n create $d: $e"; continue; }}; "#,
+            r#"[ -O "$d" ] && [ -O "$d/bin" ] || {{ echo "@cb-ship skip $n owner $d: it belongs to somebody else"; continue; }}; "#,
+            r#"t="$d/bin/.new.$$"; "#,
+            r#"e=$( {{ {probe}; }} 2>&1) || {{ rm -f "$t"; echo "@cb-ship skip $n create $d: $e"; continue; }}; "#,
+            r#"e=$("$t" 2>&1) || {{ rm -f "$t"; echo "@cb-ship skip $n noexec $d: $e"; continue; }}; "#,
+            r#"rm -f "$t"; trap 'rm -f "$t"' EXIT; trap "exit 1" HUP TERM; echo "@cb-ship send $n $d"; "#,
+            r#"e=$( {{ cat >"$t" && chmod 755 "$t"; }} 2>&1) || {{ cat >/dev/null; echo "@cb-ship skip $n full $d: $e"; exit 0; }}; "#,
+            r#"s=$(wc -c <"$t"); [ "$s" -eq {bytes} ] || {{ echo "@cb-ship damaged it has $s of {bytes} bytes"; exit 0; }}; "#,
+            r#"e=$("$t" verify {sha256} 2>&1) || {{ echo "@cb-ship damaged $e"; exit 0; }}; "#,
+            r#"mkdir -p "$d/bin/{sha256}" && mv -f "$t" "$d/bin/{sha256}/crewboss" || {{ echo "@cb-ship skip $n full $d"; exit 0; }}; "#,
+            r#"echo "@cb-ship stored"; cd "$d/bin" && ls -1t | tail -n +{keep} | while read -r o; do rm -rf "./$o"; done; exit 0; done; echo "@cb-ship nowhere""#
+        ),
+        home = HOME_PLACE,
+        further = FURTHER_PLACES,
+        first = first,
+        fits = fits,
+        probe = probe,
+        bytes = bytes,
+        sha256 = sha256,
+        keep = keep,
+    )
+}
+
+enum Begun {
+    Runs(Box<Channel>),
+    Absent { platform: String },
+}
+
+async fn begin(link: &Link, script: &str, opening: &[u8]) -> Result<Begun, ShipError> {
+    let mut talk = Talk::open(link, script).await?;
+    // If the script only says "absent", nobody reads this, and the pipe may already be closed.
+    let _unread = talk.channel.stdin.write_all(opening).await;
+    talk.limit("the login shell", SHELL_WITHIN);
+    loop {
+        match talk.next().await? {
+            Heard::Ship(text) => match text.split_once(' ').unwrap_or((&text, "")) {
+                ("run", _) => talk.limit("the worker", FIRST_LINE_WITHIN),
+                ("absent", platform) => return Ok(Begun::Absent { platform: platform.to_owned() }),
+                _ => {}
+            },
+            Heard::Protocol => return Ok(Begun::Runs(Box::new(talk.give_back()))),
+            Heard::End => return Err(talk.ended().await),
+        }
+    }
+}
+
+/// This build's system and processor in the words of `uname -s -m`.
+fn own_platform() -> String {
+    let machine = match std::env::consts::ARCH {
+        "x86" => "i686",
+        "arm" => "armv7l",
+        other => other,
+    };
+    format!("Linux {machine}")
+}
+
+/// Kernels of 64 bits run programs of 32 bits, too.
+fn runs_here(ours: &str, theirs: &str) -> bool {
+    match ours {
+        "Linux i686" => ["Linux i386", "Linux i586", "Linux i686", "Linux x86_64"].contains(&theirs),
+        "Linux armv7l" => ["Linux armv7l", "Linux armv8l", "Linux aarch64"].contains(&theirs),
+        ours => ours == theirs,
+    }
+}
+
+fn check_platform(link: &Link, theirs: &str) -> Result<(), ShipError> {
+    let ours = own_platform();
+    if runs_here(&ours, theirs) {
+        return Ok(());
+    }
+    Err(ShipError::Platform { host: link.host().clone(), theirs: theirs.to_owned(), ours })
+}
+
+/// Brings the binary to the first place on the host that takes it.
+async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
+    let mut tried = Vec::new();
+    let mut first = 0;
+    loop {
+        let script = upload_script(&binary.sha256, binary.bytes, first);
+        let mut talk = Talk::open(link, &script).await?;
+        talk.limit("the login shell", SHELL_WITHIN);
+        match upload_once(&mut talk, binary, &mut tried).await? {
+            Upload::Stored => return Ok(()),
+            Upload::Nowhere => {
+                let hint = Skipped::hint(tried.last());
+                let tried = tried.iter().map(|skip| skip.text.as_str()).collect::<Vec<_>>().join("; ");
+                return Err(ShipError::NoPlace { host: link.host().clone(), tried, hint });
+            }
+            Upload::Full(place) => first = place,
+        }
+    }
+}
+
+enum Upload {
+    Stored,
+    Nowhere,
+    /// This place could not take it; go on with the next.
+    Full(usize),
+}
+
+/// A place that the host could not use.
+#[derive(Debug, PartialEq, Eq)]
+struct Skipped {
+    number: usize,
+    why: String,
+    text: String,
+}
+
+impl Skipped {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ' ');
+        let (number, why, text) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { number: number.parse().ok()?, why: why.to_owned(), text: text.to_owned() })
+    }
+
+    fn hint(last: Option<&Self>) -> &'static str {
+        match last.map(|skip| skip.why.as_str()) {
+            Some("noexec") => {
+                "every place is mounted noexec: set XDG_CACHE_HOME there to a directory that allows programs"
+            }
+            Some("full") => "make room there (df -h); some 10 MB are needed",
+            _ => "make the user's home directory there writable, or set XDG_CACHE_HOME there",
+        }
+    }
+}
+
+async fn upload_once(
+    talk: &mut Talk,
+    binary: &OwnBinary,
+    tried: &mut Vec<Skipped>,
+) -> Result<Upload, ShipError> {
+    let mut sending = false;
+    loop {
+        let Heard::Ship(text) = talk.next().await? else { return Err(talk.ended().await) };
+        match text.split_once(' ').unwrap_or((&text, "")) {
+            ("send", _) if !sending => {
+                sending = true;
+                talk.send(&binary.path).await?;
+                talk.limit("the upload's check", UPLOAD_STALL);
+            }
+            ("stored", _) => return Ok(Upload::Stored),
+            ("nowhere", _) => return Ok(Upload::Nowhere),
+            ("damaged", text) => {
+                return Err(ShipError::Damaged { host: talk.link.host().clone(), text: text.to_owned() });
+            }
+            ("skip", text) => {
+                let Some(skipped) = Skipped::parse(text) else { continue };
+                let number = skipped.number;
+                tried.push(skipped);
+                if sending {
+                    return Ok(Upload::Full(number));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A channel on which a shell speaks to us.
+struct Talk {
+    link: Link,
+    channel: Channel,
+    decoder: LineDecoder,
+    /// All that was read and is not given up yet, to be given back once the protocol begins.
+    read: Vec<u8>,
+    stray: String,
+    deadline: Instant,
+    within: Duration,
+    from: &'static str,
+}
+
+enum Heard {
+    /// A line of our script, without its prefix.
+    Ship(String),
+    /// A line of the protocol.
+    Protocol,
+    End,
+}
+
+/// What each line of our scripts begins with. Not the protocol's prefix, so no script can speak for a worker.
+const SHIP_PREFIX: &[u8] = b"@cb-ship ";
+
+/// Printed before the protocol begins; beyond it, a host's banner is forgotten piece by piece.
+const READ_BYTES_MAX: usize = 256 << 10;
+
+impl Talk {
+    async fn open(link: &Link, script: &str) -> Result<Self, ShipError> {
+        Ok(Self {
+            channel: link.open(script).await?,
+            link: link.clone(),
+            decoder: LineDecoder::new(),
+            read: Vec::new(),
+            stray: String::new(),
+            deadline: Instant::now(),
+            within: Duration::ZERO,
+            from: "the host",
+        })
+    }
+
+    fn limit(&mut self, from: &'static str, within: Duration) {
+        (self.from, self.within, self.deadline) = (from, within, Instant::now() + within);
+    }
+
+    async fn next(&mut self) -> Result<Heard, ShipError> {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            while let Some(line) = self.decoder.next_line() {
+                match line {
+                    Line::Ours(_) | Line::TooLong => return Ok(Heard::Protocol),
+                    Line::Stray(text) => match text.strip_prefix(SHIP_PREFIX) {
+                        Some(text) => return Ok(Heard::Ship(String::from_utf8_lossy(text).into_owned())),
+                        None => keep(&mut self.stray, text),
+                    },
+                }
+            }
+            let count = match timeout_at(self.deadline, self.channel.stdout.read(&mut buffer)).await {
+                Ok(Ok(count)) => count,
+                Ok(Err(source)) => return Err(self.broken(source)),
+                Err(_) => return Err(self.silent()),
+            };
+            if count == 0 {
+                return Ok(Heard::End);
+            }
+            self.decoder.push(&buffer[..count]);
+            if self.read.len() + count > READ_BYTES_MAX {
+                self.read.clear();
+            }
+            self.read.extend_from_slice(&buffer[..count]);
+        }
+    }
+
+    fn broken(&self, source: io::Error) -> ShipError {
+        ShipError::Io { host: self.link.host().clone(), source }
+    }
+
+    fn silent(&self) -> ShipError {
+        let text = self.stray.trim().to_owned();
+        ShipError::Silent { host: self.link.host().clone(), from: self.from, after: self.within, text }
+    }
+
+    /// Sends a file and closes the input. A host that stops reading is found by the answer that follows, or the lack
+    /// of one.
+    async fn send(&mut self, path: &Path) -> Result<(), ShipError> {
+        let failed = |source| ShipError::OwnBinary { path: path.to_owned(), source };
+        let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let count = file.read(&mut buffer).await.map_err(failed)?;
+            if count == 0 {
+                break;
+            }
+            self.limit("the upload", UPLOAD_STALL);
+            match timeout_at(self.deadline, self.channel.stdin.write_all(&buffer[..count])).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => break,
+                Err(_) => return Err(self.silent()),
+            }
+        }
+        self.close_input()
+    }
+
+    /// A pipe has no half to shut down: its only end must be dropped, so another takes its place.
+    fn close_input(&mut self) -> Result<(), ShipError> {
+        let (nobody, _) = tokio::net::unix::pipe::pipe().map_err(|source| self.broken(source))?;
+        self.channel.stdin = nobody;
+        Ok(())
+    }
+
+    fn give_back(mut self) -> Channel {
+        self.channel.stdout.unread(&self.read);
+        self.channel
+    }
+
+    /// The channel ended before what we wait for: tells why.
+    async fn ended(&mut self) -> ShipError {
+        const REST_WITHIN: Duration = Duration::from_secs(2);
+        let deadline = Instant::now() + REST_WITHIN;
+        let mut bytes = Vec::new();
+        let mut stderr = (&mut self.channel.stderr).take(STRAY_BYTES_MAX as u64);
+        let _what_came_in_time = timeout_at(deadline, stderr.read_to_end(&mut bytes)).await;
+        keep(&mut self.stray, &bytes);
+        let exit = timeout_at(deadline, self.channel.wait()).await.unwrap_or(Exit::Unknown);
+        let host = self.link.host().clone();
+        let text = self.stray.trim().to_owned();
+        if exit == Exit::Unknown && !self.link.is_alive().await {
+            return ShipError::Link(super::LinkError::Lost { host });
+        }
+        match self.from {
+            "the worker" => ShipError::NotExecutable { host, exit, text },
+            _ => ShipError::Shell { host, exit, text },
+        }
+    }
+}
+
+/// Adds a line to what was printed, and forgets the oldest beyond the limit.
+fn keep(stray: &mut String, line: &[u8]) {
+    stray.push_str(&String::from_utf8_lossy(line));
+    stray.push('\n');
+    let mut surplus = stray.len().saturating_sub(STRAY_BYTES_MAX);
+    while !stray.is_char_boundary(surplus) {
+        surplus += 1;
+    }
+    stray.drain(..surplus);
+}

@@ -1,0 +1,165 @@
+//! One ssh connection: a master of our own making, and channels over it.
+//!
+//! The master is started here and not by the `openssh` crate for two reasons: it gets a process group of its own, so
+//! that Ctrl-C in the terminal reaches neither it nor the `ssh` of a jump host before the boss has told its workers,
+//! and what ssh wrote stays whole, to be turned into an error that helps.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crewboss_protocol::HostName;
+use openssh::Session;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::channel::{Exit, ExitWatch};
+use super::error::{LinkError, SshFailure, excerpt};
+use super::quote;
+
+/// A master that no channel uses ends after this long. It is what keeps the master of a killed boss from staying.
+const IDLE_SECONDS: u32 = 10;
+
+/// ssh's own limit covers the TCP connection and the greeting, not a login that hangs. This is added for the rest.
+const LOGIN_GRACE: Duration = Duration::from_secs(5);
+
+/// `ssh -O exit` speaks to a local socket; longer means that the master hangs and will be left to its idle limit.
+const EXIT_WITHIN: Duration = Duration::from_secs(2);
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Master {
+    session: Arc<Session>,
+    control: PathBuf,
+}
+
+/// What a connection is made of.
+pub(super) struct Login<'a> {
+    pub(super) host: &'a HostName,
+    pub(super) destination: &'a str,
+    /// The generated configuration.
+    pub(super) config: &'a Path,
+    /// Where the socket will be; the log stands beside it.
+    pub(super) control: PathBuf,
+    pub(super) limit: Duration,
+}
+
+impl Login<'_> {
+    fn failed(&self, why: SshFailure, text: String) -> LinkError {
+        LinkError::Ssh { host: self.host.clone(), destination: self.destination.to_owned(), why, text }
+    }
+
+    /// Logs in. Returns once the host has accepted us.
+    pub(super) async fn connect(self) -> Result<Master, LinkError> {
+        check_destination(self.host, self.destination)?;
+        let log = self.control.with_extension("log");
+        let mut ssh = Command::new("ssh");
+        ssh.arg("-F").arg(self.config).arg("-E").arg(&log).arg("-S").arg(&self.control);
+        ssh.args(["-M", "-f", "-N", "-T", "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no"]);
+        ssh.args(["-o", "ForwardX11=no", "-o", &format!("ControlPersist={IDLE_SECONDS}")]);
+        ssh.arg("--").arg(self.destination);
+        ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // The first process ends with the login; the master has left it and made a session of its own by then.
+        let mut child = ssh.process_group(0).kill_on_drop(true).spawn().map_err(|source| {
+            LinkError::Start { host: self.host.clone(), program: "ssh".to_owned(), source }
+        })?;
+        let Ok(ended) = timeout(self.limit + LOGIN_GRACE, child.wait()).await else {
+            return Err(self.failed(SshFailure::Timeout, excerpt(&read_log(&log))));
+        };
+        match ended {
+            Ok(status) if status.success() => Ok(Master {
+                session: Arc::new(Session::resume_mux(self.control.clone().into(), None)),
+                control: self.control,
+            }),
+            _ => {
+                let text = read_log(&log);
+                Err(self.failed(SshFailure::read(&text), excerpt(&text)))
+            }
+        }
+    }
+}
+
+/// The log of a login is short, but a host may send a banner of any length.
+fn read_log(path: &Path) -> String {
+    const BYTES_MAX: usize = 64 << 10;
+    let mut bytes = fs::read(path).unwrap_or_default();
+    let surplus = bytes.len().saturating_sub(BYTES_MAX);
+    bytes.drain(..surplus);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn check_destination(host: &HostName, destination: &str) -> Result<(), LinkError> {
+    let bad =
+        destination.is_empty() || destination.starts_with('-') || destination.chars().any(char::is_control);
+    if bad {
+        return Err(LinkError::Destination { host: host.clone(), destination: destination.to_owned() });
+    }
+    Ok(())
+}
+
+impl Master {
+    /// Runs a script of POSIX shell on the host, whatever the login shell there is.
+    pub(super) async fn open(
+        &self,
+        host: &HostName,
+        script: &str,
+        [stdin, stdout, stderr]: [OwnedFd; 3],
+    ) -> Result<ExitWatch, LinkError> {
+        let command = format!("exec sh -c {}", quote(script));
+        let child = self
+            .session
+            .clone()
+            .arc_raw_command(command)
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .await
+            .map_err(|error| channel_error(host, &error))?;
+        Ok(ExitWatch::remote(async move { exit(child.wait().await) }))
+    }
+
+    /// Whether the connection stands, as far as ssh knows.
+    pub(super) async fn is_alive(&self) -> bool {
+        self.session.check().await.is_ok()
+    }
+
+    /// Ends the master and with it every channel.
+    pub(super) async fn close(&self) {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-O", "exit", "-S"]).arg(&self.control).arg("--").arg("master");
+        ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // If this fails, the master is gone already, or it will go when it has been idle.
+        let _ended = timeout(EXIT_WITHIN, ssh.process_group(0).kill_on_drop(true).status()).await;
+        for file in [self.control.clone(), self.control.with_extension("log")] {
+            let _gone_already = fs::remove_file(file);
+        }
+    }
+}
+
+fn channel_error(host: &HostName, error: &openssh::Error) -> LinkError {
+    match error {
+        openssh::Error::Disconnected => LinkError::Lost { host: host.clone() },
+        other => {
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(error) = source {
+                text = error.to_string();
+                source = error.source();
+            }
+            LinkError::Channel { host: host.clone(), text }
+        }
+    }
+}
+
+fn exit(ended: Result<std::process::ExitStatus, openssh::Error>) -> Exit {
+    match ended {
+        Ok(status) => status.code().map_or(Exit::Unknown, Exit::Code),
+        // The crate takes 127 out of the codes.
+        Err(openssh::Error::Remote(_)) => Exit::Code(127),
+        Err(_) => Exit::Unknown,
+    }
+}

@@ -1,0 +1,195 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::crew::{Host, Ssh, Timing, Transport};
+
+/// Stands for our binary: understands what the real one does as far as shipping needs it.
+const FAKE: &str = r#"#!/bin/sh
+case "$1" in
+verify) [ "$(sha256sum <"$0" | cut -d' ' -f1)" = "$2" ] || { echo "it is another"; exit 1; } ;;
+silent) exit 3 ;;
+*) read -r line; echo "a word"; echo "@cb {\"args\":\"$*\",\"heard\":\"$line\"}"; cat ;;
+esac
+"#;
+
+fn host(transport: Transport) -> Host {
+    Host {
+        name: "lab1".parse().unwrap(),
+        transport,
+        work: None,
+        slots: None,
+        tags: BTreeSet::new(),
+        toolchains: BTreeMap::new(),
+    }
+}
+
+/// A host with a home of its own, reached by a command. Its login shell first does what `before` says.
+struct Lab {
+    home: TempDir,
+    before: &'static str,
+}
+
+impl Lab {
+    fn new(before: &'static str) -> Self {
+        Self { home: tempfile::tempdir().unwrap(), before }
+    }
+
+    async fn link(&self) -> Link {
+        let shell = format!("{}\nexec \"$@\"", self.before);
+        let home = format!("HOME={}", self.home.path().display());
+        let words = ["env", "-u", "XDG_CACHE_HOME", &home, "sh", "-c", &shell, "login"];
+        let words = words.iter().map(|&word| word.to_owned()).collect();
+        let connector = Connector::new(&Ssh::default(), &Timing::default()).unwrap();
+        connector.connect(&host(Transport::Command(words))).await.unwrap()
+    }
+
+    fn binary(&self) -> OwnBinary {
+        let path = self.home.path().join("own");
+        fs::write(&path, FAKE).unwrap();
+        OwnBinary::of(&path).unwrap()
+    }
+
+    fn stored(&self) -> std::path::PathBuf {
+        self.home.path().join(".cache/crewboss/bin").join(self.binary().sha256()).join("crewboss")
+    }
+}
+
+async fn first_line(channel: &mut Channel) -> String {
+    let mut text = String::new();
+    while !text.lines().any(|line| line.starts_with("@cb {") && text.ends_with('\n')) {
+        let mut piece = [0; 4096];
+        let count = channel.stdout.read(&mut piece).await.unwrap();
+        assert!(count > 0, "ended after {text:?}");
+        text.push_str(std::str::from_utf8(&piece[..count]).unwrap());
+    }
+    text
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), work).await.unwrap() })
+}
+
+#[test]
+fn a_local_channel_carries_both_ways_and_tells_its_end() {
+    run(async {
+        let connector = Connector::new(&Ssh::default(), &Timing::default()).unwrap();
+        let link = connector.connect(&host(Transport::Local)).await.unwrap();
+        let mut channel = link.open("read -r a; echo \"<$a>\"; echo bad >&2; exit 7").await.unwrap();
+        channel.stdin.write_all(b"hello\n").await.unwrap();
+        let (mut out, mut err) = (String::new(), String::new());
+        channel.stdout.read_to_string(&mut out).await.unwrap();
+        channel.stderr.read_to_string(&mut err).await.unwrap();
+        assert_eq!((out.as_str(), err.as_str()), ("<hello>\n", "bad\n"));
+        assert_eq!(channel.wait().await, Exit::Code(7));
+        assert_eq!(channel.wait().await, Exit::Code(7));
+        let mut killed = link.open("kill -9 $$").await.unwrap();
+        assert_eq!(killed.wait().await, Exit::Signal(9));
+        let nothing =
+            connector.connect(&host(Transport::Command(vec!["/nowhere/x".to_owned()]))).await.unwrap();
+        assert!(matches!(nothing.open("true").await, Err(LinkError::Start { .. })));
+    });
+}
+
+#[test]
+fn the_binary_is_brought_once_and_then_found() {
+    run(async {
+        let lab = Lab::new("echo Welcome; echo 'to the lab'");
+        let (link, binary) = (lab.link().await, lab.binary());
+        let role = Role { words: &["worker"], work: Some("it's /a dir") };
+        for _ in 0..2 {
+            let mut channel = start(&link, &binary, role, b"hello\n").await.unwrap();
+            let text = first_line(&mut channel).await;
+            assert!(text.starts_with("Welcome\nto the lab\n"), "{text}");
+            assert!(
+                text.ends_with("a word\n@cb {\"args\":\"worker --work it's /a dir\",\"heard\":\"hello\"}\n"),
+                "{text}"
+            );
+            let time = fs::metadata(lab.stored()).unwrap().modified().unwrap();
+            channel.stdin.write_all(b"more").await.unwrap();
+            let (stdin, mut stdout, _guard) = channel.into_parts();
+            drop(stdin);
+            let mut rest = String::new();
+            stdout.read_to_string(&mut rest).await.unwrap();
+            assert_eq!(rest, "more");
+            assert_eq!(fs::metadata(lab.stored()).unwrap().modified().unwrap(), time);
+        }
+        let left = fs::read_dir(lab.home.path().join(".cache/crewboss/bin")).unwrap().count();
+        assert_eq!(left, 1, "a temporary file stayed");
+    });
+}
+
+#[test]
+fn old_builds_are_pruned() {
+    run(async {
+        let lab = Lab::new("");
+        let bin = lab.home.path().join(".cache/crewboss/bin");
+        for number in 0..8 {
+            fs::create_dir_all(bin.join(number.to_string())).unwrap();
+        }
+        let channel =
+            start(&lab.link().await, &lab.binary(), Role { words: &["worker"], work: None }, b"x\n").await;
+        drop(channel.unwrap());
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while fs::read_dir(&bin).unwrap().count() > 4 {
+            assert!(std::time::Instant::now() < deadline, "nothing was pruned");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(lab.stored().exists());
+    });
+}
+
+#[test]
+fn what_keeps_a_worker_from_starting_is_told() {
+    run(async {
+        let role = Role { words: &["worker"], work: None };
+        let broken = Lab::new("echo my .bashrc is broken; exit 5");
+        let error = start(&broken.link().await, &broken.binary(), role, b"").await.unwrap_err();
+        match &error {
+            ShipError::Shell { exit: Exit::Code(5), text, .. } => assert_eq!(text, "my .bashrc is broken"),
+            other => panic!("{other:?}"),
+        }
+        assert!(error.hint().is_some());
+
+        let foreign = Lab::new(
+            "uname() { echo Plan9 mips; }; case \"$*\" in *absent*) echo '@cb-ship absent Plan9 mips'; exit;; esac",
+        );
+        let error = start(&foreign.link().await, &foreign.binary(), role, b"").await.unwrap_err();
+        assert!(matches!(&error, ShipError::Platform { theirs, .. } if theirs == "Plan9 mips"), "{error:?}");
+
+        let ends = Lab::new("");
+        let role = Role { words: &["silent"], work: None };
+        let error = start(&ends.link().await, &ends.binary(), role, b"").await.unwrap_err();
+        assert!(matches!(&error, ShipError::NotExecutable { exit: Exit::Code(3), .. }), "{error:?}");
+    });
+}
+
+#[test]
+fn a_damaged_upload_is_not_kept() {
+    run(async {
+        let lab = Lab::new("");
+        let binary = lab.binary();
+        // It changes between the hashing and the sending.
+        fs::write(lab.home.path().join("own"), FAKE.replace("silent", "SILENT")).unwrap();
+        let role = Role { words: &["worker"], work: None };
+        let error = start(&lab.link().await, &binary, role, b"").await.unwrap_err();
+        assert!(matches!(&error, ShipError::Damaged { text, .. } if text == "it is another"), "{error:?}");
+        assert_eq!(fs::read_dir(lab.home.path().join(".cache/crewboss/bin")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn a_destination_that_reads_as_an_option_is_refused() {
+    run(async {
+        let connector = Connector::new(&Ssh::default(), &Timing::default()).unwrap();
+        for destination in ["", "-oProxyCommand=x", "a\nb"] {
+            let result = connector.connect(&host(Transport::Ssh(destination.to_owned()))).await;
+            assert!(matches!(result, Err(LinkError::Destination { .. })), "{destination:?}");
+        }
+    });
+}

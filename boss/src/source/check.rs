@@ -1,0 +1,117 @@
+//! Refuses what cannot be sent: submodules, files kept by Git LFS, objects that are not here.
+
+use std::collections::HashSet;
+
+use git2::{ErrorCode, ObjectType, Oid, Repository, Tree};
+
+use super::error::SourceError;
+use super::{Commit, oid};
+
+/// How a file begins that stands for one kept by Git LFS.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+
+/// A pointer is three short lines.
+const POINTER_BYTES_MAX: usize = 1024;
+
+/// What an attributes file says if files are kept by Git LFS.
+const ATTRIBUTE: &[u8] = b"filter=lfs";
+
+/// Checks the trees of all commits. Each subtree is looked at once, however many commits share it.
+pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<(), SourceError> {
+    let mut plain = HashSet::new();
+    let mut pointers = HashSet::new();
+    let mut lfs = false;
+    for commit in commits {
+        let tree = oid(commit.tree)?;
+        let mut look = Look { repository, commit, seen: &mut plain, lfs };
+        look.walk(tree, "", &mut |look, entry, path| look.submodule_or_attributes(entry, path))?;
+        lfs = look.lfs;
+        if lfs {
+            // Rare: only a repository that uses it pays for a look into its small files.
+            let mut look = Look { repository, commit, seen: &mut pointers, lfs };
+            look.walk(tree, "", &mut |look, entry, path| look.pointer(entry, path))?;
+        }
+    }
+    Ok(())
+}
+
+struct Look<'a> {
+    repository: &'a Repository,
+    commit: &'a Commit,
+    seen: &'a mut HashSet<Oid>,
+    lfs: bool,
+}
+
+type Visit<'v> =
+    dyn FnMut(&mut Look<'_>, &git2::TreeEntry<'_>, &dyn Fn() -> String) -> Result<(), SourceError> + 'v;
+
+impl Look<'_> {
+    fn walk(&mut self, id: Oid, parent: &str, visit: &mut Visit<'_>) -> Result<(), SourceError> {
+        if !self.seen.insert(id) {
+            return Ok(());
+        }
+        let tree = find_tree(self.repository, id, parent)?;
+        for entry in &tree {
+            let path = || join(parent, entry.name_bytes());
+            match entry.kind() {
+                Some(ObjectType::Tree) => self.walk(entry.id(), &path(), visit)?,
+                _ => visit(self, &entry, &path)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn submodule_or_attributes(
+        &mut self,
+        entry: &git2::TreeEntry<'_>,
+        path: &dyn Fn() -> String,
+    ) -> Result<(), SourceError> {
+        if entry.kind() == Some(ObjectType::Commit) {
+            return Err(SourceError::Submodule { commit: self.commit.short.clone(), path: path() });
+        }
+        if !self.lfs && entry.name_bytes() == b".gitattributes" {
+            let text = self.blob(entry.id(), path)?.content().to_vec();
+            self.lfs = text.windows(ATTRIBUTE.len()).any(|part| part == ATTRIBUTE);
+        }
+        Ok(())
+    }
+
+    fn pointer(&mut self, entry: &git2::TreeEntry<'_>, path: &dyn Fn() -> String) -> Result<(), SourceError> {
+        if entry.kind() != Some(ObjectType::Blob) {
+            return Ok(());
+        }
+        let odb =
+            self.repository.odb().map_err(|source| SourceError::Git { doing: "open the objects", source })?;
+        let small = odb.read_header(entry.id()).is_ok_and(|(bytes, _)| bytes <= POINTER_BYTES_MAX);
+        if small && self.blob(entry.id(), path)?.content().starts_with(POINTER) {
+            return Err(SourceError::Lfs { commit: self.commit.short.clone(), path: path() });
+        }
+        Ok(())
+    }
+
+    fn blob(&self, id: Oid, path: &dyn Fn() -> String) -> Result<git2::Blob<'_>, SourceError> {
+        self.repository.find_blob(id).map_err(|source| absent_or(source, id, &path()))
+    }
+}
+
+/// Reads a tree; `path` is for the error only.
+pub(super) fn find_tree<'r>(
+    repository: &'r Repository,
+    id: Oid,
+    path: &str,
+) -> Result<Tree<'r>, SourceError> {
+    repository.find_tree(id).map_err(|source| absent_or(source, id, path))
+}
+
+fn absent_or(source: git2::Error, id: Oid, path: &str) -> SourceError {
+    match source.code() {
+        ErrorCode::NotFound => SourceError::Absent { id: id.to_string(), path: path.to_owned() },
+        _ => SourceError::Git { doing: "read an object", source },
+    }
+}
+
+/// A path in a tree, as text for people and for git's name hints.
+pub(super) fn join(parent: &str, name: &[u8]) -> String {
+    let name = String::from_utf8_lossy(name);
+    if parent.is_empty() { name.into_owned() } else { format!("{parent}/{name}") }
+}
