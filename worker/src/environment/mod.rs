@@ -10,6 +10,7 @@
 
 mod error;
 mod fingerprint;
+mod graves;
 mod spare;
 mod warm;
 
@@ -29,6 +30,7 @@ use crate::layout::Layout;
 use crate::source::Sources;
 use crate::storage::{Way, remove_tree};
 use fingerprint::Fingerprint;
+use graves::Graves;
 use spare::Spares;
 
 /// The time of a source's last use is written no more often than this: pruning thinks in days.
@@ -79,6 +81,7 @@ pub struct Preparer {
     sources: Sources,
     touched: Mutex<HashMap<TreeId, Instant>>,
     spares: Spares,
+    graves: Graves,
 }
 
 impl Preparer {
@@ -96,7 +99,14 @@ impl Preparer {
 
     fn with_way(layout: Layout, way: Way) -> Result<Self, EnvError> {
         let sources = Sources::new(layout.clone(), way).map_err(EnvError::io("make", &layout.sources()))?;
-        Ok(Self { layout, way, sources, touched: Mutex::default(), spares: Spares::default() })
+        Ok(Self {
+            layout,
+            way,
+            sources,
+            touched: Mutex::default(),
+            spares: Spares::default(),
+            graves: Graves::default(),
+        })
     }
 
     /// The way of copying that works here.
@@ -164,8 +174,11 @@ impl Preparer {
         } else {
             make(&prepared.dir)?;
             let source = self.layout.source(request.tree);
-            let copied = self.way.copy(&source, &prepared.src, true);
-            copied.map_err(EnvError::io("copy the source to", &prepared.src))?;
+            {
+                let _gate = self.graves.making();
+                let copied = self.way.copy(&source, &prepared.src, true);
+                copied.map_err(EnvError::io("copy the source to", &prepared.src))?;
+            }
             prepared.fingerprint = self.spares.fingerprint(request.tree, &prepared.src);
         }
         for inner in [&prepared.out, &prepared.home, &prepared.tmp] {
@@ -200,7 +213,18 @@ impl Preparer {
         Ok(())
     }
 
-    /// Removes everything of an attempt.
+    /// Removes what [`Self::remove`] left for later. To be called when a worker has been idle for a moment; removing the
+    /// directory of the session does the same.
+    ///
+    /// # Errors
+    /// If something cannot be removed; as much as can be is.
+    pub fn tidy(&self) -> Result<(), EnvError> {
+        self.graves.tidy().map_err(EnvError::io("empty", &self.layout.tasks()))
+    }
+
+    /// Removes everything of an attempt. Its directory is gone when this returns; a copy of the source that is worth keeping
+    /// for the next attempt, or is destroyed faster together with others, stays beside it for a while under a name that
+    /// begins with a dot.
     ///
     /// # Errors
     /// If something cannot be removed; as much as can be is.
@@ -210,6 +234,9 @@ impl Preparer {
             && self.spares.keep(tree, &dir, &src, fingerprint)
         {
             return Ok(());
+        }
+        if self.way == Way::Snapshot && hold.is_none() && src.starts_with(&dir) {
+            return self.graves.bury(&dir).map_err(EnvError::io("remove", &dir));
         }
         let removed = remove_tree(&dir).map_err(EnvError::io("remove", &dir));
         removed.and(hold.map_or(Ok(()), warm::Hold::remove))

@@ -99,6 +99,7 @@ fn every_way_gives_a_writable_copy_and_leaves_the_source_alone() {
         fs::remove_file(prepared.src.join("Makefile")).unwrap();
         assert_eq!(content(&bench.layout.source(tree)), texts(FILES));
         bench.preparer.remove(prepared).unwrap();
+        bench.preparer.tidy().unwrap();
         assert!(fs::read_dir(&bench.session).unwrap().next().is_none());
     }
 }

@@ -14,7 +14,7 @@ fn removing_follows_no_link_and_needs_no_permission() {
     fs::write(tree.join("a/b/file"), "").unwrap();
     symlink(&outside, tree.join("a/link")).unwrap();
     symlink("nowhere", tree.join("a/b/dangling")).unwrap();
-    fs::set_permissions(tree.join("a/b"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(tree.join("a/b"), PermissionsExt::from_mode(0o000)).unwrap();
     fs::set_permissions(tree.join("a"), PermissionsExt::from_mode(0o500)).unwrap();
     remove_tree(&tree).unwrap();
     assert!(!tree.exists() && outside.join("precious").exists());
