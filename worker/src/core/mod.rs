@@ -11,6 +11,9 @@ pub mod shell;
 pub mod state;
 pub mod variables;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
