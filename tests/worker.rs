@@ -223,7 +223,9 @@ const HIDERS: &str = "setsid sleep 1000 & (setsid sh -c 'sleep 1001 & exit' &) ;
 #[test]
 fn a_task_runs_and_its_result_says_everything() {
     let mut worker = Worker::start("plain");
-    let mut target = shell("echo out; echo 'x.c: WARNING: odd' >&2; echo 12 > $CREWBOSS_OUT/a.bin; test $PWD = $CREWBOSS_OUT");
+    let mut target = shell(
+        "echo out; echo 'x.c: WARNING: odd' >&2; echo 12 > $CREWBOSS_OUT/a.bin; test $PWD = $CREWBOSS_OUT",
+    );
     target.artifacts = vec!["*.bin".to_owned()];
     let done = worker.run(target);
     assert_eq!(done.outcome, Outcome::Warning, "{done:?}");
@@ -248,7 +250,10 @@ fn failures_missing_artifacts_and_missing_programs_are_results() {
     let done = worker.run(shell("kill -9 $$"));
     assert_eq!((done.outcome, done.stages[0].exit.shell_code()), (Outcome::Failure, 137));
     let done = worker.run(Target { artifacts: vec!["none".to_owned()], ..shell("true") });
-    assert_eq!((done.outcome, done.message.as_str()), (Outcome::Failure, "nothing matches the artifact \"none\""));
+    assert_eq!(
+        (done.outcome, done.message.as_str()),
+        (Outcome::Failure, "nothing matches the artifact \"none\"")
+    );
     let mut target = shell("");
     target.stages[0].command = StageCommand::Words(vec!["no-such-program".to_owned()]);
     let done = worker.run(target);
@@ -268,7 +273,8 @@ fn what_a_task_leaves_running_dies_with_it() {
 fn timeout_and_cancel_end_even_the_deaf() {
     let mut worker = Worker::start("stop");
     let begin = Instant::now();
-    let done = worker.run(Target { timeout_ms: 200, ..shell(&format!("{HIDERS} trap '' TERM; wait; sleep 1004")) });
+    let done =
+        worker.run(Target { timeout_ms: 200, ..shell(&format!("{HIDERS} trap '' TERM; wait; sleep 1004")) });
     assert_eq!(done.outcome, Outcome::Timeout);
     assert!(worker.marked().is_empty() && begin.elapsed() < Duration::from_secs(8));
     let at = worker.order(shell("sleep 1000"));
@@ -291,7 +297,9 @@ fn odd_output_is_stored_byte_for_byte() {
     let done = worker.done(at);
     assert_eq!((done.outcome, done.log.bytes, done.err.bytes), (Outcome::Success, 100_000_000, 0));
     assert_eq!(std::fs::metadata(worker.attempt(at).join("log")).unwrap().len(), 100_000_000);
-    let done = worker.run(shell("head -c 100000 /dev/zero; rm -rf \"$(dirname $CREWBOSS_OUT)\"; head -c 100000 /dev/zero"));
+    let done = worker.run(shell(
+        "head -c 100000 /dev/zero; rm -rf \"$(dirname $CREWBOSS_OUT)\"; head -c 100000 /dev/zero",
+    ));
     assert_eq!((done.outcome, done.log.bytes), (Outcome::Success, 200_000));
     assert_eq!(std::fs::metadata(worker.attempt(done.at).join("log")).unwrap().len(), 200_000);
 }
@@ -380,7 +388,9 @@ fn the_end_of_input_silence_and_sigterm_stop_everything_in_time() {
         let begin = Instant::now();
         match way {
             "eof" => worker.stdin = None,
-            "term" => assert!(ProcessId::of(worker.child.id()).unwrap().signal(crewboss_worker::process::TERM)),
+            "term" => {
+                assert!(ProcessId::of(worker.child.id()).unwrap().signal(crewboss_worker::process::TERM))
+            }
             _ => {}
         }
         until(way, || worker.child.try_wait().unwrap());

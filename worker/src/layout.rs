@@ -23,7 +23,9 @@ impl Layout {
     pub fn resolve(work: Option<PathBuf>) -> Result<Self, String> {
         let chosen = match work {
             Some(work) => work,
-            None => default_work().ok_or("neither --work nor HOME nor XDG_DATA_HOME says where to keep files")?,
+            None => {
+                default_work().ok_or("neither --work nor HOME nor XDG_DATA_HOME says where to keep files")?
+            }
         };
         let work = std::path::absolute(&chosen)
             .map_err(|error| format!("the work directory {}: {error}", chosen.display()))?;
@@ -130,10 +132,7 @@ mod tests {
     fn everything_lies_below_the_work_directory() {
         let layout = Layout::resolve(Some("/srv/work".into())).unwrap();
         let session: SessionId = "run.3".parse().unwrap();
-        assert_eq!(
-            layout.attempt(&session, "7.1".parse().unwrap()),
-            Path::new("/srv/work/tasks/run.3/7.1")
-        );
+        assert_eq!(layout.attempt(&session, "7.1".parse().unwrap()), Path::new("/srv/work/tasks/run.3/7.1"));
         assert_eq!(layout.waiting(&session), Path::new("/srv/work/locks/waiting-run.3"));
     }
 }

@@ -4,19 +4,24 @@
 //! one [`runner`] per slot runs attempts, one at a time. Everything that a session makes lies below its directory, its
 //! guardian and its control group, so [`sweep`] can always find it.
 
+pub mod bulk;
 pub mod cgroup;
 pub mod core;
 pub mod environment;
 pub mod guardian;
 pub mod layout;
 pub mod owner;
+pub mod probe;
 pub mod process;
+pub mod prune;
 pub mod runner;
 pub mod slots;
 pub mod source;
 pub mod storage;
 pub mod sweep;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 pub mod verify;
 
 pub use layout::Layout;

@@ -128,8 +128,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_owner_of_another_boot_is_dead() {
-        let owner =
-            Owner { boot: "other".to_owned(), ..owner_of("run.1", &ProcessId::own().unwrap()) };
+        let owner = Owner { boot: "other".to_owned(), ..owner_of("run.1", &ProcessId::own().unwrap()) };
         assert!(owner.living().is_empty());
     }
 }

@@ -245,7 +245,8 @@ mod tests {
         assert_eq!((one.held(), one.is_waiting()), (2, false));
         two.aim(1, now).unwrap();
         assert_eq!((two.held(), two.is_waiting()), (0, true));
-        let pids: Vec<(u32, u32)> = holders(&layout, 2).iter().map(|holder| (holder.slot, holder.pid)).collect();
+        let pids: Vec<(u32, u32)> =
+            holders(&layout, 2).iter().map(|holder| (holder.slot, holder.pid)).collect();
         assert_eq!(pids, [(0, 1), (1, 1)]);
         drop(one);
         two.aim(1, two.next_try().unwrap()).unwrap();

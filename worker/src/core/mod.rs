@@ -70,7 +70,7 @@ impl Channel {
     }
 
     /// The next message that has been read, or why there is none to be had.
-    pub fn next(&mut self) -> Option<Result<ToWorker, String>> {
+    pub fn next_message(&mut self) -> Option<Result<ToWorker, String>> {
         let text = match self.decoder.next_line()? {
             Line::Ours(text) => codec::parse(text).map_err(|error| with_cause(&error)),
             Line::Stray(text) => {
@@ -102,7 +102,7 @@ impl Channel {
         let end = Instant::now() + HELLO_WITHIN;
         let protocol = |text| CannotBegin { kind: WorkerErrorKind::Protocol, text };
         loop {
-            match self.next() {
+            match self.next_message() {
                 Some(Ok(ToWorker::Hello(hello))) => return Ok(Some(hello)),
                 Some(Ok(_)) => return Err(protocol("the first message is not hello".to_owned())),
                 Some(Err(text)) => return Err(protocol(text)),
@@ -113,8 +113,7 @@ impl Channel {
                 return Ok(None);
             }
             let stdin = io::stdin();
-            let mut fds =
-                [PollFd::new(&stdin, PollFlags::IN), PollFd::new(self.signals.fd(), PollFlags::IN)];
+            let mut fds = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(self.signals.fd(), PollFlags::IN)];
             let _ready = sys::poll(&mut fds, Some(left));
             let [heard, signal] = fds.map(|fd| !fd.revents().is_empty());
             if signal {
@@ -169,8 +168,7 @@ fn serve(channel: &mut Channel, work: Option<PathBuf>, guardian: u32) -> Result<
         }
     }
     let facts = host::facts(&layout, &hello).map_err(refuse(WorkerErrorKind::Internal))?;
-    let ready =
-        Ready { protocol: PROTOCOL_VERSION, build, pid: std::process::id(), facts: facts.clone() };
+    let ready = Ready { protocol: PROTOCOL_VERSION, build, pid: std::process::id(), facts: facts.clone() };
     channel.output.send(&FromWorker::Ready(Box::new(ready)));
     channel.write();
     let mut shell = Shell::new(&layout, &hello, facts, session)

@@ -63,7 +63,8 @@ impl Runner {
     /// Asks it to stop its job. If it is gone that shows elsewhere.
     pub fn cancel(&mut self, at: crewboss_protocol::TaskRef) {
         let mut line = Vec::new();
-        let _gone = write_line(&mut line, &ToRunner::Cancel { at }).and_then(|()| self.socket.write_all(&line));
+        let _gone =
+            write_line(&mut line, &ToRunner::Cancel { at }).and_then(|()| self.socket.write_all(&line));
     }
 
     /// Reads once, and hands out each whole line with its newline. Returns false once the runner is gone.

@@ -62,7 +62,12 @@ impl Shell {
     ///
     /// # Errors
     /// A sentence for a person if the work directory cannot be used.
-    pub fn new(layout: &Layout, hello: &Hello, facts: HostFacts, session: Option<Session>) -> Result<Self, String> {
+    pub fn new(
+        layout: &Layout,
+        hello: &Hello,
+        facts: HostFacts,
+        session: Option<Session>,
+    ) -> Result<Self, String> {
         let total = facts.slots;
         let (mut pool, mut slots) = (None, None);
         if session.is_some() {
@@ -217,7 +222,7 @@ impl Shell {
     }
 
     fn hear(&mut self, channel: &mut Channel) {
-        while let Some(line) = channel.next() {
+        while let Some(line) = channel.next_message() {
             if let Some(session) = &mut self.session {
                 session.heard(Instant::now());
             }
@@ -366,7 +371,8 @@ impl Shell {
     }
 
     fn prepare(&mut self, order: &TaskOrder, warm: bool) {
-        let environment = self.core.target(order.target).map_or(Environment::Snapshot, |target| target.environment.clone());
+        let environment =
+            self.core.target(order.target).map_or(Environment::Snapshot, |target| target.environment.clone());
         let request = EnvRequest {
             attempt_dir: self.layout.attempt(&self.hello.session, order.at),
             tree: order.tree,
@@ -391,7 +397,8 @@ impl Shell {
     }
 
     fn start(&mut self, index: usize, order: &TaskOrder) {
-        let (Some(held), Some(target)) = (self.prepared.get(&order.at), self.core.target(order.target)) else {
+        let (Some(held), Some(target)) = (self.prepared.get(&order.at), self.core.target(order.target))
+        else {
             return self.lose(index, "its environment is not there");
         };
         let prepared = &held.prepared;

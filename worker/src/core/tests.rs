@@ -65,7 +65,10 @@ impl World {
             sent: Vec::new(),
             exit: false,
         };
-        world.boss(ToWorker::Configure { first: 0, targets: vec![target("fresh", false), target("warm", true)] });
+        world.boss(ToWorker::Configure {
+            first: 0,
+            targets: vec![target("fresh", false), target("warm", true)],
+        });
         world
     }
 
@@ -99,14 +102,18 @@ impl World {
                     FromWorker::Done(done) => self.settle(done.at, "done"),
                     FromWorker::Refused { reason: Refusal::Duplicate, .. } => {}
                     FromWorker::Refused { at, .. } => self.settle(*at, "refused"),
-                    FromWorker::Returned { tasks } => tasks.iter().for_each(|at| self.settle(*at, "returned")),
+                    FromWorker::Returned { tasks } => {
+                        tasks.iter().for_each(|at| self.settle(*at, "returned"))
+                    }
                     _ => {}
                 }
                 self.sent.push(message);
             }
             Action::Prepare { order, warm } => {
                 let busy = self.preparing.iter().any(|(_, _, other)| *other && warm)
-                    || self.prepared.iter().any(|(at, target)| *target == 1 && warm && !self.reports.contains_key(at) && !self.ended.contains_key(at))
+                    || self.prepared.iter().any(|(at, target)| {
+                        *target == 1 && warm && !self.reports.contains_key(at) && !self.ended.contains_key(at)
+                    })
                     || (warm && !self.keeping.is_empty());
                 assert!(!busy, "two attempts in one warm directory");
                 self.preparing.push((order.at, order.target, warm));
@@ -129,7 +136,10 @@ impl World {
             }
             Action::Remove { at } => {
                 assert!(self.prepared.remove(&at).is_some(), "{at} has no environment to remove");
-                assert!(!self.running.values().any(|running| *running == at), "{at} is removed while it runs");
+                assert!(
+                    !self.running.values().any(|running| *running == at),
+                    "{at} is removed while it runs"
+                );
             }
             Action::Slots { want } => {
                 self.want = want;
@@ -235,7 +245,8 @@ fn impossible_orders_are_refused_with_the_reason() {
     world.boss(ToWorker::Configure { first: 2, targets: vec![asks] });
     world.order(3, 2);
     assert_eq!(reason(&world), Some(Refusal::NoToolchain));
-    for number in 10..10 + crewboss_protocol::limits::QUEUED_TASKS_MAX as u32 {
+    let many = u32::try_from(crewboss_protocol::limits::QUEUED_TASKS_MAX).unwrap();
+    for number in 10..10 + many {
         world.order(number, 0);
     }
     assert_eq!(reason(&world), Some(Refusal::QueueFull));
@@ -264,7 +275,9 @@ fn silence_ends_the_session_and_a_task_that_will_not_die_does_not_hold_it_up() {
 fn a_slot_is_kept_between_tasks_and_given_up_for_others() {
     let mut world = World::new();
     world.boss(ToWorker::SourceReady { tree: TREE });
-    (0..6).for_each(|number| drop(world.order(number, 0)));
+    for number in 0..6 {
+        world.order(number, 0);
+    }
     (0..6).for_each(|_| world.prepare_one(None));
     world.take_slots();
     world.end_one(Outcome::Success);

@@ -10,8 +10,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Puts together what a runner needs to know of a target. The target's own variables win.
 pub fn spec(target: &Target, facts: &HostFacts, hello: &Hello) -> Spec {
-    let toolchain = target.toolchain.as_ref().and_then(|name| facts.toolchains.iter().find(|one| one.name == *name));
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "crewboss".to_owned());
+    let toolchain =
+        target.toolchain.as_ref().and_then(|name| facts.toolchains.iter().find(|one| one.name == *name));
+    let user =
+        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "crewboss".to_owned());
     let jobs = (facts.threads / facts.slots.max(1)).max(1);
     let mut variables: Vec<(String, String)> = [
         ("PATH", std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned())),

@@ -51,8 +51,7 @@ impl Fingerprint {
     }
 
     fn walk(tree: &Path) -> io::Result<Option<(Self, (i64, i64))>> {
-        let mut walk =
-            Walk { hasher: blake3::Hasher::new(), entries: 0, bytes: 0, newest: (0, 0) };
+        let mut walk = Walk { hasher: blake3::Hasher::new(), entries: 0, bytes: 0, newest: (0, 0) };
         let top = openat(CWD, tree, DIRECTORY, Mode::empty())?;
         walk.state(b"", &fstat(&top)?);
         let whole = walk.directory(&top)?;
@@ -60,7 +59,8 @@ impl Fingerprint {
     }
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Walk {
     /// The order of entries is the file system's: it does not change in a directory that nobody changes.

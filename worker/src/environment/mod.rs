@@ -95,8 +95,7 @@ impl Preparer {
     }
 
     fn with_way(layout: Layout, way: Way) -> Result<Self, EnvError> {
-        let sources =
-            Sources::new(layout.clone(), way).map_err(EnvError::io("make", &layout.sources()))?;
+        let sources = Sources::new(layout.clone(), way).map_err(EnvError::io("make", &layout.sources()))?;
         Ok(Self { layout, way, sources, touched: Mutex::default(), spares: Spares::default() })
     }
 
@@ -110,7 +109,9 @@ impl Preparer {
         let work = self.layout.work().display();
         match self.way {
             Way::Snapshot => Vec::new(),
-            Way::Reflink => vec![format!("no btrfs snapshots below {work}: environments share data by reflink")],
+            Way::Reflink => {
+                vec![format!("no btrfs snapshots below {work}: environments share data by reflink")]
+            }
             Way::Plain => vec![format!(
                 "neither btrfs snapshots nor reflinks below {work}: environments are plain copies, which is slow for \
                  large sources"

@@ -83,11 +83,13 @@ impl Hold {
         note_use(&root)?;
         let hold = Self { place: root.join("build"), root, lock: Some(lock), reading: None };
         hold.clear()?;
-        let made = match current(&hold.root).map(|good| hold.from_good(layout, way, &good, tree)) {
+        let made = match current(&hold.root).map(|good| hold.start_warm(layout, way, &good, tree)) {
             Some(Ok(())) => Ok(true),
             Some(Err(error)) if error.refusal() == crewboss_protocol::message::Refusal::NoSpace => Err(error),
             // Whatever is wrong with the good directory or the objects of its tree, starting cold still works.
-            Some(Err(_)) | None => hold.clear().and_then(|()| hold.from_source(layout, way, tree)).map(|()| false),
+            Some(Err(_)) | None => {
+                hold.clear().and_then(|()| hold.start_cold(layout, way, tree)).map(|()| false)
+            }
         };
         match made {
             Ok(warm) => Ok(Some((hold, warm))),
@@ -102,12 +104,13 @@ impl Hold {
         remove_tree(&self.place).map_err(EnvError::io("remove", &self.place))
     }
 
-    fn from_good(&self, layout: &Layout, way: Way, good: &Path, tree: TreeId) -> Result<(), EnvError> {
+    fn start_warm(&self, layout: &Layout, way: Way, good: &Path, tree: TreeId) -> Result<(), EnvError> {
         let note = good.join("tree");
         let text = fs::read_to_string(&note).map_err(EnvError::io("read", &note))?;
-        let old: TreeId = text.trim().parse().map_err(|why| {
-            EnvError::io("read", &note)(io::Error::new(io::ErrorKind::InvalidData, why))
-        })?;
+        let old: TreeId = text
+            .trim()
+            .parse()
+            .map_err(|why| EnvError::io("read", &note)(io::Error::new(io::ErrorKind::InvalidData, why)))?;
         fs::create_dir(&self.place).map_err(EnvError::io("make", &self.place))?;
         way.copy(&good.join("src"), &self.src(), false).map_err(EnvError::io("copy to", &self.src()))?;
         way.copy(&good.join("out"), &self.out(), false).map_err(EnvError::io("copy to", &self.out()))?;
@@ -119,7 +122,7 @@ impl Hold {
         self.note_tree(tree)
     }
 
-    fn from_source(&self, layout: &Layout, way: Way, tree: TreeId) -> Result<(), EnvError> {
+    fn start_cold(&self, layout: &Layout, way: Way, tree: TreeId) -> Result<(), EnvError> {
         fs::create_dir(&self.place).map_err(EnvError::io("make", &self.place))?;
         let copied = way.copy(&layout.source(tree), &self.src(), true);
         copied.map_err(EnvError::io("copy the source to", &self.src()))?;

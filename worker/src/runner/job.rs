@@ -121,7 +121,13 @@ impl Attempt<'_> {
     }
 
     /// Runs one stage. Returns how the attempt ends, if it ends here.
-    fn run_stage(&mut self, stage: &Stage, deadline: Instant, link: &mut Link, kept: &mut Kept) -> Option<Outcome> {
+    fn run_stage(
+        &mut self,
+        stage: &Stage,
+        deadline: Instant,
+        link: &mut Link,
+        kept: &mut Kept,
+    ) -> Option<Outcome> {
         let started = match command(&stage.command, &mut kept.programs, &self.spec.variables) {
             Ok(mut command) => {
                 self.environment(&mut command);
@@ -129,7 +135,9 @@ impl Attempt<'_> {
                 let mut sink = |link: &mut Link, stream, bytes: &[u8]| output.take(job, link, stream, bytes);
                 run(command, self.job.at, deadline, link, &mut kept.buffer, &mut sink)
             }
-            Err(program) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not on the PATH"))),
+            Err(program) => {
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not on the PATH")))
+            }
         };
         match started {
             Ok(ended) => self.after(stage, ended),
@@ -138,7 +146,12 @@ impl Attempt<'_> {
                 let text = format!("stage {} cannot be started: {error}", stage.name);
                 self.output.say(self.job, link, &text);
                 self.message = text;
-                self.stages.push(StageResult { name: stage.name.clone(), exit: NOT_FOUND, wall_ms: 0, cpu_ms: 0 });
+                self.stages.push(StageResult {
+                    name: stage.name.clone(),
+                    exit: NOT_FOUND,
+                    wall_ms: 0,
+                    cpu_ms: 0,
+                });
                 Some(if is_of_the_host(&error) { Outcome::Infrastructure } else { Outcome::Failure })
             }
         }
@@ -160,7 +173,8 @@ impl Attempt<'_> {
             None if ended.exit.is_success() => None,
             None => Some(Outcome::Failure),
             Some(Stopped::Timeout) => {
-                self.message = format!("stopped in stage {} after {} ms", stage.name, self.spec.target.timeout_ms);
+                self.message =
+                    format!("stopped in stage {} after {} ms", stage.name, self.spec.target.timeout_ms);
                 Some(Outcome::Timeout)
             }
             Some(Stopped::Cancelled) => Some(Outcome::Cancelled),
@@ -189,12 +203,13 @@ impl Attempt<'_> {
             *outcome = Outcome::Failure;
             self.message = found.problems.join("; ");
         }
-        if !found.files.is_empty() {
-            if let Err(error) = found.write_list(&self.job.dir.join("artifacts.list")) {
-                *outcome = Outcome::Infrastructure;
-                self.message = format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
-                found = Found::default();
-            }
+        if !found.files.is_empty()
+            && let Err(error) = found.write_list(&self.job.dir.join("artifacts.list"))
+        {
+            *outcome = Outcome::Infrastructure;
+            self.message =
+                format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
+            found = Found::default();
         }
         found
     }
@@ -271,8 +286,10 @@ fn millis(duration: Duration) -> u64 {
 
 /// Whether the host, and not the task, is to blame that a program could not be started.
 fn is_of_the_host(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull)
-        || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull
+    ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// The command of a stage, with an absolute program, since looking through `PATH` would take the slow way of starting.
@@ -289,7 +306,8 @@ fn command(
         }
         StageCommand::Words(words) => {
             let (program, arguments) = words.split_first().ok_or_else(String::new)?;
-            let mut command = Command::new(look_up(program, programs, variables).ok_or_else(|| program.clone())?);
+            let mut command =
+                Command::new(look_up(program, programs, variables).ok_or_else(|| program.clone())?);
             command.args(arguments);
             Ok(command)
         }
@@ -304,15 +322,16 @@ fn look_up(
     if program.contains('/') {
         return Some(PathBuf::from(program));
     }
-    let path = variables.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
+    let path =
+        variables.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
     let key = format!("{path}\0{program}");
     if let Some(known) = programs.get(&key) {
         return Some(known.clone());
     }
     let directories = path.split(':').filter(|directory| directory.starts_with('/'));
-    let found = directories.map(|directory| Path::new(directory).join(program)).find(|file| {
-        file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
-    })?;
+    let found = directories
+        .map(|directory| Path::new(directory).join(program))
+        .find(|file| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())?;
     programs.insert(key, found.clone());
     Some(found)
 }

@@ -201,7 +201,9 @@ mod tests {
         for (text, rest) in [("ab", 0), ("aä", 0), ("€", 0), ("😀", 0), ("", 0)] {
             assert_eq!(incomplete_utf8(text.as_bytes()), rest);
         }
-        for (bytes, rest) in [(b"a\xc3".as_slice(), 1), (b"\xe2\x82", 2), (b"x\xf0\x9f\x98", 3), (b"\x80\x80\x80\x80", 0)] {
+        for (bytes, rest) in
+            [(b"a\xc3".as_slice(), 1), (b"\xe2\x82", 2), (b"x\xf0\x9f\x98", 3), (b"\x80\x80\x80\x80", 0)]
+        {
             assert_eq!(incomplete_utf8(bytes), rest);
         }
     }

@@ -142,7 +142,8 @@ mod tests {
         );
         assert_eq!(FromRunner::parse(b"L3.1 9 @cb x\n"), Some(FromRunner::Live { at, bytes: 9, line }));
         assert_eq!(FromRunner::parse(b"F@cb x\n"), Some(FromRunner::Forward { line }));
-        for bad in [b"".as_slice(), b"\n", b"X\n", b"D3.1\n", b"D3.1 good x\n", b"Lx 9 x\n", b"L3.1 \xff x\n"] {
+        for bad in [b"".as_slice(), b"\n", b"X\n", b"D3.1\n", b"D3.1 good x\n", b"Lx 9 x\n", b"L3.1 \xff x\n"]
+        {
             assert_eq!(FromRunner::parse(bad), None);
         }
     }

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::TreeId;
-use git2::{Odb, OdbObject, ObjectType, Oid, Repository};
+use git2::{ObjectType, Odb, OdbObject, Oid, Repository};
 
 use super::SourceError;
 
@@ -61,6 +61,11 @@ impl Objects {
             Ok(repository) => Ok(Self { repository, path: path.to_owned() }),
             Err(source) => Err(SourceError::Repository { path: path.to_owned(), source }),
         }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The object database, which notices packs that others add.
@@ -154,7 +159,11 @@ fn check_name(name: &[u8]) -> Result<CString, String> {
         return Err(format!("the name {:?} is reserved", shown()));
     }
     if name.len() > FILE_NAME_MAX {
-        return Err(format!("the name {:?}... has {} bytes; the limit is {FILE_NAME_MAX}", shown(), name.len()));
+        return Err(format!(
+            "the name {:?}... has {} bytes; the limit is {FILE_NAME_MAX}",
+            shown(),
+            name.len()
+        ));
     }
     CString::new(name).map_err(|_| "it is torn".to_owned())
 }

@@ -19,7 +19,8 @@ use crate::storage::remove_at;
 /// Directories inside directories; each holds an open file.
 const DEPTH_MAX: usize = 400;
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Writes trees.
 pub(super) struct Update<'a> {
@@ -39,7 +40,13 @@ impl Update<'_> {
         tree.map_or(Ok(Entries::new()), |id| read_tree(self.database, id))
     }
 
-    fn tree(&self, at: BorrowedFd<'_>, old: Option<Oid>, new: Option<Oid>, depth: usize) -> Result<(), SourceError> {
+    fn tree(
+        &self,
+        at: BorrowedFd<'_>,
+        old: Option<Oid>,
+        new: Option<Oid>,
+        depth: usize,
+    ) -> Result<(), SourceError> {
         if old == new {
             return Ok(());
         }

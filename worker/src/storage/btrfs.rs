@@ -57,7 +57,10 @@ pub fn snapshot(source: &Path, destination: &Path, read_only: bool) -> io::Resul
     fill_name(unsafe { &mut arguments.__bindgen_anon_2.name }, name)?;
     // SAFETY: the opcode reads exactly this structure; `source` stays open until the call has returned.
     let result = unsafe {
-        ioctl(&parent, Setter::<{ opcode::BTRFS_IOC_SNAP_CREATE_V2 }, btrfs_ioctl_vol_args_v2>::new(arguments))
+        ioctl(
+            &parent,
+            Setter::<{ opcode::BTRFS_IOC_SNAP_CREATE_V2 }, btrfs_ioctl_vol_args_v2>::new(arguments),
+        )
     };
     Ok(result?)
 }

@@ -34,9 +34,15 @@ pub fn copy_tree(source: &Path, destination: &Path, options: CopyOptions) -> io:
     copy_directory(&source, &destination, options, 0)
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-fn copy_directory(source: &OwnedFd, destination: &OwnedFd, options: CopyOptions, depth: usize) -> io::Result<()> {
+fn copy_directory(
+    source: &OwnedFd,
+    destination: &OwnedFd,
+    options: CopyOptions,
+    depth: usize,
+) -> io::Result<()> {
     if depth > DEPTH_MAX {
         return Err(io::Error::other(format!("directories are nested more than {DEPTH_MAX} deep")));
     }

@@ -81,3 +81,6 @@ fn reflinks_work(trial: &Path) -> io::Result<bool> {
 pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,8 @@ use rustix::process::Signal;
 use crate::cgroup;
 use crate::layout::Layout;
 use crate::owner::{Owner, sessions};
-use crate::storage::remove_tree;
 use crate::process::{KILL_WITHIN, ProcessId, with_variable};
+use crate::storage::remove_tree;
 
 /// The variable that every process of a task carries.
 pub const MARK: &str = "CREWBOSS_SESSION";
@@ -90,7 +90,9 @@ fn clean_session(layout: &Layout, session: &SessionId, force: bool, report: &mut
         report.ended.push(session.clone());
         remove_leftovers(layout, session, Some(&owner), report);
     } else {
-        report.errors.push(format!("the worker of session {session} (process {}) lives on", owner.guardian.pid));
+        report
+            .errors
+            .push(format!("the worker of session {session} (process {}) lives on", owner.guardian.pid));
     }
 }
 
@@ -149,12 +151,11 @@ pub fn remove_leftovers(
     owner: Option<&Owner>,
     report: &mut CleanReport,
 ) -> bool {
-    if let Some(group) = owner.and_then(|owner| owner.cgroup.as_deref()) {
-        if cgroup::belongs_to(group, session) {
-            report.processes += u32::try_from(cgroup::members(group).len()).unwrap_or(u32::MAX);
-            if !cgroup::kill_and_remove(group) {
-                report.errors.push(format!("the control group {} is not empty", group.display()));
-            }
+    let group = owner.and_then(|owner| owner.cgroup.as_deref());
+    if let Some(group) = group.filter(|group| cgroup::belongs_to(group, session)) {
+        report.processes += u32::try_from(cgroup::members(group).len()).unwrap_or(u32::MAX);
+        if !cgroup::kill_and_remove(group) {
+            report.errors.push(format!("the control group {} is not empty", group.display()));
         }
     }
     if !kill_marked(session, report) {
@@ -201,7 +202,8 @@ fn count_subvolumes(directory: &Path) -> u32 {
     };
     let attempts: Vec<_> = inner(directory).collect();
     let below = attempts.iter().flat_map(|attempt| inner(&attempt.path()).collect::<Vec<_>>());
-    let found = attempts.iter().filter(|entry| is_subvolume(entry)).count() + below.filter(is_subvolume).count();
+    let found =
+        attempts.iter().filter(|entry| is_subvolume(entry)).count() + below.filter(is_subvolume).count();
     u32::try_from(found).unwrap_or(u32::MAX)
 }
 
@@ -297,7 +299,7 @@ mod tests {
         let layout = Layout::new(work.path());
         let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let real = ProcessId::of(child.id()).unwrap();
-        let older = ProcessId { start: real.start - 1, ..real.clone() };
+        let older = ProcessId { pid: real.pid, start: real.start - 1 };
         owner_of(&session_name("reused"), &older).write(&layout).unwrap();
         let report = clean(&layout, true);
         assert_eq!((report.removed.len(), report.processes), (1, 0));

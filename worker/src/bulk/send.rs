@@ -1,0 +1,142 @@
+//! Sending logs and artifacts.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
+use crewboss_protocol::limits::{ARTIFACTS_MAX, PATH_BYTES_MAX};
+use crewboss_protocol::{RelPath, codec};
+use rustix::fs::OFlags;
+use serde::Deserialize;
+
+use super::stream::{Input, Output};
+use super::{End, Failure};
+
+/// How long a log that does not grow is left alone. Adds to the delay of live output, but nothing else waits for it.
+const LOG_PAUSE: Duration = Duration::from_millis(10);
+
+/// Longest line of the list of artifacts: a name, a path of a file, each character escaped to six.
+const LIST_LINE_MAX: u64 = 6 * (PATH_BYTES_MAX as u64 + 4096) + 64;
+
+/// A line of `artifacts.list`, which the runner writes.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    path: RelPath,
+    file: PathBuf,
+}
+
+/// Sends a log from its beginning until the length that the boss announces is sent.
+pub(super) fn log(
+    attempt: &Path,
+    stream: LogStream,
+    input: &mut Input<'_>,
+    output: &mut Output<'_>,
+) -> Result<(), End> {
+    let path = attempt.join(match stream {
+        LogStream::Log => "log",
+        LogStream::Err => "err",
+    });
+    let what = format!("cannot read {}", path.display());
+    let file = open(&path).map_err(|error| Failure::io(&what, &error))?;
+    let (mut sent, mut ends) = (0_u64, None);
+    loop {
+        let limit = ends.map_or(u64::MAX, |ends: u64| ends.saturating_sub(sent));
+        if limit == 0 {
+            output.end_frames();
+            return Ok(());
+        }
+        let data = match output.frame_from(file.as_fd(), limit)? {
+            Ok(data) => data.len(),
+            Err(error) => return Err(broken(output, Failure::io(&what, &error))),
+        };
+        sent += data as u64;
+        if data > 0 {
+            continue;
+        }
+        if let Some(ends) = ends {
+            // The boss knows the length only after the last byte was written.
+            let text = format!("{} ends after {sent} bytes instead of {ends}", path.display());
+            return Err(broken(output, Failure::new(BulkErrorKind::Io, text)));
+        }
+        output.flush()?;
+        if let Some(line) = input.line_within(LOG_PAUSE)? {
+            ends = Some(log_ends(line)?);
+        }
+    }
+}
+
+fn log_ends(line: &[u8]) -> Result<u64, End> {
+    match super::parse(line)? {
+        BulkRequest::LogEnds { bytes } => Ok(bytes),
+        _ => {
+            Err(End::Lost(Failure::new(BulkErrorKind::Protocol, "expected the length of the log being sent")))
+        }
+    }
+}
+
+/// Says in the middle of outgoing data that it ends here; the place in the channel is not lost.
+fn broken(output: &mut Output<'_>, failure: Failure) -> End {
+    output.break_frames();
+    End::Failed(failure)
+}
+
+/// Sends all artifacts of an attempt.
+pub(super) fn artifacts(attempt: &Path, output: &mut Output<'_>) -> Result<(), End> {
+    let path = attempt.join("artifacts.list");
+    let what = format!("cannot read {}", path.display());
+    let failed = |error: io::Error| Failure::io(&what, &error);
+    let mut list = BufReader::with_capacity(256 << 10, open(&path).map_err(failed)?);
+    let mut line = Vec::new();
+    for _ in 0..ARTIFACTS_MAX {
+        line.clear();
+        if io::Read::take(&mut list, LIST_LINE_MAX).read_until(b'\n', &mut line).map_err(failed)? == 0 {
+            return Ok(());
+        }
+        let listed: Listed = serde_json::from_slice(&line)
+            .map_err(|error| Failure::new(BulkErrorKind::Name, format!("{}: {error}", path.display())))?;
+        artifact(listed, output)?;
+    }
+    Err(Failure::new(BulkErrorKind::Protocol, format!("more than {ARTIFACTS_MAX} artifacts")).into())
+}
+
+fn artifact(listed: Listed, output: &mut Output<'_>) -> Result<(), End> {
+    let what =
+        |error: &io::Error| Failure::io(&format!("cannot read artifact {}", listed.file.display()), error);
+    let file = open(&listed.file).map_err(|error| what(&error))?;
+    let state = file.metadata().map_err(|error| what(&error))?;
+    let bytes = state.len();
+    output.answer(&BulkAnswer::Artifact { path: listed.path, bytes, executable: state.mode() & 0o100 != 0 });
+    let mut hasher = blake3::Hasher::new();
+    let mut rest = bytes;
+    while rest > 0 {
+        match output.frame_from(file.as_fd(), rest)? {
+            Ok([]) => break,
+            Ok(data) => {
+                hasher.update(data);
+                rest = rest.saturating_sub(data.len() as u64);
+            }
+            Err(error) => return Err(broken(output, what(&error))),
+        }
+    }
+    output.end_frames();
+    output.answer(&BulkAnswer::Checksum { blake3: hasher.finalize().to_hex().to_string() });
+    output.relieve()
+}
+
+/// Opens a regular file and nothing else: no link is followed, no FIFO waited for.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
+// A line with everything that can be in it still is a line.
+const _: () =
+    assert!(codec::PREFIX.len() + 6 * PATH_BYTES_MAX + 256 < crewboss_protocol::limits::LINE_BYTES_MAX);

@@ -1,0 +1,101 @@
+//! `probe.json`: what was found out once and is slow to find out again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use crewboss_protocol::Feature;
+use crewboss_protocol::host::SpeedSource;
+use serde::{Deserialize, Serialize};
+
+use super::speed;
+use super::toolchain::{Identity, Trial};
+
+/// A file larger than this is not ours.
+const CACHE_BYTES_MAX: u64 = 4 << 20;
+
+/// Compilers remembered; beyond it all are tried again.
+const TRIALS_MAX: usize = 2048;
+
+/// What earlier probes found out. Anything unreadable counts as not known.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Cache {
+    #[serde(default)]
+    speed: Option<Speed>,
+    /// By the compiler's path.
+    #[serde(default)]
+    trials: BTreeMap<String, (Identity, Trial)>,
+    #[serde(default)]
+    features: Option<(String, BTreeSet<Feature>)>,
+    #[serde(skip)]
+    changed: bool,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Speed {
+    key: speed::Key,
+    speed: u32,
+    source: SpeedSource,
+}
+
+impl Cache {
+    pub(super) fn load(path: &Path) -> Self {
+        let small = fs::metadata(path).is_ok_and(|found| found.len() <= CACHE_BYTES_MAX);
+        let cache = small.then(|| fs::read(path).ok()).flatten();
+        cache.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Writes what is new, whole or not at all.
+    pub(super) fn store(&self, path: &Path) -> io::Result<()> {
+        if !self.changed {
+            return Ok(());
+        }
+        let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    pub(super) fn speed(
+        &mut self,
+        key: &speed::Key,
+        measure: impl FnOnce() -> (u32, SpeedSource),
+    ) -> (u32, SpeedSource) {
+        if let Some(known) = self.speed.as_ref().filter(|known| known.key == *key) {
+            return (known.speed, known.source);
+        }
+        let (speed, source) = measure();
+        self.speed = Some(Speed { key: key.clone(), speed, source });
+        self.changed = true;
+        (speed, source)
+    }
+
+    pub(super) fn trial(&self, path: &str, identity: &Identity) -> Option<&Trial> {
+        self.trials.get(path).filter(|(known, _)| known == identity).map(|(_, trial)| trial)
+    }
+
+    pub(super) fn note_trial(&mut self, path: String, identity: Identity, trial: Trial) {
+        if self.trials.len() >= TRIALS_MAX {
+            self.trials.clear();
+        }
+        self.trials.insert(path, (identity, trial));
+        self.changed = true;
+    }
+
+    /// The features under a key that changes with the boot and the file system.
+    pub(super) fn features(
+        &mut self,
+        key: String,
+        find: impl FnOnce() -> io::Result<BTreeSet<Feature>>,
+    ) -> io::Result<BTreeSet<Feature>> {
+        if let Some((_, known)) = self.features.as_ref().filter(|(known, _)| *known == key) {
+            return Ok(known.clone());
+        }
+        let found = find()?;
+        self.features = Some((key, found.clone()));
+        self.changed = true;
+        Ok(found)
+    }
+}

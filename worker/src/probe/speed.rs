@@ -1,0 +1,96 @@
+//! How fast one thread of this host works, from a short measured kernel.
+
+use std::fs;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::host::SpeedSource;
+use serde::{Deserialize, Serialize};
+
+/// One round of the kernel takes the reference machine (3 GHz, a server processor of about 2020) this long. 1000 is its
+/// speed; a host that takes half as long has 2000.
+const REFERENCE: Duration = Duration::from_micros(5000);
+
+/// Rounds; the fastest counts, since other work on the host can only make a round slower.
+const ROUNDS: usize = 7;
+
+/// If even the two fastest rounds differ by more than this (in per cent), other work spoils the measurement.
+const NOISE_PERCENT_MAX: u128 = 50;
+
+/// Bogomips of the reference machine.
+const REFERENCE_BOGOMIPS: u64 = 6000;
+
+/// Larger than the caches next to a core and smaller than the last one, as the working set of a compiler is.
+const TABLE_WORDS: usize = 1 << 18;
+
+/// Steps of one round.
+const STEPS: u32 = 1 << 20;
+
+/// What the measured speed depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Key {
+    /// A virtual machine may have moved to another processor's host between boots.
+    boot: String,
+    processor: String,
+}
+
+impl Key {
+    pub(super) fn of_this_host() -> Self {
+        let boot =
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        // Other architectures name it otherwise, or not at all.
+        let named = |line: &&str| {
+            ["model name", "Model", "CPU part", "uarch"].iter().any(|name| line.starts_with(name))
+        };
+        let processor = text.lines().find(named).unwrap_or_default().to_owned();
+        Self { boot, processor }
+    }
+}
+
+/// The speed in thousandths of the reference machine's, and where it comes from. Takes 30 to 70 ms.
+pub(super) fn measure() -> (u32, SpeedSource) {
+    let mut table: Vec<u64> =
+        (0..TABLE_WORDS as u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let mut times: Vec<u128> = (0..ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            black_box(round(black_box(&mut table)));
+            start.elapsed().as_nanos().max(1)
+        })
+        .collect();
+    times.sort_unstable();
+    let measured = score(REFERENCE.as_nanos() * 1000 / times[0]);
+    let noisy = times[1] * 100 > times[0] * (100 + NOISE_PERCENT_MAX);
+    match bogomips().filter(|_| noisy) {
+        Some(bogomips) => (score(u128::from(bogomips * 1000 / REFERENCE_BOGOMIPS)), SpeedSource::Bogomips),
+        None => (measured, SpeedSource::Measured),
+    }
+}
+
+fn score(thousandths: u128) -> u32 {
+    u32::try_from(thousandths).unwrap_or(u32::MAX).clamp(1, 1_000_000)
+}
+
+/// Integer arithmetic, branches that cannot be foreseen and reads and writes all over the table: what compilers do.
+fn round(table: &mut [u64]) -> u64 {
+    let mask = table.len() as u64 - 1;
+    let (mut state, mut sum) = (0x2545_f491_4f6c_dd1d_u64, 0_u64);
+    for _ in 0..STEPS {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let index = usize::try_from((state ^ sum) & mask).unwrap_or(0);
+        let value = table[index];
+        sum = if value & 1 == 0 { sum.wrapping_add(value ^ state) } else { sum.rotate_left(7) ^ value };
+        table[index] = value.wrapping_add(sum | 1);
+    }
+    sum
+}
+
+/// The kernel's own number, for one processor.
+fn bogomips() -> Option<u64> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.to_ascii_lowercase().starts_with("bogomips"))?;
+    line.split(':').nth(1)?.trim().split('.').next()?.parse().ok()
+}

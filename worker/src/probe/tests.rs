@@ -1,0 +1,93 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Instant;
+
+use super::*;
+
+fn hello(toolchains: &[(&str, &Path)]) -> Hello {
+    let toolchains: BTreeMap<_, _> = toolchains
+        .iter()
+        .map(|(name, path)| (name.parse().unwrap(), path.to_str().unwrap().to_owned()))
+        .collect();
+    Hello {
+        protocol: 1,
+        build: String::new(),
+        boss: "t@t".to_owned(),
+        run: "r".parse().unwrap(),
+        session: "r.1".parse().unwrap(),
+        host: "h".parse().unwrap(),
+        priority: 0,
+        heartbeat_ms: 1000,
+        silence_ms: 5000,
+        slots: None,
+        toolchains,
+        probe_only: true,
+        refresh: false,
+    }
+}
+
+fn script(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn compilers_are_tried_and_remembered_until_they_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::new(directory.path().join("work"));
+    let (good, bad) = (directory.path().join("my-gcc"), directory.path().join("bad-gcc"));
+    let compile = "if [ \"$1\" = --version ]; then echo mine 1.0; else echo x >answer.o; fi";
+    script(&good, compile);
+    script(&bad, "echo this cannot work >&2; exit 3");
+    let hello = hello(&[("mine", &good), ("bad", &bad), ("gone", Path::new("/nowhere/gcc"))]);
+    let cold = Instant::now();
+    let facts = probe(&layout, &hello).unwrap();
+    let cold = cold.elapsed();
+    let mine = facts.toolchains.iter().find(|toolchain| toolchain.name.as_str() == "mine").unwrap();
+    assert_eq!(mine.version, "mine 1.0");
+    assert_eq!(mine.prefix, good.to_str().unwrap().strip_suffix("gcc").unwrap());
+    let broken: Vec<_> = facts.broken_toolchains.iter().map(|broken| broken.name.as_str()).collect();
+    assert_eq!(broken, ["gone", "bad"]);
+    assert!(facts.broken_toolchains[1].why.contains("this cannot work"), "{:?}", facts.broken_toolchains);
+    assert!(
+        facts.threads > 0 && facts.memory > 1 << 20 && facts.disk_free > 0 && facts.speed > 0,
+        "{facts:?}"
+    );
+    let warm = Instant::now();
+    let again = probe(&layout, &hello).unwrap();
+    let warm = warm.elapsed();
+    println!("cold {cold:?}, warm {warm:?}, speed {} {:?}", facts.speed, facts.speed_source);
+    assert_eq!((again.toolchains, again.speed), (facts.toolchains, facts.speed));
+    assert!(warm < cold);
+    script(&good, &compile.replace("1.0", "1.1"));
+    let changed = probe(&layout, &hello).unwrap();
+    assert!(changed.toolchains.iter().any(|toolchain| toolchain.version == "mine 1.1"));
+}
+
+#[test]
+fn slots_are_held_while_their_files_are_locked() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::new(directory.path().to_owned());
+    fs::create_dir_all(layout.locks()).unwrap();
+    let (run, host) = ("r".parse().unwrap(), "h".parse().unwrap());
+    let held = SlotHolder { slot: 1, boss: "me@here".to_owned(), run, host, pid: 7, priority: 0 };
+    for slot in ["slot-0", "slot-1", "slot-x", "users"] {
+        fs::write(layout.locks().join(slot), serde_json::to_vec(&held).unwrap()).unwrap();
+    }
+    let lock = fs::File::open(layout.locks().join("slot-1")).unwrap();
+    lock.try_lock().unwrap();
+    assert_eq!(holders(&layout), [held]);
+    drop(lock);
+    assert_eq!(holders(&layout), []);
+}
+
+#[test]
+fn a_cache_that_is_nonsense_counts_as_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("probe.json");
+    for text in ["", "{", "[]", "{\"speed\":7}", "\0"] {
+        fs::write(&path, text).unwrap();
+        assert_eq!(Cache::load(&path), Cache::default());
+    }
+}

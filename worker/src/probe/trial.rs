@@ -1,0 +1,88 @@
+//! Trying a compiler: does it compile a file, and what version does it say it is?
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::toolchain::Trial;
+
+/// A compiler that needs longer for one line hangs, or its disk does.
+const TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Longest version line, and longest complaint, that is told further.
+const TEXT_BYTES_MAX: u64 = 1024;
+
+const SOURCE: &str = "int answer(int question)\n{\n\treturn question + 42;\n}\n";
+
+/// Tries one compiler in a directory of its own.
+pub(super) fn run(compiler: &Path) -> Trial {
+    match compile(compiler).and_then(|()| version(compiler)) {
+        Ok(version) => Trial::Works(version),
+        Err(why) => Trial::Broken(why),
+    }
+}
+
+fn compile(compiler: &Path) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("it could not be tried: {error}");
+    let directory = tempfile::tempdir().map_err(failed)?;
+    fs::write(directory.path().join("answer.c"), SOURCE).map_err(failed)?;
+    output(compiler, &["-c", "answer.c", "-o", "answer.o"], directory.path())?;
+    let object = fs::metadata(directory.path().join("answer.o"));
+    if object.is_ok_and(|found| found.len() > 0) { Ok(()) } else { Err("it wrote no object file".to_owned()) }
+}
+
+fn version(compiler: &Path) -> Result<String, String> {
+    let failed = |error: std::io::Error| format!("it could not be tried: {error}");
+    let directory = tempfile::tempdir().map_err(failed)?;
+    let text = output(compiler, &["--version"], directory.path())?;
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// What it writes, if it succeeds in time.
+fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<String, String> {
+    let failed = |error: std::io::Error| format!("it could not be started: {error}");
+    // A file cannot fill up as a pipe does while nobody reads it.
+    let path = directory.join("output");
+    let written = File::create(&path).map_err(failed)?;
+    let mut command = Command::new(compiler);
+    command.args(arguments).current_dir(directory).env_clear().env("LANG", "C").env("TMPDIR", directory);
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.stdin(Stdio::null()).stderr(written.try_clone().map_err(failed)?).stdout(written);
+    // A group of its own, so that a compiler that hangs can be ended with all its parts.
+    let mut child = command.process_group(0).spawn().map_err(failed)?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let in_time = pid.is_some_and(ends_in_time);
+    if let Some(pid) = pid.filter(|_| !in_time) {
+        // It may have ended this very moment.
+        kill_process_group(pid, Signal::KILL).ok();
+    }
+    let status = child.wait().map_err(failed)?;
+    let mut text = Vec::new();
+    File::open(&path).and_then(|file| file.take(TEXT_BYTES_MAX).read_to_end(&mut text)).map_err(failed)?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    if !in_time {
+        Err(format!("it did not end within {} s", TIME_MAX.as_secs()))
+    } else if status.success() {
+        Ok(text)
+    } else {
+        Err(format!("{status}: {}", text.trim()))
+    }
+}
+
+fn ends_in_time(pid: Pid) -> bool {
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    let time = Timespec { tv_sec: TIME_MAX.as_secs().cast_signed(), tv_nsec: 0 };
+    loop {
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&time)) {
+            Ok(events) => return events > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}

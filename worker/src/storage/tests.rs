@@ -1,0 +1,105 @@
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+
+use super::*;
+use crate::testing::{Mount, run};
+
+#[test]
+fn removing_follows_no_link_and_needs_no_permission() {
+    let directory = tempfile::tempdir().unwrap();
+    let (outside, tree) = (directory.path().join("outside"), directory.path().join("tree"));
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("precious"), "").unwrap();
+    fs::create_dir_all(tree.join("a/b")).unwrap();
+    fs::write(tree.join("a/b/file"), "").unwrap();
+    symlink(&outside, tree.join("a/link")).unwrap();
+    symlink("nowhere", tree.join("a/b/dangling")).unwrap();
+    fs::set_permissions(tree.join("a/b"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(tree.join("a"), PermissionsExt::from_mode(0o500)).unwrap();
+    remove_tree(&tree).unwrap();
+    assert!(!tree.exists() && outside.join("precious").exists());
+    remove_tree(&tree).unwrap();
+    symlink(&outside, &tree).unwrap();
+    remove_tree(&tree).unwrap();
+    assert!(fs::symlink_metadata(&tree).is_err() && outside.join("precious").exists());
+}
+
+#[test]
+fn directories_deeper_than_any_path_can_say_are_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let tree = directory.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let mut at = fs::File::open(&tree).unwrap();
+    for _ in 0..3000 {
+        rustix::fs::mkdirat(&at, "deep", rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        at = rustix::fs::openat(&at, "deep", flags, rustix::fs::Mode::empty()).unwrap().into();
+    }
+    drop(at);
+    remove_tree(&tree).unwrap();
+    assert!(!tree.exists());
+}
+
+#[test]
+fn nested_and_read_only_subvolumes_are_removed() {
+    let mount = Mount::btrfs();
+    let tree = mount.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let outer = tree.join("outer");
+    btrfs::create_subvolume(&outer).unwrap();
+    fs::create_dir(outer.join("plain")).unwrap();
+    btrfs::create_subvolume(&outer.join("plain/inner")).unwrap();
+    fs::write(outer.join("plain/inner/file"), "").unwrap();
+    btrfs::snapshot(&outer.join("plain/inner"), &tree.join("frozen"), true).unwrap();
+    btrfs::set_read_only(&outer, true).unwrap();
+    btrfs::set_read_only(&outer.join("plain/inner"), true).unwrap();
+    remove_tree(&tree).unwrap();
+    assert!(!tree.exists());
+}
+
+#[test]
+fn a_mount_is_never_entered() {
+    let mount = Mount::btrfs();
+    fs::write(mount.path().join("precious"), "").unwrap();
+    let error = remove_tree(mount.path().parent().unwrap()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+    assert!(mount.path().join("precious").exists());
+}
+
+#[test]
+fn an_ordinary_user_removes_subvolumes_by_emptying_them() {
+    let mount = Mount::btrfs();
+    let home = mount.path().join("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(mount.path().parent().unwrap(), PermissionsExt::from_mode(0o755)).unwrap();
+    // A process of its own: credentials belong to a whole process.
+    let exe = std::env::current_exe().unwrap();
+    let copy = mount.path().join("tests");
+    fs::copy(exe, &copy).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&copy);
+    command
+        .args(["--exact", "storage::tests::as_an_ordinary_user", "--nocapture"])
+        .env("CREWBOSS_TEST_HOME", &home);
+    run(&mut command);
+    assert!(home.join("done").exists());
+}
+
+/// Does nothing unless started by [`an_ordinary_user_removes_subvolumes_by_emptying_them`].
+#[test]
+fn as_an_ordinary_user() {
+    let Some(home) = std::env::var_os("CREWBOSS_TEST_HOME") else { return };
+    let home = Path::new(&home);
+    assert_eq!(Way::find(home).unwrap(), Way::Snapshot);
+    let (source, copy) = (home.join("source"), home.join("copy"));
+    btrfs::create_subvolume(&source).unwrap();
+    fs::create_dir(source.join("sub")).unwrap();
+    fs::write(source.join("sub/file"), "").unwrap();
+    btrfs::snapshot(&source, &copy, true).unwrap();
+    assert_eq!(btrfs::destroy(&copy).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    remove_tree(&copy).unwrap();
+    remove_tree(&source).unwrap();
+    assert_eq!(fs::read_dir(home).unwrap().count(), 0);
+    fs::write(home.join("done"), "").unwrap();
+}
