@@ -297,8 +297,9 @@ fn odd_output_is_stored_byte_for_byte() {
     let done = worker.done(at);
     assert_eq!((done.outcome, done.log.bytes, done.err.bytes), (Outcome::Success, 100_000_000, 0));
     assert_eq!(std::fs::metadata(worker.attempt(at).join("log")).unwrap().len(), 100_000_000);
-    let done =
-        worker.run(shell("head -c 100000 /dev/zero; rm -rf \"$CREWBOSS_OUT/..\"; head -c 100000 /dev/zero"));
+    let done = worker.run(shell(
+        "head -c 100000 /dev/zero; rm -rf \"$(dirname $CREWBOSS_OUT)\"; head -c 100000 /dev/zero",
+    ));
     assert_eq!((done.outcome, done.log.bytes), (Outcome::Success, 200_000));
     assert_eq!(std::fs::metadata(worker.attempt(done.at).join("log")).unwrap().len(), 200_000);
 }

@@ -20,9 +20,8 @@ pub mod source;
 pub mod storage;
 pub mod sweep;
 pub mod sys;
-pub mod verify;
-
 #[cfg(test)]
 mod testing;
+pub mod verify;
 
 pub use layout::Layout;

@@ -198,7 +198,7 @@ mod tests {
     fn a_process_is_known_by_its_start_time() {
         let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let id = ProcessId::of(child.id()).unwrap();
-        let other = ProcessId { start: id.start + 1, ..id.clone() };
+        let other = ProcessId { pid: id.pid, start: id.start + 1 };
         assert!(id.is_alive() && !other.is_alive());
         assert!(!other.signal(Signal::KILL));
         assert!(id.signal(Signal::KILL));

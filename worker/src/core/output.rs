@@ -22,7 +22,7 @@ pub struct Output {
 impl Output {
     /// Whether something waits.
     pub fn is_waiting(&self) -> bool {
-        !self.broken && self.len() > 0
+        !self.broken && !self.is_empty()
     }
 
     /// Bytes that wait.
@@ -32,7 +32,7 @@ impl Output {
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.bytes.len() == self.written
     }
 
     /// Whether nobody listens any more.

@@ -222,7 +222,7 @@ impl Shell {
     }
 
     fn hear(&mut self, channel: &mut Channel) {
-        while let Some(line) = channel.next() {
+        while let Some(line) = channel.next_message() {
             if let Some(session) = &mut self.session {
                 session.heard(Instant::now());
             }

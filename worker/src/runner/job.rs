@@ -203,13 +203,13 @@ impl Attempt<'_> {
             *outcome = Outcome::Failure;
             self.message = found.problems.join("; ");
         }
-        if !found.files.is_empty() {
-            if let Err(error) = found.write_list(&self.job.dir.join("artifacts.list")) {
-                *outcome = Outcome::Infrastructure;
-                self.message =
-                    format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
-                found = Found::default();
-            }
+        if !found.files.is_empty()
+            && let Err(error) = found.write_list(&self.job.dir.join("artifacts.list"))
+        {
+            *outcome = Outcome::Infrastructure;
+            self.message =
+                format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
+            found = Found::default();
         }
         found
     }

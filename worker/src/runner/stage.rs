@@ -224,10 +224,8 @@ impl Run<'_> {
             sys::poll(&mut fds, Some(wait))?;
             roles.map(|role| role.is_some_and(|index| !fds[index].revents().is_empty()))
         };
-        for index in 0..2 {
-            if ready[index] {
-                self.read(index, buffer, sink);
-            }
+        for (index, _) in ready[..2].iter().enumerate().filter(|(_, ready)| **ready) {
+            self.read(index, buffer, sink);
         }
         if ready[2] {
             self.reap();
@@ -280,8 +278,7 @@ impl Run<'_> {
     /// being handed it from elsewhere is not waited for.
     fn drain(&mut self, buffer: &mut [u8], sink: &mut Sink<'_>) -> io::Result<()> {
         for index in 0..2 {
-            loop {
-                let Some(pipe) = &self.pipes[index] else { break };
+            while let Some(pipe) = &self.pipes[index] {
                 let mut fds = [PollFd::new(pipe, PollFlags::IN)];
                 if sys::poll(&mut fds, Some(Duration::ZERO))? == 0 || !self.read(index, buffer, sink) {
                     break;

@@ -151,12 +151,11 @@ pub fn remove_leftovers(
     owner: Option<&Owner>,
     report: &mut CleanReport,
 ) -> bool {
-    if let Some(group) = owner.and_then(|owner| owner.cgroup.as_deref()) {
-        if cgroup::belongs_to(group, session) {
-            report.processes += u32::try_from(cgroup::members(group).len()).unwrap_or(u32::MAX);
-            if !cgroup::kill_and_remove(group) {
-                report.errors.push(format!("the control group {} is not empty", group.display()));
-            }
+    let group = owner.and_then(|owner| owner.cgroup.as_deref());
+    if let Some(group) = group.filter(|group| cgroup::belongs_to(group, session)) {
+        report.processes += u32::try_from(cgroup::members(group).len()).unwrap_or(u32::MAX);
+        if !cgroup::kill_and_remove(group) {
+            report.errors.push(format!("the control group {} is not empty", group.display()));
         }
     }
     if !kill_marked(session, report) {
@@ -300,7 +299,7 @@ mod tests {
         let layout = Layout::new(work.path());
         let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let real = ProcessId::of(child.id()).unwrap();
-        let older = ProcessId { start: real.start - 1, ..real.clone() };
+        let older = ProcessId { pid: real.pid, start: real.start - 1 };
         owner_of(&session_name("reused"), &older).write(&layout).unwrap();
         let report = clean(&layout, true);
         assert_eq!((report.removed.len(), report.processes), (1, 0));
