@@ -31,7 +31,7 @@ fn build_files_that_say_nothing_useful_are_refused() {
         ("commits = 'HEAD'\n", &["target"]),
         ("[target.t]\n", &["stages", "t"]),
         ("[target.t]\nstagse.run = 'x'\n", &["stagse", "stages", ":2"]),
-        ("[target.t]\nstages.run = 3\n", &["line 2", "stages"]),
+        ("[target.t]\nstages.run = 3\n", &[":2:", "stages"]),
         ("[target.t]\nstages.run = 'x'\n[target.t]\nstages.run = 'y'\n", &["duplicate", "t"]),
         ("[target.\"\"]\nstages.run = 'x'\n", &["target"]),
         ("[target.\"..\"]\nstages.run = 'x'\n", &[".."]),
@@ -150,7 +150,10 @@ fn ten_thousand_targets_are_planned() {
     let targets: String =
         (0..10_000).map(|n| format!("[target.t{n}]\nstages.run = ['/bin/true']\n")).collect();
     let scene = Scene::with_commits(&format!("commits = 'HEAD'\n{targets}"), 1);
-    let ended = scene.build_local().args(&["--dry-run"]).run().expect_code(0).expect_said("10000");
+    let ended = scene.build_local().args(&["--dry-run"]).run().expect_code(0);
+    // However thousands are set off.
+    let digits: String = ended.stdout.chars().filter(|c| !matches!(c, ',' | '_' | '\'' | ' ')).collect();
+    assert!(digits.contains("10000"), "{}", ended.stdout);
     assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
 }
 

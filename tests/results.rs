@@ -2,7 +2,9 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use support::lab::{Lab, User};
 use support::scene::Scene;
@@ -65,6 +67,28 @@ fn a_matrix_is_built_on_two_hosts_as_root_and_as_a_plain_user() {
         assert_eq!(read(&last.join("err")), format!("look at {head}"));
         lab.expect_clean(&HOSTS);
     }
+}
+
+/// Processor types in the header of a program, as the ELF format numbers them.
+const MACHINES: [(&str, u16); 4] = [("amd64", 62), ("arm64", 183), ("armhf", 40), ("riscv64", 243)];
+
+#[test]
+fn a_third_party_program_is_built_for_four_architectures() {
+    let lab = Lab::shared();
+    let scene = Scene::new("");
+    std::fs::remove_dir_all(scene.repo()).expect("the empty repository");
+    // Fetches Debian's source of a small program, unless an earlier run has.
+    run(Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/demo-repo")).arg(scene.repo()));
+    let crew = scene.crew(&lab, User::Plain, &[("host1", ""), ("host2", "")]);
+    let boss = scene.build(&lab, &crew).args(&["--commits", "HEAD"]);
+    let ended = boss.start().end(Duration::from_secs(300)).expect_code(0);
+    assert_eq!(ended.results.tasks.len(), MACHINES.len(), "{ended:#?}");
+    for (target, machine) in MACHINES {
+        let program = std::fs::read(ended.results.only(target).join("artifacts/unzip")).expect("the program");
+        assert_eq!(u16::from_le_bytes([program[18], program[19]]), machine, "{target}");
+        assert!(ended.results.file(target, "sizes").contains("unzip"), "{target}");
+    }
+    lab.expect_clean(&HOSTS);
 }
 
 #[test]

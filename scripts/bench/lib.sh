@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Shared by the benchmarks: a lab of hosts, the comparison in rounds, processor time of both sides. Sourced, not run.
 #
-# Settings, all by environment: ROUNDS (5), CREWBOSS (the release build, built if missing).
+# Settings, all by environment: ROUNDS (5 unless the script says otherwise), CREWBOSS (the release build, built if missing).
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 BENCH=$(readlink -f "$(dirname "${BASH_SOURCE[0]}")")
@@ -36,8 +36,8 @@ in_lab() {
     printf '#!/bin/sh\nexec ssh -F %s "$@"\n' "$W/ssh_config" >"$W/ssh"
     chmod +x "$W/ssh"
     mkdir "$W/home"
-    BENCH_LAB=$W/lab BENCH_WORK=$W CREWBOSS=$CREWBOSS HOME=$W/home XDG_CONFIG_HOME= XDG_DATA_HOME= PARALLEL_HOME=$W/home \
-        "$TOP/scripts/lab" run --dir "$W/lab" "$ME"
+    BENCH_LAB=$W/lab BENCH_WORK=$W CREWBOSS=$CREWBOSS HOME=$W/home PARALLEL_HOME=$W/home \
+        env -u XDG_CONFIG_HOME -u XDG_DATA_HOME -u XDG_CACHE_HOME "$TOP/scripts/lab" run --dir "$W/lab" "$ME"
     exit
 }
 

@@ -71,7 +71,7 @@ impl Lab {
             .spawn()
             .expect("scripts/lab can be started");
         let mut lab = Self { dir, holder };
-        wait_for("the lab to come up", SOON, || {
+        wait_for("the lab to come up", SOON * 2, || {
             let ended = lab.holder.try_wait().expect("the lab's state");
             assert!(ended.is_none(), "the lab did not come up: {}", read(&log));
             read(&log).contains("lab up").then_some(())
