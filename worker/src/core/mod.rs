@@ -10,6 +10,9 @@ pub mod shell;
 pub mod state;
 pub mod variables;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -66,7 +69,7 @@ impl Channel {
     }
 
     /// The next message that has been read, or why there is none to be had.
-    pub fn next(&mut self) -> Option<Result<ToWorker, String>> {
+    pub fn next_message(&mut self) -> Option<Result<ToWorker, String>> {
         let text = match self.decoder.next_line()? {
             Line::Ours(text) => codec::parse(text).map_err(|error| with_cause(&error)),
             Line::Stray(text) => {
@@ -98,7 +101,7 @@ impl Channel {
         let end = Instant::now() + HELLO_WITHIN;
         let protocol = |text| CannotBegin { kind: WorkerErrorKind::Protocol, text };
         loop {
-            match self.next() {
+            match self.next_message() {
                 Some(Ok(ToWorker::Hello(hello))) => return Ok(Some(hello)),
                 Some(Ok(_)) => return Err(protocol("the first message is not hello".to_owned())),
                 Some(Err(text)) => return Err(protocol(text)),
