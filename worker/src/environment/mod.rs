@@ -166,7 +166,7 @@ impl Preparer {
 
     fn prepare_fresh(&self, request: &EnvRequest, only_read: bool) -> Result<Prepared, EnvError> {
         let mut prepared = Prepared::at(&request.attempt_dir, request.tree);
-        if only_read && self.way == Way::Snapshot {
+        if only_read && cannot_be_written(&self.layout.source(request.tree)) {
             make(&prepared.dir)?;
             prepared.src = self.layout.source(request.tree);
         } else if let Some(fingerprint) = self.spares.take(request.tree, &prepared.dir) {
@@ -273,6 +273,11 @@ impl Prepared {
             hold: None,
         }
     }
+}
+
+/// Whether the kernel refuses every change, also by root: a read-only subvolume.
+fn cannot_be_written(source: &Path) -> bool {
+    rustix::fs::access(source, rustix::fs::Access::WRITE_OK) == Err(rustix::io::Errno::ROFS)
 }
 
 /// Makes an attempt's directory; its parents too, should they be missing.

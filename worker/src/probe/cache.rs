@@ -67,8 +67,11 @@ impl Cache {
             return (known.speed, known.source);
         }
         let (speed, source) = measure();
-        self.speed = Some(Speed { key: key.clone(), speed, source });
-        self.changed = true;
+        if source == SpeedSource::Measured {
+            // A fall-back is not kept: the next probe may find the host quieter.
+            self.speed = Some(Speed { key: key.clone(), speed, source });
+            self.changed = true;
+        }
         (speed, source)
     }
 

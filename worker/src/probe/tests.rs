@@ -58,7 +58,10 @@ fn compilers_are_tried_and_remembered_until_they_change() {
     let again = probe(&layout, &hello).unwrap();
     let warm = warm.elapsed();
     println!("cold {cold:?}, warm {warm:?}, speed {} {:?}", facts.speed, facts.speed_source);
-    assert_eq!((again.toolchains, again.speed), (facts.toolchains, facts.speed));
+    assert_eq!(again.toolchains, facts.toolchains);
+    if facts.speed_source == crewboss_protocol::host::SpeedSource::Measured {
+        assert_eq!(again.speed, facts.speed);
+    }
     assert!(warm < cold);
     script(&good, &compile.replace("1.0", "1.1"));
     let changed = probe(&layout, &hello).unwrap();
