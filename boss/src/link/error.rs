@@ -194,6 +194,7 @@ impl SshFailure {
             ("Permission denied (", SshFailure::Denied),
             ("Too many authentication failures", SshFailure::Denied),
             ("no matching", SshFailure::Algorithms),
+            ("timed out during banner exchange", SshFailure::Timeout),
             ("port 65535", SshFailure::Jump),
             ("stdio forwarding failed", SshFailure::Jump),
             ("Connection refused", SshFailure::Refused),
@@ -213,6 +214,10 @@ impl SshFailure {
 pub(super) fn excerpt(log: &str) -> String {
     const BYTES_MAX: usize = 400;
     let lines = log.lines().map(str::trim);
+    // Of the long warning about a changed key only this helps: where the old one is kept.
+    if let Some(line) = log.lines().find(|line| line.starts_with("Offending")) {
+        return line.trim().to_owned();
+    }
     let telling = lines.filter(|line| {
         !line.is_empty() && !line.starts_with('@') && !line.starts_with("Warning: Permanently")
     });
@@ -368,6 +373,10 @@ mod tests {
             ("kex_exchange_identification: read: Connection reset by peer\r\n", SshFailure::Dropped),
             ("kex_exchange_identification: Connection closed by remote host\r\n", SshFailure::Dropped),
             ("Connection closed by UNKNOWN port 65535\r\n", SshFailure::Jump),
+            (
+                "Connection timed out during banner exchange\r\nConnection to UNKNOWN port 65535 timed out\r\n",
+                SshFailure::Timeout,
+            ),
             ("/tmp/c: line 3: Bad configuration option: prot\r\n", SshFailure::Config),
             (
                 "Unable to negotiate with h port 22: no matching host key type found. Their offer: ssh-dss\r\n",

@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use git2::{DiffOptions, FileMode, Index, IndexAddOption, Repository, RepositoryInitOptions};
+use git2::{Delta, DiffOptions, Index, IndexAddOption, Repository, RepositoryInitOptions};
 use tempfile::TempDir;
 
 use super::error::SourceError;
@@ -31,7 +31,7 @@ pub(super) fn take(repository: &Repository) -> Result<(TempDir, Commit), SourceE
     beside.set_index(&mut index).map_err(failed)?;
     // Takes untracked files in, and takes out what is gone.
     index.add_all(["*"], IndexAddOption::DEFAULT, None).map_err(failed)?;
-    refuse_nested(&beside, &index)?;
+    refuse_nested(&beside, directory, &index)?;
     let tree = index.write_tree_to(&beside).map_err(failed)?;
     let id = tree_id(tree);
     let short = tree.to_string().chars().take(SHORT_DIGITS).collect();
@@ -49,15 +49,17 @@ pub(super) fn take(repository: &Repository) -> Result<(TempDir, Commit), SourceE
 
 /// libgit2 passes silently over a repository inside the working tree that is no submodule. A build that misses a
 /// directory without a word is worse than one that is refused.
-fn refuse_nested(beside: &Repository, index: &Index) -> Result<(), SourceError> {
+fn refuse_nested(beside: &Repository, workdir: &Path, index: &Index) -> Result<(), SourceError> {
     let failed = |source| SourceError::Git { doing: "look for nested repositories", source };
     let mut options = DiffOptions::new();
     options.include_ignored(true).include_untracked(true).recurse_untracked_dirs(true);
     let found = beside.diff_index_to_workdir(Some(index), Some(&mut options)).map_err(failed)?;
     for delta in found.deltas() {
         let file = delta.new_file();
-        let Some(path) = file.path().filter(|_| file.mode() == FileMode::Commit) else { continue };
-        if !beside.is_path_ignored(path).map_err(failed)? {
+        let Some(path) = file.path().filter(|_| delta.status() == Delta::Ignored) else { continue };
+        // It comes as an ignored directory, though no rule ignores it.
+        let nested = workdir.join(path).join(".git").exists();
+        if nested && !beside.is_path_ignored(path).map_err(failed)? {
             let path = path.to_string_lossy().trim_end_matches('/').to_owned();
             return Err(SourceError::Submodule { commit: "working tree".to_owned(), path });
         }
