@@ -214,7 +214,8 @@ fn other_ways_to_reach_a_host() {
     let lab = Lab::shared();
     let scene = matrix();
     let config = lab.dir().join("ssh_config").display().to_string();
-    let words = format!(r#"["ssh", "-F", "{config}", "host1", "exec"]"#);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lab");
+    let words = format!(r#"["{script}", "exec", "--dir", "{}", "host1"]"#, lab.dir().display());
     let text = format!(
         "[ssh]\nconfig = \"{config}\"\n[host.piped]\ncommand = {words}\nwork = \"/srv/crewboss\"\n\
          [host.jumped]\nssh = \"host2-via-host1\"\nwork = \"/srv/crewboss\"\n"

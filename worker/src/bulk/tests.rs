@@ -3,7 +3,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use crewboss_protocol::TaskRef;
 use crewboss_protocol::bulk::{BROKEN, LogStream};
@@ -93,7 +92,7 @@ impl Boss {
         }
     }
 
-    fn attempt(&self) -> std::path::PathBuf {
+    fn attempt(&self) -> PathBuf {
         let attempt = self.layout.attempt(&"r.1".parse().unwrap(), at());
         fs::create_dir_all(&attempt).unwrap();
         attempt
@@ -303,40 +302,4 @@ fn a_full_disk_is_told_as_such() {
         boss.fails(BulkErrorKind::NoSpace);
         drop(sending.join());
     }
-}
-
-/// Run with `--ignored --nocapture`, in an optimised build: prints figures, checks nothing.
-/// `CREWBOSS_TEST_REPOSITORY` names a repository whose HEAD is packed.
-#[test]
-#[ignore = "a measurement"]
-fn measure() {
-    let path = std::env::var("CREWBOSS_TEST_REPOSITORY").unwrap();
-    let pack = git(Path::new(&path), &["pack-objects", "--revs", "--stdout", "-q"], b"HEAD\n");
-    let tree = git(Path::new(&path), &["rev-parse", "HEAD^{tree}"], b"");
-    let tree: TreeId = std::str::from_utf8(&tree).unwrap().trim().parse().unwrap();
-    let mut boss = Boss::new();
-    let start = Instant::now();
-    boss.ask(&BulkRequest::Pack);
-    boss.send(&pack);
-    assert_eq!(boss.answer(), BulkAnswer::Stored);
-    println!("pack of {} bytes: {:?}", pack.len(), start.elapsed());
-    let start = Instant::now();
-    boss.ask(&BulkRequest::Have { trees: vec![tree] });
-    println!("{:?} {:?}", boss.answer(), start.elapsed());
-    let start = Instant::now();
-    boss.ask(&BulkRequest::CheckOut { tree, near: None });
-    println!("{:?} {:?}", boss.answer(), start.elapsed());
-    let objects = tempfile::tempdir().unwrap();
-    let repository = Objects::open(objects.path()).unwrap();
-    let start = Instant::now();
-    let database = repository.database().unwrap();
-    let mut writer = database.packwriter().unwrap();
-    writer.write_all(&pack).unwrap();
-    writer.commit().unwrap();
-    println!("the same pack by libgit2: {:?}", start.elapsed());
-    let objects = tempfile::tempdir().unwrap();
-    run(Command::new("git").args(["init", "-q", "--bare"]).arg(objects.path()));
-    let start = Instant::now();
-    git(objects.path(), &["index-pack", "--stdin", "--fix-thin"], &pack);
-    println!("the same pack by git alone: {:?}", start.elapsed());
 }

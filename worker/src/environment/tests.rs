@@ -321,39 +321,6 @@ fn a_full_disk_is_told_as_such() {
     assert!(!request(number).attempt_dir.exists());
 }
 
-/// Run with `--ignored --nocapture`: prints figures, checks nothing.
-#[test]
-#[ignore = "a measurement"]
-fn measure() {
-    for (files, label) in [(8_usize, "8 files"), (4000, "4000 files")] {
-        for bench in Bench::all().into_iter().filter(|b| files < 100 || b.preparer.way == Way::Snapshot) {
-            let names: Vec<String> = (0..files).map(|n| format!("d{}/f{n}", n / 100)).collect();
-            let list: Vec<_> = names.iter().map(|name| (name.as_str(), 0o100644, "int x;\n")).collect();
-            let tree = bench.tree(&list);
-            for environment in [Environment::Directory, Environment::Snapshot] {
-                for threads in [1_usize, 4, 16] {
-                    let (each, start) = (800 / threads, Instant::now());
-                    std::thread::scope(|scope| {
-                        for thread in 0..threads {
-                            let (bench, environment) = (&bench, environment.clone());
-                            scope.spawn(move || {
-                                for number in 0..each {
-                                    let name = format!("{thread}.{number}");
-                                    let prepared = bench.prepare(&name, tree, environment.clone(), false);
-                                    bench.preparer.remove(prepared).unwrap();
-                                }
-                            });
-                        }
-                    });
-                    let rate = 800.0 / start.elapsed().as_secs_f64();
-                    let way = bench.preparer.way;
-                    println!("{label} {way:?} {environment:?} {threads} threads: {rate:.0} environments/s");
-                }
-            }
-        }
-    }
-}
-
 #[test]
 fn subvolumes_are_told_from_directories() {
     let mount = Mount::btrfs();
