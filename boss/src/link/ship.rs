@@ -231,7 +231,9 @@ async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
         let script = upload_script(&binary.sha256, binary.bytes, first);
         let mut talk = Talk::open(link, &script).await?;
         talk.limit("the login shell", SHELL_WITHIN);
-        match upload_once(&mut talk, binary, &mut tried).await? {
+        let outcome = upload_once(&mut talk, binary, &mut tried).await;
+        talk.finish().await;
+        match outcome? {
             Upload::Stored => return Ok(()),
             Upload::Nowhere => {
                 let hint = Skipped::hint(tried.last());
@@ -416,6 +418,14 @@ impl Talk {
         let (nobody, _) = tokio::net::unix::pipe::pipe().map_err(|source| self.broken(source))?;
         self.channel.stdin = nobody;
         Ok(())
+    }
+
+    /// Lets the script remove what it must: dropping the channel would end it before.
+    async fn finish(&mut self) {
+        const TIDY_WITHIN: Duration = Duration::from_secs(5);
+        let deadline = Instant::now() + TIDY_WITHIN;
+        let _ended = self.close_input();
+        let _in_time = timeout_at(deadline, self.channel.wait()).await;
     }
 
     fn give_back(mut self) -> Channel {
