@@ -8,9 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::{Reap, Reaped, reap};
 
-/// What can be sent to a process.
-pub use rustix::process::Signal as Kill;
-
 /// Ends a process, whatever it wants.
 pub const KILL: Signal = Signal::KILL;
 
