@@ -79,7 +79,8 @@ async fn clean_host(
 ) -> Result<CleanReport, CleanError> {
     let link = connector.connect(host).await?;
     let words: &[&str] = if force { &["clean", "--force"] } else { &["clean"] };
-    let mut channel = start(&link, binary, Role { words, work: host.work.as_deref() }, b"").await?;
+    let role = Role { words, work: host.work.as_deref() };
+    let mut channel = start(&link, binary, role, b"").await?.channel;
     let mut decoder = LineDecoder::new();
     let mut buffer = Vec::with_capacity(16 << 10);
     let report = loop {

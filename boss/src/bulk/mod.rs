@@ -70,7 +70,7 @@ impl Bulk {
         work: Option<&str>,
     ) -> Result<Self, ShipError> {
         let words = ["bulk", "--session", session.as_str()];
-        let channel = start(link, binary, Role { words: &words, work }, b"").await?;
+        let channel = start(link, binary, Role { words: &words, work }, b"").await?.channel;
         Self::over(link.host().clone(), channel)
             .map_err(|source| ShipError::Io { host: link.host().clone(), source })
     }

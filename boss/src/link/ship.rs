@@ -101,6 +101,15 @@ impl Role<'_> {
     }
 }
 
+/// A role that has begun to speak.
+#[derive(Debug)]
+pub struct Running {
+    /// To its process.
+    pub channel: Channel,
+    /// Whether the binary was not there and had to be sent.
+    pub shipped: bool,
+}
+
 /// Starts a role of this build on a host; brings the binary there if it is not.
 ///
 /// `opening` is written to its input at once: the first lines of the control channel, or nothing. Returns when the
@@ -113,15 +122,15 @@ pub async fn start(
     binary: &OwnBinary,
     role: Role<'_>,
     opening: &[u8],
-) -> Result<Channel, ShipError> {
+) -> Result<Running, ShipError> {
     let script = start_script(&binary.sha256, &role.arguments());
     match begin(link, &script, opening).await? {
-        Begun::Runs(channel) => return Ok(*channel),
+        Begun::Runs(channel) => return Ok(Running { channel: *channel, shipped: false }),
         Begun::Absent { platform } => check_platform(link, &platform)?,
     }
     upload(link, binary).await?;
     match begin(link, &script, opening).await? {
-        Begun::Runs(channel) => Ok(*channel),
+        Begun::Runs(channel) => Ok(Running { channel: *channel, shipped: true }),
         Begun::Absent { .. } => Err(ShipError::Damaged {
             host: link.host().clone(),
             text: "it was stored, and then it was not there".to_owned(),

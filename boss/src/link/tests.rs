@@ -103,7 +103,7 @@ fn the_binary_is_brought_once_and_then_found() {
         let (link, binary) = (lab.link().await, lab.binary());
         let role = Role { words: &["worker"], work: Some("it's /a dir") };
         for _ in 0..2 {
-            let mut channel = start(&link, &binary, role, b"hello\n").await.unwrap();
+            let mut channel = start(&link, &binary, role, b"hello\n").await.unwrap().channel;
             let text = first_line(&mut channel).await;
             assert!(text.starts_with("Welcome\nto the lab\n"), "{text}");
             assert!(

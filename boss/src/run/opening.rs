@@ -16,7 +16,7 @@ use super::live::{Live, last_words, one_line};
 use super::session::{Common, QUIT_WITHIN, Site, Work};
 use super::session_error::SessionError;
 use crate::crew::Host;
-use crate::link::{ChannelGuard, ChannelReader, Link, Role, start};
+use crate::link::{ChannelGuard, ChannelReader, Link, Role, Running, start};
 use crate::scheduler::HostIndex;
 
 /// From the worker's first line to `ready`: probing may compile with each toolchain.
@@ -38,6 +38,8 @@ pub(crate) struct Opening {
 pub(crate) struct Greeting {
     pub(crate) link: Link,
     pub(crate) session: SessionId,
+    /// Whether the binary had to be sent.
+    pub(super) shipped: bool,
     pub(crate) ready: Box<Ready>,
     stdin: pipe::Sender,
     stdout: ChannelReader,
@@ -57,7 +59,7 @@ impl Opening {
         let mut hello = Vec::new();
         encode(&ToWorker::Hello(self.hello(&session)), &mut hello);
         let role = Role { words: &["worker"], work: self.host.work.as_deref() };
-        let channel = start(&link, &self.common.binary, role, &hello).await?;
+        let Running { channel, shipped } = start(&link, &self.common.binary, role, &hello).await?;
         let (stdin, mut stdout, mut guard) = channel.into_parts();
         let mut decoder = LineDecoder::new();
         let mut early = Vec::new();
@@ -70,7 +72,7 @@ impl Opening {
             }
             Err(error) => return Err(error),
         };
-        Ok(Greeting { link, session, ready, stdin, stdout, guard, decoder, hello, early })
+        Ok(Greeting { link, session, shipped, ready, stdin, stdout, guard, decoder, hello, early })
     }
 
     fn session_id(&self) -> SessionId {

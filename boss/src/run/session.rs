@@ -164,9 +164,14 @@ impl Supervisor {
     async fn begin(&mut self) -> Result<Live, SessionError> {
         let (common, host) = (self.common.clone(), self.host.clone());
         let opening = Opening { common, host, index: self.index, session: self.session };
-        let (mut work, traffic) = (self.work.clone(), self.traffic.clone());
+        let (mut work, traffic, reports) = (self.work.clone(), self.traffic.clone(), self.reports.clone());
         let open = async move {
             let greeting = opening.greet().await?;
+            if greeting.shipped {
+                let news = News::Shipped { bytes: opening.common.binary.bytes() };
+                // If nobody listens, the run is over.
+                reports.send(Report { host: opening.index, news }).await.ok();
+            }
             let work = work.wait_for(Option::is_some).await.ok().and_then(|work| work.clone());
             let work = work.ok_or(SessionError::Quit)?;
             Ok::<_, SessionError>(greeting.live(opening, traffic, work))
