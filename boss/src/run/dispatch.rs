@@ -258,9 +258,9 @@ impl Dispatcher {
                 self.hosts[host.0 as usize].round_trip_us = micros;
                 self.input(Input::RoundTrip { host, micros });
             }
-            News::SourceSent { tree, objects, bytes, wall_ms } => {
+            News::SourceSent { tree, objects, bytes, wall_ms, check_out_ms } => {
                 let host = self.name(host);
-                self.events.emit(EventKind::SourceSent { host, tree, objects, bytes, wall_ms });
+                self.events.emit(EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms });
             }
             News::Fetched { at } => self.fetched(at),
             News::FetchFailed { at, reason, at_boss } => self.fetch_failed(host, at, reason, at_boss),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crewboss_protocol::limits::{KILL_GRACE, STOP_WITHIN};
 use crewboss_protocol::{RunId, SessionId, Target, ToWorker, TreeId};
 use tokio::io::AsyncReadExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::fetch::Fetcher;
@@ -41,8 +41,8 @@ const _: () = assert!(QUIT_WITHIN.as_millis() > KILL_GRACE.as_millis());
 pub struct Common {
     /// Makes connections.
     pub connector: Connector,
-    /// What is sent to hosts.
-    pub binary: OwnBinary,
+    /// What is sent to hosts; see [`Self::binary`].
+    pub binary: OnceCell<OwnBinary>,
     /// The run.
     pub run: RunId,
     /// Who started it, as `user@computer`.
@@ -55,6 +55,19 @@ pub struct Common {
     pub probe_only: bool,
     /// Have hosts measure everything anew.
     pub refresh: bool,
+}
+
+impl Common {
+    /// This program's own file. Reading it takes about as long as a login, so it happens at the same time.
+    pub async fn binary(&self) -> Result<&OwnBinary, ShipError> {
+        let read = || async {
+            let read = tokio::task::spawn_blocking(OwnBinary::current).await;
+            read.unwrap_or_else(|error| {
+                Err(ShipError::OwnBinary { path: "/proc/self/exe".into(), source: error.into() })
+            })
+        };
+        self.binary.get_or_try_init(read).await
+    }
 }
 
 /// What a session works on, known once the plan is made.
@@ -84,7 +97,8 @@ pub struct Site {
 impl Site {
     /// Opens a bulk channel.
     pub async fn open_bulk(&self) -> Result<Bulk, ShipError> {
-        Bulk::open(&self.link, &self.common.binary, &self.session, self.work_dir.as_deref()).await
+        let binary = self.common.binary().await?;
+        Bulk::open(&self.link, binary, &self.session, self.work_dir.as_deref()).await
     }
 }
 
@@ -167,8 +181,8 @@ impl Supervisor {
         let (mut work, traffic, reports) = (self.work.clone(), self.traffic.clone(), self.reports.clone());
         let open = async move {
             let greeting = opening.greet().await?;
-            if greeting.shipped {
-                let news = News::Shipped { bytes: opening.common.binary.bytes() };
+            if greeting.shipped > 0 {
+                let news = News::Shipped { bytes: greeting.shipped };
                 // If nobody listens, the run is over.
                 reports.send(Report { host: opening.index, news }).await.ok();
             }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crewboss_protocol::{HostName, Name, RunId, Target};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -19,7 +19,7 @@ use super::session::{Common, Supervisor, Work};
 use super::{Inbox, Traffic};
 use crate::crew::Crew;
 use crate::event::{EventSink, Summary};
-use crate::link::{Connector, LinkError, OwnBinary, ShipError};
+use crate::link::{Connector, LinkError, ShipError};
 use crate::plan::{Selection, TargetPlan};
 use crate::probe::Probed;
 use crate::scheduler::{HostIndex, Input, Millis, Scheduler};
@@ -117,7 +117,7 @@ pub(super) async fn start(
     let run = run_id();
     let common = Common {
         connector: Connector::new(&request.crew.ssh, &request.crew.timing)?,
-        binary: OwnBinary::current()?,
+        binary: OnceCell::new(),
         run: run.clone(),
         boss: request.boss,
         priority: request.priority,
