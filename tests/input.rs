@@ -256,7 +256,7 @@ fn a_host_key_that_changed_is_refused() {
     let other = run(Command::new("cut").args(["-d", " ", "-f", "1,2"]).arg(lab.dir().join("key.pub")));
     let address = read(&known).split_whitespace().next().expect("an address").to_owned();
     write(&known, format!("{address} {other}"));
-    expect_bad_host(&lab, "true", &["host key"]);
+    expect_bad_host(&lab, "true", &["key has changed", "ssh-keygen -R"]);
 }
 
 #[test]

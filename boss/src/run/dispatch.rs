@@ -98,7 +98,7 @@ pub struct Dispatcher {
     out: OutDir,
     store: Writer,
     /// Attempts whose log is being fetched while it grows.
-    following: BTreeSet<TaskRef>,
+    following: BTreeMap<TaskRef, HostIndex>,
     /// The worker's word on attempts that have ended, until the scheduler says whether they count.
     ended: BTreeMap<TaskRef, Box<Done>>,
     /// Results that are being fetched, and from where.
@@ -134,7 +134,7 @@ impl Dispatcher {
             events,
             out,
             store,
-            following: BTreeSet::new(),
+            following: BTreeMap::new(),
             ended: BTreeMap::new(),
             fetching: BTreeMap::new(),
             storing: BTreeMap::new(),
@@ -385,6 +385,8 @@ impl Dispatcher {
     fn message(&mut self, host: HostIndex, message: FromWorker) {
         match message {
             FromWorker::Started { at } => self.started(host, at),
+            // What is told of attempts that are not there is not passed on.
+            FromWorker::Stage { at, .. } | FromWorker::Log { at, .. } if !self.scheduler.holds(host, at) => {}
             FromWorker::Stage { at, stage } => {
                 let host = self.name(host);
                 self.events.emit(EventKind::TaskStage { host, at, stage });
@@ -413,10 +415,11 @@ impl Dispatcher {
     }
 
     fn started(&mut self, host: HostIndex, at: TaskRef) {
-        if !self.plan.has(at.task) {
+        let is_new = self.scheduler.awaits_start(host, at);
+        self.input(Input::Started { host, at });
+        if !is_new {
             return;
         }
-        self.input(Input::Started { host, at });
         let name = self.name(host);
         let target = self.plan.target(at.task).target.name.clone();
         let commit = self.plan.commit(at.task).short.clone();
@@ -424,7 +427,7 @@ impl Dispatcher {
     }
 
     fn follow(&mut self, host: HostIndex, at: TaskRef) {
-        if self.plan.has(at.task) && self.following.insert(at) {
+        if self.scheduler.holds(host, at) && self.following.insert(at, host).is_none() {
             self.hosts[host.0 as usize].order(Order::Follow { at, part: self.out.part(at) });
         }
     }
@@ -444,9 +447,13 @@ impl Dispatcher {
         }
     }
 
-    /// Nothing of this attempt is wanted.
+    /// Nothing of this attempt is wanted. If the host says it a second time, the first result is still on its way.
     fn discard(&mut self, host: HostIndex, at: TaskRef) {
-        if self.following.remove(&at) {
+        if self.fetching.contains_key(&at) {
+            return;
+        }
+        if self.following.get(&at) == Some(&host) {
+            self.following.remove(&at);
             self.hosts[host.0 as usize].order(Order::Abandon { at, part: self.out.part(at) });
         }
         self.send(host, ToWorker::Collected { at });
@@ -462,7 +469,7 @@ impl Dispatcher {
             fetched: false,
         };
         let fetch = collected.fetch();
-        if fetch.is_empty() && !self.following.contains(&at) {
+        if fetch.is_empty() && !self.following.contains_key(&at) {
             self.submit(Some((host, at)), collected);
         } else {
             self.hosts[host.0 as usize].order(Order::Fetch(fetch));

@@ -32,6 +32,10 @@ const RETRY_LONGEST: Duration = Duration::from_secs(30);
 const TRIES_BEFORE_FIRST: u32 = 3;
 const TRIES_AFTER: u32 = 8;
 
+/// A session that stood so long makes up for the failures before it. A shorter one does not: a host that comes up only
+/// to be lost again would be tried for ever.
+const STEADY_AFTER: Duration = RETRY_LONGEST;
+
 /// How long a host may take to end a session in order. The boss itself needs a moment after that.
 pub(super) const QUIT_WITHIN: Duration = STOP_WITHIN.saturating_sub(Duration::from_millis(800));
 const _: () = assert!(QUIT_WITHIN.as_millis() > KILL_GRACE.as_millis());
@@ -138,8 +142,13 @@ impl Supervisor {
             self.session += 1;
             let error = match self.begin().await {
                 Ok(live) => {
-                    (failures, was_ready, pause) = (0, true, RETRY_FIRST);
-                    self.live(live).await
+                    let since = Instant::now();
+                    let error = self.live(live).await;
+                    if !was_ready || since.elapsed() >= STEADY_AFTER {
+                        (failures, pause) = (0, RETRY_FIRST);
+                    }
+                    was_ready = true;
+                    error
                 }
                 Err(error) => error,
             };

@@ -76,6 +76,18 @@ pub enum RunError {
     Thread(#[source] std::io::Error),
 }
 
+impl RunError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Source(error) => error.hint(),
+            Self::Link(error) => error.hint(),
+            Self::Ship(error) => error.hint(),
+            Self::Plan(_) | Self::Store(_) | Self::Journal(_) | Self::Thread(_) => None,
+        }
+    }
+}
+
 /// A run under way.
 pub(super) struct Started {
     pub(super) dispatcher: Dispatcher,

@@ -293,6 +293,16 @@ impl Scheduler {
         }
     }
 
+    /// Whether this attempt is at this host and has not ended. What anybody else says of it is not true.
+    pub fn holds(&self, host: HostIndex, at: TaskRef) -> bool {
+        self.held_at(host, at).is_some()
+    }
+
+    /// Whether this attempt was sent to this host and has not started.
+    pub fn awaits_start(&self, host: HostIndex, at: TaskRef) -> bool {
+        self.held_at(host, at) == Some(None)
+    }
+
     /// Takes a task out of its host's line of unstarted ones.
     fn leave_sent(&mut self, host: HostIndex, task: TaskId) {
         let Phase::Sent { number, recall, .. } = self.task(task).phase else { return };
