@@ -131,7 +131,7 @@ impl Greeting {
             self.guard.wait().await;
         };
         timeout(QUIT_WITHIN, farewell).await.ok();
-        self.link.close().await;
+        self.link.close();
     }
 
     pub(super) fn live(self, opening: Opening, traffic: Arc<Traffic>, work: Arc<Work>) -> Live {

@@ -213,9 +213,8 @@ impl Supervisor {
         let error = self.serve(&mut live, &mut helpers).await;
         drop(helpers);
         live.log.flush();
-        if matches!(error, SessionError::Quit) {
-            live.site.link.clone().close().await;
-        }
+        // Also one that is lost: what is left of it must not stay beside the next one.
+        live.site.link.clone().close();
         error
     }
 
