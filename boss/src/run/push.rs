@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::hosts::{News, Report};
-use super::session::Site;
 use super::session_error::SessionError;
+use super::site::Site;
 use crate::bulk::{Bulk, BulkError};
 use crate::link::ShipError;
 use crate::source::{PackStats, Source, SourceError};
