@@ -5,8 +5,9 @@ use crewboss_protocol::{Attempt, Name, TaskId, TaskRef};
 
 use super::hand_out::push_recall;
 use super::host::{Health, Link, PAUSES_MAX, STRIKES_MAX};
+use super::requirement::Offer;
 use super::task::{ATTEMPTS_MAX, LOST_MAX, NO_SEGMENT, Phase, REFUSALS_MAX, Recall, Task};
-use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, Offer, TaskEntry};
+use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, TaskEntry};
 use super::{Requirement, Scheduler};
 
 impl Scheduler {

@@ -10,7 +10,7 @@ use crewboss_protocol::host::SpeedSource;
 use serde::{Deserialize, Serialize};
 
 use super::speed::{self, Measurement};
-use super::toolchain::{Identity, Trial};
+use super::trial::{Identity, Trial};
 
 /// A file larger than this is not ours.
 const CACHE_BYTES_MAX: u64 = 4 << 20;

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 /// One round of the kernel takes the reference machine (a server processor of about 2020 at 2.6 GHz) this long: its speed
 /// is 1000. A host that takes half as long has 2000.
-const REFERENCE: Duration = Duration::from_micros(3000);
+const REFERENCE: Duration = Duration::from_micros(375);
 
-/// Rounds, short and many; the fastest counts, since other work on the host can only make a round slower.
-const ROUNDS: usize = 12;
+/// Rounds, many and far shorter than a time slice; the fastest counts, since other work on the host can only make a round
+/// slower.
+const ROUNDS: usize = 100;
 
 /// On a busy host fewer rounds are made: a first task should not wait for them.
 const BUDGET: Duration = Duration::from_millis(60);
@@ -27,7 +28,7 @@ const REFERENCE_BOGOMIPS: u64 = 6000;
 const TABLE_WORDS: usize = 1 << 18;
 
 /// Steps of one round.
-const STEPS: u32 = 1 << 18;
+const STEPS: u32 = 1 << 15;
 
 /// What the measured speed depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
