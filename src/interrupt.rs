@@ -43,6 +43,7 @@ async fn any(signals: &mut [Signal]) {
     reason = "a person who asks twice wants no orderly end; workers clean up without their boss"
 )]
 fn leave() -> ! {
+    crewboss_boss::link::abandon();
     std::process::exit(i32::from(Exit::Interrupted.code()))
 }
 

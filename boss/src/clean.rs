@@ -98,6 +98,6 @@ async fn clean_host(
         decoder.push(&buffer);
     };
     drop(channel);
-    link.close().await;
+    link.close();
     Ok(report)
 }

@@ -5,7 +5,9 @@
 //! and what ssh wrote stays whole, to be turned into an error that helps.
 
 use std::fs;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -26,8 +28,8 @@ const IDLE_SECONDS: u32 = 10;
 /// ssh's own limit covers the TCP connection and the greeting, not a login that hangs. This is added for the rest.
 const LOGIN_GRACE: Duration = Duration::from_secs(5);
 
-/// `ssh -O exit` speaks to a local socket; longer means that the master hangs and will be left to its idle limit.
-const EXIT_WITHIN: Duration = Duration::from_secs(2);
+/// A master answers over a local socket at once; longer means that it hangs, and is left to its idle limit.
+const EXIT_WITHIN: Duration = Duration::from_millis(200);
 
 /// One connection.
 #[derive(Debug)]
@@ -128,16 +130,38 @@ impl Master {
     }
 
     /// Ends the master and with it every channel.
-    pub(super) async fn close(&self) {
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-O", "exit", "-S"]).arg(&self.control).arg("--").arg("master");
-        ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // If this fails, the master is gone already, or it will go when it has been idle.
-        let _ended = timeout(EXIT_WITHIN, ssh.process_group(0).kill_on_drop(true).status()).await;
+    pub(super) fn close(&self) {
+        hang_up(&self.control);
         for file in [self.control.clone(), self.control.with_extension("log")] {
             let _gone_already = fs::remove_file(file);
         }
     }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Asks the master behind a socket to end, and with it every channel. It does not wait for a host.
+pub(super) fn hang_up(control: &Path) {
+    // If it fails, the master is gone already, or it will go when it has been idle.
+    let _left = ask_to_exit(control);
+}
+
+/// What `ssh -O exit` does, without a process for it: OpenSSH's PROTOCOL.mux, version 4.
+fn ask_to_exit(control: &Path) -> io::Result<()> {
+    const HELLO: [u32; 3] = [8, 0x0000_0001, 4];
+    const TERMINATE: [u32; 3] = [8, 0x1000_0005, 0];
+    let mut socket = UnixStream::connect(control)?;
+    socket.set_read_timeout(Some(EXIT_WITHIN))?;
+    socket.set_write_timeout(Some(EXIT_WITHIN))?;
+    let request: Vec<u8> = HELLO.into_iter().chain(TERMINATE).flat_map(u32::to_be_bytes).collect();
+    socket.write_all(&request)?;
+    // Its own greeting and its consent are as long as ours. Whoever hangs up before may not be heard.
+    let mut answer = vec![0; request.len()];
+    socket.read_exact(&mut answer)
 }
 
 fn channel_error(host: &HostName, error: &openssh::Error) -> LinkError {

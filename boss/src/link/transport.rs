@@ -1,12 +1,12 @@
 //! Connections to hosts, over whatever transport.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crewboss_protocol::HostName;
@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::channel::{Channel, Exit, ExitWatch, Pipes};
 use super::error::LinkError;
-use super::ssh::{Login, Master};
+use super::ssh::{Login, Master, hang_up};
 use super::ssh_config;
 use crate::crew::{Host, Ssh, Timing, Transport};
 
@@ -75,6 +75,7 @@ impl Connector {
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&place)
             .map_err(failed)?;
+        DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner).push(directory.path().to_owned());
         let lock = File::create(directory.path().join(LOCK)).map_err(failed)?;
         lock.lock().map_err(failed)?;
         let config = directory.path().join("ssh_config");
@@ -166,8 +167,35 @@ fn sweep(place: &Path) {
         // One without a lock is not ours, or is just being made.
         let Ok(lock) = File::open(entry.path().join(LOCK)) else { continue };
         if lock.try_lock().is_ok() {
-            let _next_time = fs::remove_dir_all(entry.path());
+            clear(&entry.path());
         }
+    }
+}
+
+/// Ends the masters of a run and removes its directory.
+fn clear(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            hang_up(&entry.path());
+        }
+    }
+    let _next_time = fs::remove_dir_all(directory);
+}
+
+/// The directories of this process's connectors.
+static DIRECTORIES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Ends all connections of this process and removes their files, for a process that is about to end and cannot drop what
+/// it has. Takes no longer than it takes to speak to local sockets.
+pub fn abandon() {
+    let directories = std::mem::take(&mut *DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner));
+    directories.iter().for_each(|directory| clear(directory));
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let mut directories = DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner);
+        directories.retain(|directory| directory != self.directory.path());
     }
 }
 
@@ -223,9 +251,9 @@ impl Link {
     }
 
     /// Ends the connection with all its channels, also for other clones.
-    pub async fn close(self) {
+    pub fn close(self) {
         if let Carrier::Ssh(master) = &self.inner.carrier {
-            master.close().await;
+            master.close();
         }
     }
 }

@@ -1,12 +1,10 @@
 //! One host in a run: connects, keeps a session going, connects again when it is lost.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crewboss_protocol::limits::{KILL_GRACE, STOP_WITHIN};
-use crewboss_protocol::{RunId, SessionId, Target, ToWorker, TreeId};
+use crewboss_protocol::{ToWorker, TreeId};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -17,11 +15,9 @@ use super::live::{Live, read_stderr};
 use super::opening::Opening;
 use super::push::Pusher;
 use super::session_error::SessionError;
-use crate::bulk::Bulk;
-use crate::crew::{Host, Timing};
-use crate::link::{Connector, Link, OwnBinary, ShipError};
+use super::site::{Common, QUIT_WITHIN, Work};
+use crate::crew::Host;
 use crate::scheduler::HostIndex;
-use crate::source::Source;
 
 /// Pause before a lost host is tried again; doubled up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -35,62 +31,6 @@ const TRIES_AFTER: u32 = 8;
 /// A session that stood so long makes up for the failures before it. A shorter one does not: a host that comes up only
 /// to be lost again would be tried for ever.
 const STEADY_AFTER: Duration = RETRY_LONGEST;
-
-/// How long a host may take to end a session in order. The boss itself needs a moment after that.
-pub(super) const QUIT_WITHIN: Duration = STOP_WITHIN.saturating_sub(Duration::from_millis(800));
-const _: () = assert!(QUIT_WITHIN.as_millis() > KILL_GRACE.as_millis());
-
-/// What all sessions of a run share.
-#[derive(Debug)]
-pub struct Common {
-    /// Makes connections.
-    pub connector: Connector,
-    /// What is sent to hosts.
-    pub binary: OwnBinary,
-    /// The run.
-    pub run: RunId,
-    /// Who started it, as `user@computer`.
-    pub boss: String,
-    /// Priority of the run.
-    pub priority: u32,
-    /// Heartbeats.
-    pub timing: Timing,
-    /// Only ask what hosts are.
-    pub probe_only: bool,
-    /// Have hosts measure everything anew.
-    pub refresh: bool,
-}
-
-/// What a session works on, known once the plan is made.
-#[derive(Debug)]
-pub struct Work {
-    /// All targets, in the order of their numbers.
-    pub targets: Vec<Target>,
-    /// Where git objects come from.
-    pub source: Source,
-    /// Where logs of hosts go.
-    pub root: PathBuf,
-}
-
-/// A host during one session: what helpers of the session need.
-#[derive(Debug)]
-pub struct Site {
-    /// Its place in the crew.
-    pub index: HostIndex,
-    /// Bytes both ways.
-    pub traffic: Arc<Traffic>,
-    pub(super) common: Arc<Common>,
-    pub(super) work_dir: Option<String>,
-    pub(super) session: SessionId,
-    pub(super) link: Link,
-}
-
-impl Site {
-    /// Opens a bulk channel.
-    pub async fn open_bulk(&self) -> Result<Bulk, ShipError> {
-        Bulk::open(&self.link, &self.common.binary, &self.session, self.work_dir.as_deref()).await
-    }
-}
 
 /// One host of a run.
 #[derive(Debug)]
@@ -176,8 +116,8 @@ impl Supervisor {
         let (mut work, traffic, reports) = (self.work.clone(), self.traffic.clone(), self.reports.clone());
         let open = async move {
             let greeting = opening.greet().await?;
-            if greeting.shipped {
-                let news = News::Shipped { bytes: opening.common.binary.bytes() };
+            if greeting.shipped > 0 {
+                let news = News::Shipped { bytes: greeting.shipped };
                 // If nobody listens, the run is over.
                 reports.send(Report { host: opening.index, news }).await.ok();
             }
@@ -199,9 +139,8 @@ impl Supervisor {
         let error = self.serve(&mut live, &mut helpers).await;
         drop(helpers);
         live.log.flush();
-        if matches!(error, SessionError::Quit) {
-            live.site.link.clone().close().await;
-        }
+        // Also one that is lost: what is left of it must not stay beside the next one.
+        live.site.link.clone().close();
         error
     }
 

@@ -140,6 +140,13 @@ impl Scheduler {
                 self.strike(host, &reason, out);
                 self.fail(host, at, reason, out);
             }
+            Ended::Cancelled if self.stopped => self.result(host, at, out),
+            Ended::Cancelled => {
+                // It takes nothing any more, and its session is about to end.
+                let reason = "somebody else ended the worker there".to_owned();
+                self.host_down(host, reason.clone(), true, out);
+                self.fail(host, at, reason, out);
+            }
             Ended::Interrupted => {
                 self.fail(host, at, "work of a higher priority took its place".to_owned(), out);
             }

@@ -95,6 +95,25 @@ fn given_up(actions: &[Action]) -> Vec<(u32, GiveUp, usize)> {
 }
 
 #[test]
+fn what_somebody_else_stopped_is_tried_again_and_what_we_stopped_is_a_result() {
+    let mut desk = Desk::new(1);
+    desk.up(HOST, 1, 1000);
+    let first = desk.add(1);
+    let [Action::Send { at, .. }] = first[..] else { panic!("{first:?}") };
+    desk.started(HOST, at);
+    let again = desk.say(Input::Ended { host: HOST, at, ended: Ended::Cancelled });
+    assert!(matches!(again[..], [Action::Retry { .. }]), "that worker takes nothing any more: {again:?}");
+    desk.down(HOST);
+    let next = desk.up(HOST, 1, 1000);
+    let [Action::Send { at, .. }] = next[..] else { panic!("{next:?}") };
+    assert_eq!(at.attempt, Attempt(2));
+    desk.started(HOST, at);
+    desk.say(Input::Stop);
+    let last = desk.say(Input::Ended { host: HOST, at, ended: Ended::Cancelled });
+    assert_eq!(last, [Action::Accept { host: HOST, at }]);
+}
+
+#[test]
 fn slots_are_filled_in_plan_order_and_one_task_is_sent_ahead() {
     let mut desk = Desk::new(1);
     desk.add(5);
@@ -514,6 +533,7 @@ fn any_input() -> impl Strategy<Value = Input> {
     let ended = prop_oneof![
         4 => Just(Ended::Result),
         1 => Just(Ended::Interrupted),
+        1 => Just(Ended::Cancelled),
         1 => Just(Ended::Infrastructure("bad".to_owned()))
     ];
     prop_oneof![

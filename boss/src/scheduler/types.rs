@@ -73,6 +73,9 @@ pub enum Ended {
     Infrastructure(String),
     /// Work of a higher priority took its place. It is tried again, and the host is not to blame.
     Interrupted,
+    /// It was stopped. If nobody here wanted that, somebody else is ending the worker: the session counts as lost, and
+    /// the task is tried again.
+    Cancelled,
 }
 
 impl Ended {
@@ -81,6 +84,7 @@ impl Ended {
         match outcome {
             Outcome::Infrastructure => Ended::Infrastructure(message.to_owned()),
             Outcome::Interrupted => Ended::Interrupted,
+            Outcome::Cancelled => Ended::Cancelled,
             _ => Ended::Result,
         }
     }

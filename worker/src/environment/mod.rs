@@ -19,6 +19,7 @@ mod warm;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -186,10 +187,12 @@ impl Preparer {
     fn prepare_fresh(&self, request: &EnvRequest, only_read: bool) -> Result<Prepared, EnvError> {
         let mut prepared = Prepared::at(&request.attempt_dir, request.tree);
         if only_read && cannot_be_written(&self.layout.source(request.tree)) {
-            make(&prepared.dir)?;
+            if self.spares.take(None, &prepared.dir).is_none() {
+                make(&prepared.dir)?;
+            }
             prepared.src = self.layout.source(request.tree);
-        } else if let Some(fingerprint) = self.spares.take(request.tree, &prepared.dir) {
-            prepared.fingerprint = Some(fingerprint);
+        } else if let Some(fingerprint) = self.spares.take(Some(request.tree), &prepared.dir) {
+            prepared.fingerprint = fingerprint;
         } else {
             make(&prepared.dir)?;
             let source = self.layout.source(request.tree);
@@ -241,20 +244,21 @@ impl Preparer {
         self.graves.tidy().map_err(EnvError::io("empty", &self.layout.tasks()))
     }
 
-    /// Removes everything of an attempt. Its directory is gone when this returns; a copy of the source that is worth keeping
-    /// for the next attempt, or is destroyed faster together with others, stays beside it for a while under a name that
-    /// begins with a dot.
+    /// Removes everything of an attempt. A directory that is as good as new stays for the next attempt; a copy of the source
+    /// that is destroyed faster together with others stays for a while under a name that begins with a dot. Both are gone
+    /// with the session.
     ///
     /// # Errors
     /// If something cannot be removed; as much as can be is.
     pub fn remove(&self, prepared: Prepared) -> Result<(), EnvError> {
         let Prepared { dir, src, tree, fingerprint, hold, .. } = prepared;
-        if let Some(fingerprint) = fingerprint
-            && self.spares.keep(tree, &dir, &src, fingerprint)
-        {
+        let has_copy = src.starts_with(&dir);
+        let copy = fingerprint.map(|fingerprint| (tree, src.as_path(), fingerprint));
+        // Without a fingerprint a copy cannot be proven to be untouched.
+        if hold.is_none() && has_copy == copy.is_some() && self.spares.keep(&dir, copy) {
             return Ok(());
         }
-        if self.way == Way::Snapshot && hold.is_none() && src.starts_with(&dir) {
+        if self.way == Way::Snapshot && hold.is_none() && has_copy {
             return self.graves.bury(&dir).map_err(EnvError::io("remove", &dir));
         }
         let removed = remove_tree(&dir).map_err(EnvError::io("remove", &dir));
@@ -308,8 +312,13 @@ fn make(directory: &Path) -> Result<(), EnvError> {
     made.map_err(EnvError::io("make", directory))
 }
 
+/// Makes one of the directories inside, unless it came with a spare.
 fn make_inner(directory: &Path) -> Result<(), EnvError> {
-    fs::create_dir(directory).map_err(EnvError::io("make", directory))
+    let made = fs::DirBuilder::new().mode(spare::INNER_MODE).create(directory);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(EnvError::io("make", directory)),
+    }
 }
 
 #[cfg(test)]
