@@ -6,7 +6,9 @@
 //! | reflinks | a copy that shares data | the same | copies that share data |
 //! | neither | a copy | the same | copies |
 //!
-//! Outside btrfs nothing stops root, or the owner of the files, from writing the shared source: so nobody is given it.
+//! Outside btrfs nothing stops root, or the owner of the files, from writing the shared source: so nobody is given it. On
+//! btrfs a task that forces its way (root can make the subvolume writable, its owner can move it) is found out before the
+//! next one starts, and the source is checked out anew.
 
 mod error;
 mod fingerprint;
@@ -81,6 +83,7 @@ pub struct Preparer {
     way: Way,
     sources: Sources,
     touched: Mutex<HashMap<TreeId, Instant>>,
+    restoring: Mutex<()>,
     spares: Spares,
     graves: Graves,
 }
@@ -105,6 +108,7 @@ impl Preparer {
             way,
             sources,
             touched: Mutex::default(),
+            restoring: Mutex::default(),
             spares: Spares::default(),
             graves: Graves::default(),
         })
@@ -138,6 +142,7 @@ impl Preparer {
         if !self.touch(request.tree) {
             return Err(EnvError::NoSource { tree: request.tree });
         }
+        self.check(request.tree)?;
         let result = match &request.warm {
             Some(key) => self.prepare_incremental(request, key),
             None => self.prepare_fresh(request, request.environment == Environment::Directory),
@@ -147,6 +152,20 @@ impl Preparer {
             drop(remove_tree(&request.attempt_dir));
         }
         result
+    }
+
+    /// A task may have changed or moved the shared source, however hard it has to try: root can make it writable. The next
+    /// one must not see that.
+    fn check(&self, tree: TreeId) -> Result<(), EnvError> {
+        if self.way != Way::Snapshot || self.sources.is_intact(tree) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.restoring.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.sources.is_intact(tree) {
+            return Ok(());
+        }
+        let path = self.layout.source(tree);
+        self.sources.restore(tree).map_err(|source| EnvError::Update { path, source })
     }
 
     fn prepare_incremental(&self, request: &EnvRequest, key: &WarmKey) -> Result<Prepared, EnvError> {
