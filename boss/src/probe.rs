@@ -54,6 +54,6 @@ async fn ask(opening: Opening) -> Result<HostFacts, String> {
             greeting.part().await;
             Ok(facts)
         }
-        Err(error) => Err(error.story()),
+        Err(error) => Err(error.story(&opening.host.name)),
     }
 }

@@ -84,11 +84,11 @@ impl Supervisor {
             failures += 1;
             let tries = if was_ready { TRIES_AFTER } else { TRIES_BEFORE_FIRST };
             if error.is_lasting() || failures >= tries {
-                return self.report(News::Failed { reason: error.story() }).await;
+                return self.report(News::Failed { reason: error.story(&self.host.name) }).await;
             }
             let wait = pause.mul_f64(0.75 + 0.5 * fastrand::f64());
             let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            self.report(News::Lost { reason: error.story(), retry_ms }).await;
+            self.report(News::Lost { reason: error.story(&self.host.name), retry_ms }).await;
             if timeout(wait, self.until_quit()).await.is_ok() {
                 return self.report(News::Quit).await;
             }
