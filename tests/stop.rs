@@ -49,6 +49,12 @@ fn one_signal_stops_everything_everywhere() {
         for (name, path) in &ended.results.tasks {
             assert!(path.join("done").exists(), "{name} is there, so it is whole");
         }
+        let announced = ended.of_kind("task_done").len();
+        assert_eq!(
+            announced,
+            ended.results.tasks.len(),
+            "what is there is announced, and no more: {ended:#?}"
+        );
         assert!(!ended.results.tasks.is_empty(), "what was done is kept: {ended:#?}");
         lab.expect_clean(&HOSTS);
     }

@@ -89,12 +89,9 @@ impl Writer {
         Ok(Self { submit: Some(submit), thread: Some(thread) })
     }
 
-    /// Hands a result over.
-    pub fn submit(&self, submission: Submission) {
-        if let Some(submit) = &self.submit {
-            // The thread only ends before us after it has reported a failure.
-            submit.send(submission).ok();
-        }
+    /// Hands a result over. Whether it will be answered for: the thread ends once it has reported a failure.
+    pub fn submit(&self, submission: Submission) -> bool {
+        self.submit.as_ref().is_some_and(|submit| submit.send(submission).is_ok())
     }
 
     /// Waits until all is stored and notes the end of the run.

@@ -146,9 +146,9 @@ impl Dispatcher {
         self.stopped.as_ref()
     }
 
-    /// Whether no session is left.
+    /// Whether no session is left, and nothing that the store is still to answer for.
     pub fn is_quiet(&self) -> bool {
-        self.hosts.iter().all(|host| host.over)
+        self.hosts.iter().all(|host| host.over) && self.storing.is_empty()
     }
 
     /// When [`Self::tick`] is due.
@@ -237,7 +237,11 @@ impl Dispatcher {
                     self.announce(announce);
                 }
             }
-            StoreReply::Failed(error) => self.stop(Stopped::Error(crate::chain(&error))),
+            StoreReply::Failed(error) => {
+                // It stores nothing any more, so nothing is waited for.
+                self.storing.clear();
+                self.stop(Stopped::Error(crate::chain(&error)));
+            }
         }
     }
 

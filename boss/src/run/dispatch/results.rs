@@ -87,8 +87,9 @@ impl Dispatcher {
         let announce = collected.event(&self.plan);
         let submission = collected.submission(&self.plan, &self.run, &announce.path);
         self.stories.remove(&task);
-        self.storing.insert(task, Storing { announce, source });
-        self.store.submit(submission);
+        if self.store.submit(submission) {
+            self.storing.insert(task, Storing { announce, source });
+        }
     }
 
     pub(super) fn give_up(&mut self, task: TaskId, why: &GiveUp, story: Vec<crate::scheduler::AttemptStory>) {
