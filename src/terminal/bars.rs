@@ -216,9 +216,15 @@ impl Screen {
             drop(self.multi.println(above.trim_end_matches('\n')));
         }
         // Every change is a drawing of its own, so nothing is set that is already shown.
-        if self.shown.as_ref() == Some(&view) {
-            return;
+        if self.shown.as_ref() != Some(&view) {
+            self.change(view);
         }
+        // Bars leave the cursor behind the last column. What the terminal echoes there, such as `^C`, would go to a line
+        // of its own, and the next drawing would miss the topmost line of this one.
+        drop(self.terminal.write_str("\r"));
+    }
+
+    fn change(&mut self, view: View) {
         while self.hosts.len() < view.hosts.len() {
             let style =
                 ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
