@@ -15,6 +15,7 @@ pub mod limits;
 pub mod message;
 pub mod outcome;
 pub mod target;
+pub mod tree;
 
 pub use clean::{CleanReport, LeftAlone, WhyLeft};
 pub use host::{Feature, HostFacts, Load, SlotHolder, Toolchain};

@@ -1,7 +1,9 @@
-//! Refuses what cannot be sent: submodules, files kept by Git LFS, objects that are not here.
+//! Refuses what cannot be sent: submodules, files kept by Git LFS, objects that are not here, and what no host would
+//! check out.
 
 use std::collections::HashSet;
 
+use crewboss_protocol::tree;
 use git2::{ErrorCode, ObjectType, Oid, Repository, Tree};
 
 use super::error::SourceError;
@@ -23,12 +25,12 @@ pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<(), Sou
     let mut lfs = false;
     for commit in commits {
         let tree = oid(commit.tree)?;
-        let mut look = Look { repository, commit, seen: &mut plain, lfs };
+        let mut look = Look { repository, commit, seen: &mut plain, lfs, depth: 0 };
         look.walk(tree, "", &mut |look, entry, path| look.submodule_or_attributes(entry, path))?;
         lfs = look.lfs;
         if lfs {
             // Rare: only a repository that uses it pays for a look into its small files.
-            let mut look = Look { repository, commit, seen: &mut pointers, lfs };
+            let mut look = Look { repository, commit, seen: &mut pointers, lfs, depth: 0 };
             look.walk(tree, "", &mut |look, entry, path| look.pointer(entry, path))?;
         }
     }
@@ -40,6 +42,7 @@ struct Look<'a> {
     commit: &'a Commit,
     seen: &'a mut HashSet<Oid>,
     lfs: bool,
+    depth: usize,
 }
 
 type Visit<'v> =
@@ -50,15 +53,47 @@ impl Look<'_> {
         if !self.seen.insert(id) {
             return Ok(());
         }
-        let tree = find_tree(self.repository, id, parent)?;
-        for entry in &tree {
+        let entries = find_tree(self.repository, id, parent)?;
+        let mut names = HashSet::new();
+        for entry in &entries {
             let path = || join(parent, entry.name_bytes());
+            self.fits(&entry, &mut names, &path)?;
             match entry.kind() {
-                Some(ObjectType::Tree) => self.walk(entry.id(), &path(), visit)?,
+                Some(ObjectType::Tree) => {
+                    self.depth += 1;
+                    if self.depth > tree::DEPTH_MAX {
+                        let why = format!("it lies more than {} deep", tree::DEPTH_MAX);
+                        // The whole path would fill many screens.
+                        let path = path().chars().take(80).collect();
+                        return Err(SourceError::Unfit { commit: self.commit.short.clone(), path, why });
+                    }
+                    self.walk(entry.id(), &path(), visit)?;
+                    self.depth -= 1;
+                }
                 _ => visit(self, &entry, &path)?,
             }
         }
         Ok(())
+    }
+
+    /// Refuses what no host would check out: each would find it out by itself, and be of no more use to the run.
+    fn fits(
+        &self,
+        entry: &git2::TreeEntry<'_>,
+        names: &mut HashSet<Vec<u8>>,
+        path: &dyn Fn() -> String,
+    ) -> Result<(), SourceError> {
+        let unfit = |why| SourceError::Unfit { commit: self.commit.short.clone(), path: path(), why };
+        tree::check_name(entry.name_bytes()).map_err(unfit)?;
+        if !names.insert(entry.name_bytes().to_vec()) {
+            return Err(unfit("it is there twice".to_owned()));
+        }
+        match entry.filemode_raw() {
+            // Submodules are refused by their own words.
+            0o040_000 | 0o100_755 | 0o100_644 | 0o100_664 | 0o100_600 | 0o160_000 => Ok(()),
+            0o120_000 => tree::check_link(self.blob(entry.id(), path)?.content()).map_err(unfit),
+            mode => Err(unfit(format!("it has the mode {mode:o}"))),
+        }
     }
 
     fn submodule_or_attributes(

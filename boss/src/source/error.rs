@@ -95,6 +95,16 @@ pub enum SourceError {
         /// Where.
         path: String,
     },
+    /// Something that no host would check out.
+    #[error("commit {commit}: {path:?} cannot be checked out on a host: {why}")]
+    Unfit {
+        /// In which commit.
+        commit: String,
+        /// Where.
+        path: String,
+        /// Why not.
+        why: String,
+    },
     /// Reading the working tree failed.
     #[error("cannot read the working tree at {}", path.display())]
     WorkingTree {

@@ -295,3 +295,41 @@ fn an_object_that_is_not_there_is_named() {
         other => panic!("{other:?}"),
     }
 }
+
+/// The content of a tree object with one entry.
+fn raw_entry(mode: &str, name: &[u8], id: Oid) -> Vec<u8> {
+    [mode.as_bytes(), b" ", name, b"\0", id.as_bytes()].concat()
+}
+
+#[test]
+fn what_no_host_would_check_out_is_refused_before_anything_is_sent() {
+    let lab = Lab::new();
+    lab.write("file", "x");
+    lab.commit("One");
+    let odb = lab.repository.odb().unwrap();
+    let blob = odb.write(ObjectType::Blob, b"x").unwrap();
+    let long = odb.write(ObjectType::Blob, &[b'a'; 5000]).unwrap();
+    let tree = |content: &[u8]| odb.write(ObjectType::Tree, content).unwrap();
+    let twice = [raw_entry("100644", b"a", blob), raw_entry("100755", b"a", blob)].concat();
+    let deep =
+        (0..20_000).fold(tree(&raw_entry("100644", b"x", blob)), |id, _| tree(&raw_entry("40000", b"d", id)));
+    let bad = [
+        (raw_entry("100644", b"..", blob), "could leave its directory"),
+        (raw_entry("100644", b"a/b", blob), "could leave its directory"),
+        (raw_entry("40000", b".Git", tree(b"")), "reserved"),
+        (raw_entry("100644", &[b'n'; 256], blob), "the limit is 255"),
+        (raw_entry("120000", b"l", long), "the limit is 4095"),
+        (raw_entry("20666", b"device", blob), "mode 20666"),
+        (twice, "there twice"),
+        (raw_entry("40000", b"d", deep), "more than 400 deep"),
+    ];
+    for (content, why) in bad {
+        let content =
+            format!("tree {}\nauthor a <a@b> 1 +0000\ncommitter a <a@b> 1 +0000\n\nBad\n", tree(&content));
+        let commit = odb.write(ObjectType::Commit, content.as_bytes()).unwrap();
+        match lab.range(&commit.to_string()) {
+            Err(error @ SourceError::Unfit { .. }) => assert!(error.to_string().contains(why), "{error}"),
+            other => panic!("{why}: {other:?}"),
+        }
+    }
+}

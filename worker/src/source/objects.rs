@@ -4,13 +4,10 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use crewboss_protocol::TreeId;
+use crewboss_protocol::{TreeId, tree};
 use git2::{ObjectType, Odb, OdbObject, Oid, Repository};
 
 use super::SourceError;
-
-/// Longest name of a file on Linux.
-const FILE_NAME_MAX: usize = 255;
 
 /// The bare repository of a host.
 pub struct Objects {
@@ -151,20 +148,7 @@ fn parse_tree(mut data: &[u8]) -> Result<Entries, String> {
 }
 
 fn check_name(name: &[u8]) -> Result<CString, String> {
-    let shown = || String::from_utf8_lossy(&name[..name.len().min(80)]).into_owned();
-    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
-        return Err(format!("the name {:?} could leave its directory", shown()));
-    }
-    if name.eq_ignore_ascii_case(b".git") {
-        return Err(format!("the name {:?} is reserved", shown()));
-    }
-    if name.len() > FILE_NAME_MAX {
-        return Err(format!(
-            "the name {:?}... has {} bytes; the limit is {FILE_NAME_MAX}",
-            shown(),
-            name.len()
-        ));
-    }
+    tree::check_name(name)?;
     CString::new(name).map_err(|_| "it is torn".to_owned())
 }
 

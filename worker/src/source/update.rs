@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crewboss_protocol::tree::DEPTH_MAX;
 use git2::{ObjectType, Odb, Oid};
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, symlinkat, unlinkat};
 use rustix::io::Errno;
@@ -15,9 +16,6 @@ use rustix::io::Errno;
 use super::SourceError;
 use super::objects::{Entries, Entry, EntryKind, read, read_tree};
 use crate::storage::remove_at;
-
-/// Directories inside directories; each holds an open file.
-const DEPTH_MAX: usize = 400;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
