@@ -139,7 +139,8 @@ pub async fn start(
 }
 
 /// A directory in the user's home comes first. The others are for homes that are full, read-only or `noexec`; since
-/// everybody may write beside them, they count only if they belong to us.
+/// everybody may write beside them, they count only if they belong to us, and are no links: another user's link may lead to
+/// a directory that is ours and in which everybody may write, such as root's `/tmp`.
 const HOME_PLACE: &str = r#""${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/crewboss""#;
 const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
 
@@ -147,7 +148,7 @@ const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
 fn start_script(sha256: &str, arguments: &str) -> String {
     let run = format!(r#"{{ echo "@cb-ship run"; exec "$f"{arguments}; }}"#);
     format!(
-        r#"f={HOME_PLACE}/bin/{sha256}/crewboss; [ -x "$f" ] && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/bin/{sha256}/crewboss"; [ -O "$d" ] && [ -x "$f" ] && {run}; done; echo "@cb-ship absent $(uname -s -m)""#
+        r#"f={HOME_PLACE}/bin/{sha256}/crewboss; [ -x "$f" ] && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/bin/{sha256}/crewboss"; [ ! -L "$d" ] && [ -O "$d" ] && [ -x "$f" ] && {run}; done; echo "@cb-ship absent $(uname -s -m)""#
     )
 }
 
@@ -159,6 +160,7 @@ fn upload_script(sha256: &str, bytes: u64, first: usize) -> String {
     format!(
         concat!(
             r#"umask 077; n=0; u=$(id -u); for d in {home} {further}; do n=$((n+1)); [ $n -gt {first} ] || continue; "#,
+            r#"[ $n -gt 1 ] && [ -L "$d" ] && {{ echo "@cb-ship skip $n owner $d: it is a link"; continue; }}; "#,
             r#"e=$({fits}) || {{ echo "@cb-ship skip $n create $d: $e"; continue; }}; "#,
             r#"[ -O "$d" ] && [ -O "$d/bin" ] || {{ echo "@cb-ship skip $n owner $d: it belongs to somebody else"; continue; }}; "#,
             r#"t="$d/bin/.new.$$"; "#,
@@ -472,4 +474,42 @@ fn keep(stray: &mut String, line: &[u8]) {
         surplus += 1;
     }
     stray.drain(..surplus);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::process::Command;
+
+    use super::*;
+
+    /// What a shell says to a script in which the further places are others.
+    fn said(script: &str, places: &str) -> String {
+        let script = script.replace(FURTHER_PLACES, places);
+        let output = Command::new("/bin/sh")
+            .args(["-c", &script])
+            .env_remove("XDG_CACHE_HOME")
+            .env("HOME", "/proc/nonexistent")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn a_further_place_that_is_a_link_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        let program = real.join("bin/abc/crewboss");
+        std::fs::create_dir_all(real.join("bin/abc")).unwrap();
+        std::fs::write(&program, "#!/bin/sh\necho started\n").unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        symlink(&real, &link).unwrap();
+
+        let start = start_script("abc", "");
+        assert!(said(&start, real.to_str().unwrap()).contains("started"));
+        let answer = said(&start, link.to_str().unwrap());
+        assert!(answer.starts_with("@cb-ship absent"), "{answer}");
+        let answer = said(&upload_script("abc", 1, 0), link.to_str().unwrap());
+        assert!(answer.contains("it is a link") && answer.contains("@cb-ship nowhere"), "{answer}");
+    }
 }
