@@ -39,10 +39,10 @@ pub enum Command {
     Hosts(HostsArgs),
     /// End workers on hosts and remove what they left
     #[command(
-        after_help = "Work of live bosses and of other users is left alone unless --force is given.\n\n\
+        after_help = "Work of live bosses is left alone unless --force is given, and what you may not end always is.\n\n\
         Examples:\n  \
         crewboss kill-workers               clean every host of the crew\n  \
-        crewboss kill-workers lab1 --force  end what runs on one host, whoever started it"
+        crewboss kill-workers lab1 --force  end everything on one host that you may end"
     )]
     KillWorkers(KillWorkersArgs),
 }
@@ -94,7 +94,7 @@ pub struct BuildArgs {
     /// Exit with 101 if nothing failed but there were warnings
     #[arg(long)]
     pub fail_on_warnings: bool,
-    /// Priority among the bosses that share a host; 0 to 99 is ordinary, higher hundreds go first
+    /// Shown to others who use the same hosts; in this version it does not yet change who goes first
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=PRIORITY_MAX))]
     pub priority: u32,
     /// Say only what went wrong, and the counts at the end

@@ -20,7 +20,13 @@ struct OutputError(#[source] std::io::Error);
 
 /// Writes an error with its causes to standard error.
 pub fn complain(error: &dyn Error) {
-    let text = format!("crewboss: {}\n", harmless(&with_causes(error)));
+    complain_with_hint(error, None);
+}
+
+/// As [`complain`], and what a person can do about it.
+pub fn complain_with_hint(error: &dyn Error, hint: Option<&str>) {
+    let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+    let text = format!("crewboss: {}{hint}\n", harmless(&with_causes(error)));
     drop(std::io::stderr().lock().write_all(text.as_bytes()));
 }
 

@@ -198,7 +198,7 @@ fn a_full_disk_puts_a_host_out_of_the_run() {
     let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(COUNT, "success").expect_civil();
     assert_eq!(ended.hosts(), ["host1"]);
     let out = ended.of_kind("host_failed");
-    let told = |event: &serde_json::Value| event["reason"].as_str().is_some_and(|why| why.contains("space"));
+    let told = |event: &&serde_json::Value| event["reason"].as_str().is_some_and(|why| why.contains("space"));
     assert!(out.iter().any(|event| event["host"] == "host2" && told(event)), "{ended:#?}");
     assert!(ended.stdout.contains("No space left"), "{ended:#?}");
 }

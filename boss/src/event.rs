@@ -118,8 +118,10 @@ pub enum EventKind {
         objects: u64,
         /// Bytes that travelled.
         bytes: u64,
-        /// How long sending and checking out took.
+        /// How long finding out what the host lacks and sending it took.
         wall_ms: u64,
+        /// How long the host then took to check it out.
+        check_out_ms: u64,
     },
     /// No host of the crew can take these tasks.
     TasksImpossible {

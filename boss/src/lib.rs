@@ -7,6 +7,7 @@
 pub mod bulk;
 pub mod clean;
 pub mod crew;
+pub mod dry_run;
 pub mod event;
 pub mod link;
 pub mod plan;

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use crewboss_protocol::{HostFacts, HostName};
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 use crate::crew::Crew;
-use crate::link::{Connector, OwnBinary};
+use crate::link::Connector;
 use crate::run::{Common, Opening, RunError, run_id};
 use crate::scheduler::HostIndex;
 
@@ -23,7 +24,7 @@ pub type Probed = (HostName, Result<HostFacts, String>);
 pub async fn probe(crew: &Crew, boss: String, refresh: bool) -> Result<Vec<Probed>, RunError> {
     let common = Arc::new(Common {
         connector: Connector::new(&crew.ssh, &crew.timing)?,
-        binary: OwnBinary::current()?,
+        binary: OnceCell::new(),
         run: run_id(),
         boss,
         priority: 0,
@@ -53,6 +54,6 @@ async fn ask(opening: Opening) -> Result<HostFacts, String> {
             greeting.part().await;
             Ok(facts)
         }
-        Err(error) => Err(error.story()),
+        Err(error) => Err(error.story(&opening.host.name)),
     }
 }

@@ -46,6 +46,10 @@ pub const ARTIFACTS_MAX: usize = 1_000_000;
 /// Length of a text that is shown to a person: errors, notices, reasons.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
 
+/// Largest number of bytes or milliseconds in a message: what every reader of JSON keeps exactly, and small enough that
+/// the numbers of one task can be added up.
+pub const NUMBER_MAX: u64 = (1 << 53) - 1;
+
 /// How often each side says that it is there, when nothing else is said.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -58,6 +62,8 @@ pub const KILL_GRACE: Duration = Duration::from_secs(2);
 /// From the first Ctrl-C to the end of the boss.
 pub const STOP_WITHIN: Duration = Duration::from_secs(5);
 
+// All times of a task together are a number, too.
+const _: () = assert!(NUMBER_MAX < u64::MAX / (STAGES_MAX as u64 + 4));
 // A heartbeat may be lost to a busy machine twice before it counts as silence.
 const _: () = assert!(SILENCE.as_millis() >= 3 * HEARTBEAT.as_millis());
 // Killing must be over before the boss stops waiting for it.

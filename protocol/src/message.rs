@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::{HostFacts, Load};
 use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
 use crate::limits::{
-    ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, STAGES_MAX, TARGETS_MAX,
+    ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, NUMBER_MAX, STAGES_MAX, TARGETS_MAX,
     TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX,
 };
 use crate::outcome::{Outcome, StageResult};
@@ -438,6 +438,13 @@ impl Validate for Done {
         Invalid::at_most("artifacts", self.artifacts.files as usize, ARTIFACTS_MAX)?;
         Invalid::at_most("message", self.message.len(), TEXT_BYTES_MAX)?;
         Invalid::at_most("sizes", self.sizes.len(), TEXT_BYTES_MAX)?;
+        let times = self.stages.iter().flat_map(|stage| [stage.wall_ms, stage.cpu_ms]);
+        let sizes = [self.log.bytes, self.err.bytes, self.artifacts.bytes, self.rss_kib_max];
+        for number in times.chain(sizes) {
+            Invalid::check(number <= NUMBER_MAX, "done", || {
+                format!("{number} is over the limit of {NUMBER_MAX}")
+            })?;
+        }
         for log in [&self.log, &self.err] {
             if let Some(text) = &log.text {
                 Invalid::at_most("log", text.len(), INLINE_LOG_BYTES_MAX)?;

@@ -45,6 +45,7 @@ fn the_reference_shows_every_message_as_it_is() {
     put(&mut document, "from worker", &section(&samples::from_worker()));
     put(&mut document, "bulk request", &section(&samples::bulk_request()));
     put(&mut document, "bulk answer", &section(&samples::bulk_answer()));
+    put(&mut document, "clean report", &section(&samples::clean_report()));
     if std::env::var_os("UPDATE_REFERENCE").is_some() {
         std::fs::write(Path::new(REFERENCE), &document).unwrap();
     } else {

@@ -2,8 +2,9 @@
 
 use std::io::IsTerminal;
 
+use crewboss_boss::dry_run::{DryTarget, dry_run as plan_run};
 use crewboss_boss::event::{EventSink, Summary};
-use crewboss_boss::run::{self, DryTarget, Force, RunRequest};
+use crewboss_boss::run::{self, Force, RunRequest};
 use tokio::sync::watch;
 
 use super::{CommandError, crew, finish, palette, whoami, working_directory};
@@ -151,7 +152,7 @@ async fn execute(
 
 /// The plan alone: number of commits, and the targets.
 async fn plan_only(request: RunRequest) -> Result<(u32, Vec<PlannedTarget>), CommandError> {
-    let plan = run::dry_run(request).await?;
+    let plan = plan_run(request).await?;
     let commits = u32::try_from(plan.commits.len()).unwrap_or(u32::MAX);
     let targets = plan.targets.into_iter();
     let planned =

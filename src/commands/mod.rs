@@ -12,7 +12,7 @@ use crewboss_boss::run::RunError;
 use crate::cli::CommonArgs;
 use crate::config::{self, ConfigError};
 use crate::exit::Exit;
-use crate::output::complain;
+use crate::output::complain_with_hint;
 use crate::terminal::text::Palette;
 
 /// Why a command could not do its work.
@@ -42,6 +42,14 @@ pub enum CommandError {
 }
 
 impl CommandError {
+    /// What a person can do about it, where the text does not say it already.
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            CommandError::Run(error) => error.hint(),
+            _ => None,
+        }
+    }
+
     fn exit(&self) -> Exit {
         match self {
             CommandError::Config(_) | CommandError::Usage(_) => Exit::Usage,
@@ -56,7 +64,7 @@ impl CommandError {
 /// The exit code of a command, its error told.
 pub fn finish(result: Result<Exit, CommandError>) -> Exit {
     result.unwrap_or_else(|error| {
-        complain(&error);
+        complain_with_hint(&error, error.hint());
         error.exit()
     })
 }

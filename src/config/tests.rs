@@ -694,3 +694,21 @@ fn the_examples_of_the_documentation_are_accepted() {
     crew(&blocks.next().unwrap().replace("config = ", "# config = ")).unwrap();
     build(blocks.next().unwrap()).unwrap();
 }
+
+/// Each begins with a comment that says which file it is.
+#[test]
+fn the_examples_of_the_readme_are_accepted() {
+    let blocks: Vec<&str> = include_str!("../../README.md")
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    let (crews, builds): (Vec<&str>, Vec<&str>) =
+        blocks.into_iter().partition(|block| block.starts_with("# crew.toml"));
+    assert!(!crews.is_empty() && !builds.is_empty());
+    crews.into_iter().for_each(|block| drop(crew(block).unwrap()));
+    for block in builds {
+        assert!(block.starts_with("# build.toml"), "which file is this?\n{block}");
+        build(block).unwrap();
+    }
+}

@@ -1,7 +1,7 @@
 //! The table of `crewboss hosts`: who is there, what they can do, who uses them.
 
 use crewboss_protocol::host::SpeedSource;
-use crewboss_protocol::{Feature, HostFacts, HostName};
+use crewboss_protocol::{Feature, HostFacts, HostName, Toolchain};
 use serde::Serialize;
 
 use super::table::Table;
@@ -98,9 +98,9 @@ fn details(report: &HostReport, palette: Palette, text: &mut String) {
     if facts.toolchains.is_empty() {
         table.row(["toolchains".to_owned(), "none".to_owned()]);
     }
-    for toolchain in &facts.toolchains {
+    for (names, toolchain) in compilers(&facts.toolchains) {
         let version = shortened(&one_line(&toolchain.version), VERSION_CHARS_MAX);
-        table.row([toolchain.name.to_string(), format!("{version}  {}", one_line(&toolchain.compiler))]);
+        table.row([names, format!("{}  {version}", one_line(&toolchain.compiler))]);
     }
     for broken in &facts.broken_toolchains {
         let why = shortened(&one_line(&broken.why), 160);
@@ -115,6 +115,18 @@ fn details(report: &HostReport, palette: Palette, text: &mut String) {
         ]);
     }
     text.push_str(&table.render("  "));
+}
+
+/// Each compiler once, with all names under which it is offered.
+fn compilers(toolchains: &[Toolchain]) -> Vec<(String, &Toolchain)> {
+    let mut found: Vec<(String, &Toolchain)> = Vec::new();
+    for toolchain in toolchains {
+        match found.iter_mut().find(|(_, first)| first.compiler == toolchain.compiler) {
+            Some((names, _)) => names.push_str(&format!(", {}", toolchain.name)),
+            None => found.push((toolchain.name.to_string(), toolchain)),
+        }
+    }
+    found
 }
 
 #[derive(Serialize)]
@@ -144,7 +156,7 @@ mod tests {
     use super::*;
     use crate::terminal::samples::{host, name};
     use crewboss_protocol::host::BrokenToolchain;
-    use crewboss_protocol::{Load, SlotHolder, Toolchain};
+    use crewboss_protocol::{Load, SlotHolder};
 
     fn facts() -> HostFacts {
         let native = Toolchain {
@@ -176,7 +188,7 @@ mod tests {
             slots: 16,
             speed: 1234,
             speed_source: SpeedSource::Measured,
-            toolchains: vec![native],
+            toolchains: vec![native.clone(), Toolchain { name: name("x86_64"), ..native }],
             broken_toolchains: vec![broken],
             features: [Feature::Btrfs, Feature::Cgroup, Feature::Unknown].into(),
             load: Load { load_percent: 125, ..Load::default() },
@@ -214,10 +226,10 @@ board  free      0/2        2  0.08~   2.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-1
 pod    away
 
 lab1
-  work    /srv/crewboss
-  native  gcc (Debian 12.2.0-14) 12.2.0  /usr/bin/gcc
-  arm     does not work: /usr/bin/arm-linux-gnueabi-gcc: cannot find crt1.o
-  slot 0  ann@laptop, run 20260102-030405-1, priority 0, pid 4711
+  work            /srv/crewboss
+  native, x86_64  /usr/bin/gcc  gcc (Debian 12.2.0-14) 12.2.0
+  arm             does not work: /usr/bin/arm-linux-gnueabi-gcc: cannot find crt1.o
+  slot 0          ann@laptop, run 20260102-030405-1, priority 0, pid 4711
 
 board
   work        /srv/crewboss

@@ -220,12 +220,12 @@ fn verbose(kind: &EventKind, into: &mut String) {
         EventKind::HostShipped { host, bytes: size } => {
             line!(into, "host {host}: crewboss itself was sent ({})", bytes(*size));
         }
-        EventKind::SourceSent { host, tree, objects, bytes: size, wall_ms } => line!(
+        EventKind::SourceSent { host, tree, objects, bytes: size, wall_ms, check_out_ms } => line!(
             into,
             "host {host}: source {tree} is there: {}, {}, {}",
             counted(*objects, "object"),
             bytes(*size),
-            duration(*wall_ms),
+            duration(wall_ms + check_out_ms),
         ),
         EventKind::TaskStarted { host, at, target, commit } => {
             line!(into, "{target}@{commit} starts on {host} (task {}, attempt {})", at.task, at.attempt);

@@ -93,6 +93,7 @@ fn beginning() -> Vec<EventKind> {
             objects: 12,
             bytes: 34_567,
             wall_ms: 89,
+            check_out_ms: 0,
         },
     ]
 }

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod core;
 pub mod environment;
 pub mod guardian;
+pub mod held;
 pub mod layout;
 pub mod owner;
 pub mod probe;

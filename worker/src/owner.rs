@@ -4,7 +4,7 @@
 //! process known by number, start time and boot, never by a name.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crewboss_protocol::{HostName, RunId, SessionId};
@@ -46,11 +46,20 @@ impl Owner {
     /// Writes the record so that it is there whole or not at all.
     ///
     /// # Errors
-    /// If the session's directory cannot be made or written.
+    /// If the session's directory cannot be made or written. Nothing is left of it then, as nobody would know whose it
+    /// is.
     pub fn write(&self, layout: &Layout) -> io::Result<()> {
         let directory = layout.session(&self.session);
         std::fs::create_dir_all(&directory)?;
-        let mut file = tempfile::NamedTempFile::new_in(&directory)?;
+        let written = self.write_in(&directory, layout);
+        if written.is_err() {
+            let _the_first_error_counts = std::fs::remove_dir_all(&directory);
+        }
+        written
+    }
+
+    fn write_in(&self, directory: &Path, layout: &Layout) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
         serde_json::to_writer(&mut file, self)?;
         file.persist(layout.owner(&self.session)).map_err(|error| error.error)?;
         std::fs::write(layout.alive(&self.session), b"")
@@ -124,6 +133,17 @@ pub(crate) mod tests {
         std::fs::write(layout.tasks().join("run.2/owner.json"), b"{\"session\":").unwrap();
         assert_eq!(Owner::load(&layout, &"run.2".parse().unwrap()), None);
         assert_eq!(sessions(&layout), ["run.2".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_leaves_nothing() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let owner = owner_of("run.1", &ProcessId::own().unwrap());
+        // A directory where the record should go, as root may write anywhere.
+        std::fs::create_dir_all(layout.owner(&owner.session)).unwrap();
+        owner.write(&layout).unwrap_err();
+        assert!(sessions(&layout).is_empty());
     }
 
     #[test]

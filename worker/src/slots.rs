@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::{SessionId, SlotHolder};
 
+use crate::held::Held;
 use crate::layout::Layout;
 
 /// How often a waiting worker tries again: short against any real task, long against the cost of a try.
@@ -30,8 +31,8 @@ pub struct Slots {
     holder: SlotHolder,
     session: SessionId,
     total: u32,
-    held: Vec<(u32, File)>,
-    waiting: Option<(File, SystemTime)>,
+    held: Vec<(u32, Held)>,
+    waiting: Option<(Held, SystemTime)>,
     next_try: Option<Instant>,
 }
 
@@ -95,15 +96,17 @@ impl Slots {
     }
 
     fn try_slot(&mut self, slot: u32) -> io::Result<()> {
-        let mut file = open_lock(&self.layout.slot(slot))?;
+        let file = open_lock(&self.layout.slot(slot))?;
         if file.try_lock().is_err() {
             return Ok(());
         }
+        let held = Held::new(file);
         self.holder.slot = slot;
+        let mut file = &*held;
         file.set_len(0)?;
         file.rewind()?;
         file.write_all(&serde_json::to_vec(&self.holder)?)?;
-        self.held.push((slot, file));
+        self.held.push((slot, held));
         Ok(())
     }
 
@@ -112,7 +115,7 @@ impl Slots {
         if self.waiting.is_none() {
             let file = open_lock(&self.layout.waiting(&self.session))?;
             file.lock()?;
-            self.waiting = Some((file, SystemTime::now()));
+            self.waiting = Some((Held::new(file), SystemTime::now()));
         }
         let since = self.waiting.as_ref().map_or(SystemTime::UNIX_EPOCH, |(_, since)| *since);
         let older = self.waiters().into_iter().filter(|(_, at)| *at < since).count();
@@ -185,7 +188,13 @@ fn open_lock(path: &Path) -> io::Result<File> {
 }
 
 fn is_locked(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| file.try_lock_shared().is_err())
+    File::open(path).is_ok_and(|file| match file.try_lock_shared() {
+        Ok(()) => {
+            drop(Held::new(file));
+            false
+        }
+        Err(_) => true,
+    })
 }
 
 /// Who holds which of the first `total` slots.
@@ -193,6 +202,7 @@ pub fn holders(layout: &Layout, total: u32) -> Vec<SlotHolder> {
     let holder = |slot| {
         let mut file = File::open(layout.slot(slot)).ok()?;
         if file.try_lock_shared().is_ok() {
+            drop(Held::new(file));
             return None;
         }
         let mut text = Vec::new();

@@ -4,6 +4,7 @@
 //! its files have no write permission, which does not bind root, so tasks only ever get copies of it.
 //! `sources/<tree>.used` is touched whenever the tree is used.
 
+mod intact;
 mod objects;
 mod update;
 
@@ -17,6 +18,8 @@ use std::time::SystemTime;
 use crewboss_protocol::TreeId;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with};
 use rustix::io::Errno;
+
+use intact::Note;
 
 pub use objects::Objects;
 
@@ -130,6 +133,41 @@ impl Sources {
         has(&self.layout, tree)
     }
 
+    /// Whether a tree is checked out and as it was checked out. Only btrfs can tell without reading everything, and only
+    /// there tasks are given the shared source itself.
+    pub fn is_intact(&self, tree: TreeId) -> bool {
+        if self.way != Way::Snapshot {
+            return self.has(tree);
+        }
+        let Ok((read_only, changed)) = btrfs::last_change(&self.layout.source(tree)) else { return false };
+        let Some(note) = Note::read(&used(&self.layout, tree)) else { return read_only };
+        if !read_only || note.transaction == changed {
+            return read_only;
+        }
+        // The kernel counts it as a change when it writes the content to the disk, some seconds after the checkout.
+        let unchanged = intact::is_unchanged_since(&self.layout.source(tree), note.time).unwrap_or(false);
+        if unchanged {
+            Note { transaction: changed, ..note }.write(&used(&self.layout, tree));
+        }
+        unchanged
+    }
+
+    /// Checks a tree out anew that somebody has changed or taken away. Tasks that use it right now are not helped.
+    ///
+    /// # Errors
+    /// As [`Self::check_out`].
+    pub fn restore(&self, tree: TreeId) -> Result<(), SourceError> {
+        let (place, unfinished) = (self.layout.source(tree), self.unfinished());
+        match fs::rename(&place, &unfinished) {
+            // Taken away, or somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(SourceError::at(&place)(source)),
+            // What cannot be removed now is removed by the next pruning.
+            Ok(()) => drop(remove_tree(&unfinished)),
+        }
+        self.check_out(tree, None)
+    }
+
     /// Notes that a tree is used now.
     ///
     /// # Errors
@@ -200,7 +238,22 @@ impl Sources {
             // Somebody else was faster.
             Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(()),
             Err(Errno::INVAL) => fs::rename(unfinished, &place).map_err(SourceError::at(&place)),
-            result => result.map_err(io::Error::from).map_err(SourceError::at(&place)),
+            result => {
+                result.map_err(io::Error::from).map_err(SourceError::at(&place))?;
+                self.note(tree);
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes the state in which a tree was checked out. Without the note only a source that can be written counts as
+    /// changed.
+    fn note(&self, tree: TreeId) {
+        let place = self.layout.source(tree);
+        if self.way == Way::Snapshot
+            && let (Ok((_, transaction)), Ok(time)) = (btrfs::last_change(&place), intact::time_of(&place))
+        {
+            Note { transaction, time }.write(&used(&self.layout, tree));
         }
     }
 }

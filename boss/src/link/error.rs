@@ -288,7 +288,7 @@ pub enum ShipError {
         text: String,
     },
     /// The login shell ended before our script ran.
-    #[error("host {host}: the login shell ended ({exit}) without running the script; it printed {text:?}")]
+    #[error("host {host}: the shell there ended ({exit}) without running the script; it printed {text:?}")]
     Shell {
         /// Which host.
         host: HostName,

@@ -191,7 +191,7 @@ async fn begin(link: &Link, script: &str, opening: &[u8]) -> Result<Begun, ShipE
     let mut talk = Talk::open(link, script).await?;
     // If the script only says "absent", nobody reads this, and the pipe may already be closed.
     let _unread = talk.channel.stdin.write_all(opening).await;
-    talk.limit("the login shell", SHELL_WITHIN);
+    talk.limit("the shell there", SHELL_WITHIN);
     loop {
         match talk.next().await? {
             Heard::Ship(text) => match text.split_once(' ').unwrap_or((&text, "")) {
@@ -239,7 +239,7 @@ async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
     loop {
         let script = upload_script(&binary.sha256, binary.bytes, first);
         let mut talk = Talk::open(link, &script).await?;
-        talk.limit("the login shell", SHELL_WITHIN);
+        talk.limit("the shell there", SHELL_WITHIN);
         let outcome = upload_once(&mut talk, binary, &mut tried).await;
         talk.finish().await;
         match outcome? {

@@ -62,9 +62,20 @@ impl Collected {
             recorded: None,
             wall_ms: wall_ms(done),
             bytes: done.log.bytes + done.artifacts.bytes,
-            message: done.message.clone(),
+            message: self.reason(),
             tail: if good { String::new() } else { self.tail() },
             path: plan.path(done.at.task),
+        }
+    }
+
+    /// Why it ended as it did. Of a stage that failed on its own account the worker says only how it ended.
+    fn reason(&self) -> String {
+        let done = &self.done;
+        match done.stages.last() {
+            Some(last) if done.message.is_empty() && !last.exit.is_success() => {
+                format!("stage {}: {}", last.name, last.exit)
+            }
+            _ => done.message.clone(),
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::hosts::{Fetch, News, Report};
-use super::session::Site;
+use super::site::Site;
 use crate::bulk::{ArtifactLimits, Bulk, BulkError, LogEnd};
 use crate::link::ShipError;
 

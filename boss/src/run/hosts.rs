@@ -49,8 +49,10 @@ pub enum News {
         objects: u64,
         /// Bytes that travelled.
         bytes: u64,
-        /// How long it took.
+        /// How long sending took.
         wall_ms: u64,
+        /// How long checking out took.
+        check_out_ms: u64,
     },
     /// Everything of a result that had to be fetched is in its directory.
     Fetched {

@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::host_log::HostLog;
-use super::session::{Site, Work};
 use super::session_error::SessionError;
+use super::site::{Site, Work};
 use crate::link::{ChannelGuard, ChannelReader};
 
 /// Bytes of targets in one `configure`.

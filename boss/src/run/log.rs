@@ -117,9 +117,12 @@ impl EventSink for BossLog {
                 self.line(at, format_args!("{host}: paused for {pause_ms} ms: {reason}"));
             }
             EventKind::HostNotice { host, text } => self.line(at, format_args!("{host}: {text}")),
-            EventKind::SourceSent { host, tree, objects, bytes, wall_ms } => self.line(
+            EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms } => self.line(
                 at,
-                format_args!("{host}: source {tree:.12}: {objects} objects, {bytes} bytes in {wall_ms} ms"),
+                format_args!(
+                    "{host}: source {tree:.12}: {objects} objects, {bytes} bytes in {wall_ms} ms, \
+                     checked out in {check_out_ms} ms"
+                ),
             ),
             EventKind::TasksImpossible { target, tasks, .. } => {
                 self.line(at, format_args!("{target}: no host can take its {tasks} tasks"));

@@ -17,6 +17,7 @@ mod plan;
 mod push;
 mod session;
 mod session_error;
+mod site;
 mod start;
 mod tally;
 
@@ -27,12 +28,15 @@ use tokio::time::{Instant, sleep_until};
 
 pub use done::Force;
 pub use plan::{PlanError, TASKS_MAX};
-pub use start::{DryRun, DryTarget, RunError, RunRequest, dry_run};
+pub use start::{RunError, RunRequest};
 
+pub(crate) use dispatch::{offer, requirements};
+pub(crate) use done::{Division, confirmed, divide};
 pub(crate) use hosts::{Report, Traffic};
 pub(crate) use opening::Opening;
-pub(crate) use session::Common;
-pub(crate) use start::run_id;
+pub(crate) use plan::Plan;
+pub(crate) use site::Common;
+pub(crate) use start::{make_plan, run_id};
 
 use crate::event::{EventSink, Stopped, Summary};
 use crate::store::StoreReply;

@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use super::host_log::HostLog;
 use super::hosts::Traffic;
 use super::live::{Live, last_words, one_line};
-use super::session::{Common, QUIT_WITHIN, Site, Work};
 use super::session_error::SessionError;
+use super::site::{Common, QUIT_WITHIN, Site, Work};
 use crate::crew::Host;
-use crate::link::{ChannelGuard, ChannelReader, Link, Role, Running, start};
+use crate::link::{ChannelGuard, ChannelReader, Link, OwnBinary, Role, Running, start};
 use crate::scheduler::HostIndex;
 
 /// From the worker's first line to `ready`: probing may compile with each toolchain.
@@ -38,8 +38,8 @@ pub(crate) struct Opening {
 pub(crate) struct Greeting {
     pub(crate) link: Link,
     pub(crate) session: SessionId,
-    /// Whether the binary had to be sent.
-    pub(super) shipped: bool,
+    /// Bytes of the binary, if it had to be sent.
+    pub(super) shipped: u64,
     pub(crate) ready: Box<Ready>,
     stdin: pipe::Sender,
     stdout: ChannelReader,
@@ -54,24 +54,26 @@ pub(crate) struct Greeting {
 impl Opening {
     /// Connects, starts the worker and waits for its answer.
     pub(crate) async fn greet(&self) -> Result<Greeting, SessionError> {
-        let link = self.common.connector.connect(&self.host).await?;
+        let (link, binary) = tokio::join!(self.common.connector.connect(&self.host), self.common.binary());
+        let (link, binary) = (link?, binary?);
         let session = self.session_id();
         let mut hello = Vec::new();
-        encode(&ToWorker::Hello(self.hello(&session)), &mut hello);
+        encode(&ToWorker::Hello(self.hello(&session, binary)), &mut hello);
         let role = Role { words: &["worker"], work: self.host.work.as_deref() };
-        let Running { channel, shipped } = start(&link, &self.common.binary, role, &hello).await?;
+        let Running { channel, shipped } = start(&link, binary, role, &hello).await?;
         let (stdin, mut stdout, mut guard) = channel.into_parts();
         let mut decoder = LineDecoder::new();
         let mut early = Vec::new();
         let message = timeout(READY_WITHIN, first_message(&mut stdout, &mut decoder, &mut early)).await;
         let ready = match message.unwrap_or(Err(SessionError::Silent { after: READY_WITHIN })) {
-            Ok(message) => self.check(message)?,
+            Ok(message) => check(message, binary)?,
             Err(SessionError::Ended { .. }) => {
                 let words = last_words(&mut guard).await;
                 return Err(SessionError::Ended { stderr: one_line(&String::from_utf8_lossy(&words)) });
             }
             Err(error) => return Err(error),
         };
+        let shipped = if shipped { binary.bytes() } else { 0 };
         Ok(Greeting { link, session, shipped, ready, stdin, stdout, guard, decoder, hello, early })
     }
 
@@ -81,12 +83,12 @@ impl Opening {
         text.parse().unwrap_or_else(|_| unreachable!("{text:?} is made of a valid name and numbers"))
     }
 
-    fn hello(&self, session: &SessionId) -> Hello {
+    fn hello(&self, session: &SessionId, binary: &OwnBinary) -> Hello {
         let (common, host) = (&self.common, &self.host);
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Hello {
             protocol: PROTOCOL_VERSION,
-            build: common.binary.sha256().to_owned(),
+            build: binary.sha256().to_owned(),
             boss: common.boss.clone(),
             run: common.run.clone(),
             session: session.clone(),
@@ -100,20 +102,16 @@ impl Opening {
             refresh: common.refresh,
         }
     }
+}
 
-    fn check(&self, message: FromWorker) -> Result<Box<Ready>, SessionError> {
-        match message {
-            FromWorker::Ready(ready)
-                if ready.protocol == PROTOCOL_VERSION && ready.build == self.common.binary.sha256() =>
-            {
-                Ok(ready)
-            }
-            FromWorker::Ready(ready) => {
-                Err(SessionError::Build { theirs: ready.build, ours: self.common.binary.sha256().to_owned() })
-            }
-            FromWorker::Error { kind, text } => Err(SessionError::Worker { kind, text }),
-            other => Err(SessionError::NotReady { got: format!("{other:?}").chars().take(100).collect() }),
-        }
+/// The answer to `hello`, if it is one.
+fn check(message: FromWorker, binary: &OwnBinary) -> Result<Box<Ready>, SessionError> {
+    let ours = binary.sha256();
+    match message {
+        FromWorker::Ready(ready) if ready.protocol == PROTOCOL_VERSION && ready.build == ours => Ok(ready),
+        FromWorker::Ready(ready) => Err(SessionError::Build { theirs: ready.build, ours: ours.to_owned() }),
+        FromWorker::Error { kind, text } => Err(SessionError::Worker { kind, text }),
+        other => Err(SessionError::NotReady { got: format!("{other:?}").chars().take(100).collect() }),
     }
 }
 

@@ -119,11 +119,6 @@ impl Plan {
             .into()
     }
 
-    /// Whether an id that came from elsewhere names a task.
-    pub fn has(&self, task: TaskId) -> bool {
-        task.0 < self.tasks
-    }
-
     /// What a worker is told to do.
     pub fn order(&self, at: TaskRef) -> TaskOrder {
         let commit = self.commit(at.task);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crewboss_protocol::TreeId;
 use crewboss_protocol::bulk::BulkErrorKind;
@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::hosts::{News, Report};
-use super::session::Site;
 use super::session_error::SessionError;
+use super::site::Site;
 use crate::bulk::{Bulk, BulkError};
 use crate::link::ShipError;
 use crate::source::{PackStats, Source, SourceError};
@@ -96,12 +96,8 @@ impl Push {
         // What the worker named first was used last.
         self.has.reverse();
         while let Some(tree) = queue.recv().await {
-            let begun = Instant::now();
             let told = match self.push(tree).await {
-                Ok(stats) => {
-                    let wall_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    let PackStats { objects, bytes } = stats;
-                    let news = News::SourceSent { tree, objects, bytes, wall_ms };
+                Ok(news) => {
                     reports.send(Report { host: self.site.index, news }).await.ok();
                     done.send(Ok(tree))
                 }
@@ -121,7 +117,8 @@ impl Push {
         }
     }
 
-    async fn push(&mut self, tree: TreeId) -> Result<PackStats, PushError> {
+    async fn push(&mut self, tree: TreeId) -> Result<News, PushError> {
+        let begun = Instant::now();
         let near = self.has.last().copied();
         let channel = match &mut self.channel {
             Some(channel) => channel,
@@ -133,9 +130,13 @@ impl Push {
             stats = channel.pack(move |out| pack(&source, tree, &has, out)).await?;
             self.site.traffic.add_sent(stats.bytes);
         }
+        let sent = Instant::now();
         channel.check_out(tree, near).await?;
         self.has.push(tree);
-        Ok(stats)
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let (wall_ms, check_out_ms) = (ms(sent - begun), ms(sent.elapsed()));
+        let PackStats { objects, bytes } = stats;
+        Ok(News::SourceSent { tree, objects, bytes, wall_ms, check_out_ms })
     }
 }
 

@@ -1,12 +1,10 @@
 //! One host in a run: connects, keeps a session going, connects again when it is lost.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crewboss_protocol::limits::{KILL_GRACE, STOP_WITHIN};
-use crewboss_protocol::{RunId, SessionId, Target, ToWorker, TreeId};
+use crewboss_protocol::{ToWorker, TreeId};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -17,11 +15,9 @@ use super::live::{Live, read_stderr};
 use super::opening::Opening;
 use super::push::Pusher;
 use super::session_error::SessionError;
-use crate::bulk::Bulk;
-use crate::crew::{Host, Timing};
-use crate::link::{Connector, Link, OwnBinary, ShipError};
+use super::site::{Common, QUIT_WITHIN, Work};
+use crate::crew::Host;
 use crate::scheduler::HostIndex;
-use crate::source::Source;
 
 /// Pause before a lost host is tried again; doubled up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -32,61 +28,9 @@ const RETRY_LONGEST: Duration = Duration::from_secs(30);
 const TRIES_BEFORE_FIRST: u32 = 3;
 const TRIES_AFTER: u32 = 8;
 
-/// How long a host may take to end a session in order. The boss itself needs a moment after that.
-pub(super) const QUIT_WITHIN: Duration = STOP_WITHIN.saturating_sub(Duration::from_millis(800));
-const _: () = assert!(QUIT_WITHIN.as_millis() > KILL_GRACE.as_millis());
-
-/// What all sessions of a run share.
-#[derive(Debug)]
-pub struct Common {
-    /// Makes connections.
-    pub connector: Connector,
-    /// What is sent to hosts.
-    pub binary: OwnBinary,
-    /// The run.
-    pub run: RunId,
-    /// Who started it, as `user@computer`.
-    pub boss: String,
-    /// Priority of the run.
-    pub priority: u32,
-    /// Heartbeats.
-    pub timing: Timing,
-    /// Only ask what hosts are.
-    pub probe_only: bool,
-    /// Have hosts measure everything anew.
-    pub refresh: bool,
-}
-
-/// What a session works on, known once the plan is made.
-#[derive(Debug)]
-pub struct Work {
-    /// All targets, in the order of their numbers.
-    pub targets: Vec<Target>,
-    /// Where git objects come from.
-    pub source: Source,
-    /// Where logs of hosts go.
-    pub root: PathBuf,
-}
-
-/// A host during one session: what helpers of the session need.
-#[derive(Debug)]
-pub struct Site {
-    /// Its place in the crew.
-    pub index: HostIndex,
-    /// Bytes both ways.
-    pub traffic: Arc<Traffic>,
-    pub(super) common: Arc<Common>,
-    pub(super) work_dir: Option<String>,
-    pub(super) session: SessionId,
-    pub(super) link: Link,
-}
-
-impl Site {
-    /// Opens a bulk channel.
-    pub async fn open_bulk(&self) -> Result<Bulk, ShipError> {
-        Bulk::open(&self.link, &self.common.binary, &self.session, self.work_dir.as_deref()).await
-    }
-}
+/// A session that stood so long makes up for the failures before it. A shorter one does not: a host that comes up only
+/// to be lost again would be tried for ever.
+const STEADY_AFTER: Duration = RETRY_LONGEST;
 
 /// One host of a run.
 #[derive(Debug)]
@@ -124,8 +68,13 @@ impl Supervisor {
             self.session += 1;
             let error = match self.begin().await {
                 Ok(live) => {
-                    (failures, was_ready, pause) = (0, true, RETRY_FIRST);
-                    self.live(live).await
+                    let since = Instant::now();
+                    let error = self.live(live).await;
+                    if !was_ready || since.elapsed() >= STEADY_AFTER {
+                        (failures, pause) = (0, RETRY_FIRST);
+                    }
+                    was_ready = true;
+                    error
                 }
                 Err(error) => error,
             };
@@ -135,11 +84,11 @@ impl Supervisor {
             failures += 1;
             let tries = if was_ready { TRIES_AFTER } else { TRIES_BEFORE_FIRST };
             if error.is_lasting() || failures >= tries {
-                return self.report(News::Failed { reason: error.story() }).await;
+                return self.report(News::Failed { reason: error.story(&self.host.name) }).await;
             }
             let wait = pause.mul_f64(0.75 + 0.5 * fastrand::f64());
             let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            self.report(News::Lost { reason: error.story(), retry_ms }).await;
+            self.report(News::Lost { reason: error.story(&self.host.name), retry_ms }).await;
             if timeout(wait, self.until_quit()).await.is_ok() {
                 return self.report(News::Quit).await;
             }
@@ -167,8 +116,8 @@ impl Supervisor {
         let (mut work, traffic, reports) = (self.work.clone(), self.traffic.clone(), self.reports.clone());
         let open = async move {
             let greeting = opening.greet().await?;
-            if greeting.shipped {
-                let news = News::Shipped { bytes: opening.common.binary.bytes() };
+            if greeting.shipped > 0 {
+                let news = News::Shipped { bytes: greeting.shipped };
                 // If nobody listens, the run is over.
                 reports.send(Report { host: opening.index, news }).await.ok();
             }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use crewboss_protocol::HostName;
 use crewboss_protocol::codec::DecodeError;
 use crewboss_protocol::message::WorkerErrorKind;
 
@@ -65,7 +66,8 @@ impl SessionError {
     pub(super) fn is_lasting(&self) -> bool {
         match self {
             Self::Link(error) | Self::Ship(ShipError::Link(error)) => is_lasting(error),
-            Self::Ship(error) => !matches!(error, ShipError::Io { .. } | ShipError::Silent { .. }),
+            // A shell that says nothing for half a minute will not do so the next time either.
+            Self::Ship(error) => !matches!(error, ShipError::Io { .. }),
             Self::Build { .. } | Self::Decode(_) | Self::NotReady { .. } => true,
             Self::Worker { kind, .. } => !matches!(kind, WorkerErrorKind::Internal),
             Self::Source { lasting, .. } => *lasting,
@@ -87,8 +89,12 @@ impl SessionError {
         }
     }
 
-    /// All that a person should know of it.
-    pub(crate) fn story(&self) -> String {
-        crate::with_hint(self, self.hint())
+    /// All that a person should know of it. It is said of a host that is named already.
+    pub(crate) fn story(&self, host: &HostName) -> String {
+        let text = crate::with_hint(self, self.hint());
+        match text.strip_prefix(&format!("host {host}: ")) {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        }
     }
 }

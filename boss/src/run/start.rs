@@ -1,28 +1,27 @@
 //! The beginning of a run: what is asked for, what is read, who is started.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crewboss_protocol::{HostName, Name, RunId, Target};
-use tokio::sync::{mpsc, oneshot, watch};
+use crewboss_protocol::{RunId, Target};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::dispatch::{Dispatcher, HostState, offer, requirements};
-use super::done::{Division, Force, confirmed, divide};
+use super::dispatch::{Dispatcher, HostState};
+use super::done::{Force, divide};
 use super::events::{EventStream, unix_ms};
 use super::log::BossLog;
 use super::plan::{Commit, Plan, PlanError};
-use super::session::{Common, Supervisor, Work};
+use super::session::Supervisor;
+use super::site::{Common, Work};
 use super::{Inbox, Traffic};
 use crate::crew::Crew;
 use crate::event::{EventSink, Summary};
-use crate::link::{Connector, LinkError, OwnBinary, ShipError};
+use crate::link::{Connector, LinkError, ShipError};
 use crate::plan::{Selection, TargetPlan};
-use crate::probe::Probed;
-use crate::scheduler::{HostIndex, Input, Millis, Scheduler};
+use crate::scheduler::HostIndex;
 use crate::source::{Source, SourceError};
 use crate::store::{Journal, JournalError, OutDir, StoreError, Writer};
 
@@ -76,6 +75,18 @@ pub enum RunError {
     Thread(#[source] std::io::Error),
 }
 
+impl RunError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Source(error) => error.hint(),
+            Self::Link(error) => error.hint(),
+            Self::Ship(error) => error.hint(),
+            Self::Plan(_) | Self::Store(_) | Self::Journal(_) | Self::Thread(_) => None,
+        }
+    }
+}
+
 /// A run under way.
 pub(super) struct Started {
     pub(super) dispatcher: Dispatcher,
@@ -117,7 +128,7 @@ pub(super) async fn start(
     let run = run_id();
     let common = Common {
         connector: Connector::new(&request.crew.ssh, &request.crew.timing)?,
-        binary: OwnBinary::current()?,
+        binary: OnceCell::new(),
         run: run.clone(),
         boss: request.boss,
         priority: request.priority,
@@ -149,7 +160,7 @@ pub(super) async fn start(
 }
 
 /// Reads the repository on a thread that may wait.
-async fn make_plan(
+pub(crate) async fn make_plan(
     repository: PathBuf,
     selection: Selection,
     targets: Vec<TargetPlan>,
@@ -203,80 +214,4 @@ impl Sessions {
         }
         Self { hosts, reports: inbox, work, supervisors }
     }
-}
-
-/// What a run would do.
-#[derive(Debug)]
-pub struct DryRun {
-    /// Commits: short id and subject, oldest first.
-    pub commits: Vec<(String, String)>,
-    /// Per target: its name, tasks that would be built, tasks that are done, and for each host whether it can take them.
-    pub targets: Vec<DryTarget>,
-}
-
-/// What a run would do with one target.
-#[derive(Debug)]
-pub struct DryTarget {
-    /// The target's name.
-    pub name: Name,
-    /// Tasks that would be built.
-    pub tasks: u32,
-    /// Tasks whose recorded result stands.
-    pub done: u32,
-    /// For each host whether it can take them, or why not.
-    pub hosts: BTreeMap<HostName, Result<(), String>>,
-}
-
-/// Plans a run without starting it: hosts are probed, nothing is written anywhere.
-///
-/// # Errors
-/// As for a run.
-pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
-    let crew = request.crew.clone();
-    let probed = crate::probe::probe(&crew, request.boss.clone(), false);
-    let planned = make_plan(request.repository, request.selection, request.targets);
-    let (probed, planned) = tokio::join!(probed, planned);
-    let (probed, (_, plan)) = (probed?, planned?);
-    let recorded = Journal::read(&request.out)?;
-    let division = divide(&plan, &recorded, &request.out, request.force);
-    let mut scheduler = Scheduler::new(u32::try_from(crew.hosts.len()).unwrap_or(u32::MAX));
-    for (index, (host, answer)) in (0..).map(HostIndex).zip(crew.hosts.iter().zip(&probed)) {
-        let input = match &answer.1 {
-            Ok(facts) => Input::HostUp { host: index, offer: offer(facts, &host.tags, &plan) },
-            Err(reason) => Input::HostDown { host: index, reason: reason.clone(), returns: false },
-        };
-        scheduler.handle(input, Millis(0), &mut Vec::new());
-    }
-    let done = done_counts(&plan, &division, &probed);
-    let classes = requirements(&plan, &mut scheduler);
-    let commits =
-        plan.commits().iter().map(|commit| (commit.short.to_string(), commit.subject.to_string())).collect();
-    let all = u32::try_from(plan.commits().len()).unwrap_or(u32::MAX);
-    let targets = plan.targets().iter().enumerate().map(|(index, target)| DryTarget {
-        name: target.target.name.clone(),
-        tasks: all - done[index],
-        done: done[index],
-        hosts: crew
-            .hosts
-            .iter()
-            .zip(scheduler.explain_class(classes[index]))
-            .map(|(host, answer)| (host.name.clone(), answer.map_err(|why| why.to_string())))
-            .collect(),
-    });
-    Ok(DryRun { commits, targets: targets.collect() })
-}
-
-/// How many tasks of each target are done already.
-fn done_counts(plan: &Plan, division: &Division, probed: &[Probed]) -> Vec<u32> {
-    let mut done = vec![0; plan.targets().len()];
-    for (task, _) in &division.done {
-        done[plan.target_index(*task)] += 1;
-    }
-    let offered: Vec<_> = probed.iter().filter_map(|(_, facts)| facts.as_ref().ok()).collect();
-    for (task, records) in &division.candidates {
-        if offered.iter().any(|facts| confirmed(plan, *task, records, &facts.toolchains).is_some()) {
-            done[plan.target_index(*task)] += 1;
-        }
-    }
-    done
 }

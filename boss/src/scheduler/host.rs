@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crewboss_protocol::TaskId;
 
-use super::types::{ChainId, Millis, Offer};
+use super::requirement::Offer;
+use super::types::{ChainId, Millis};
 
 /// Added to the round trip when work is sent ahead: covers the scheduling jitter of both sides and lets the estimate
 /// grow while the link, and not the host, is what limits the rate.

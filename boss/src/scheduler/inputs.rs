@@ -5,8 +5,9 @@ use crewboss_protocol::{Attempt, Name, TaskId, TaskRef};
 
 use super::hand_out::push_recall;
 use super::host::{Health, Link, PAUSES_MAX, STRIKES_MAX};
+use super::requirement::Offer;
 use super::task::{ATTEMPTS_MAX, LOST_MAX, NO_SEGMENT, Phase, REFUSALS_MAX, Recall, Task};
-use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, Offer, TaskEntry};
+use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, TaskEntry};
 use super::{Requirement, Scheduler};
 
 impl Scheduler {
@@ -298,6 +299,16 @@ impl Scheduler {
             Phase::Running { host: there, since } if there == host => Some(Some(since)),
             _ => None,
         }
+    }
+
+    /// Whether this attempt is at this host and has not ended. What anybody else says of it is not true.
+    pub fn holds(&self, host: HostIndex, at: TaskRef) -> bool {
+        self.held_at(host, at).is_some()
+    }
+
+    /// Whether this attempt was sent to this host and has not started.
+    pub fn awaits_start(&self, host: HostIndex, at: TaskRef) -> bool {
+        self.held_at(host, at) == Some(None)
     }
 
     /// Takes a task out of its host's line of unstarted ones.

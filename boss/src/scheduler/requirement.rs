@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use crewboss_protocol::{Feature, Name};
 
-use super::types::Offer;
 use crate::plan::Needs;
 
 /// What a host must have. Tasks with equal requirements form a class and are matched to hosts together.
@@ -33,6 +32,27 @@ impl Requirement {
             disk: needs.disk,
         }
     }
+}
+
+/// What a host offers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Places for running tasks; 0 counts as 1.
+    pub slots: u32,
+    /// Work of one slot in thousandths of the reference machine's; 0 counts as 1.
+    pub speed: u32,
+    /// Toolchains that work there.
+    pub toolchains: BTreeSet<Name>,
+    /// What its kernel and file system allow.
+    pub features: BTreeSet<Feature>,
+    /// Words from the crew file.
+    pub tags: BTreeSet<Name>,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Free space in bytes.
+    pub disk_free: u64,
+    /// Trees whose source is there.
+    pub trees: BTreeSet<u32>,
 }
 
 /// Why a host does not take a task now.

@@ -1,13 +1,12 @@
 //! What goes into the scheduler and what comes out.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use crewboss_protocol::message::Refusal;
-use crewboss_protocol::{Attempt, Feature, Name, Outcome, TaskId, TaskRef};
+use crewboss_protocol::{Attempt, Outcome, TaskId, TaskRef};
 
-use super::requirement::Unfit;
+use super::requirement::{Offer, Unfit};
 
 /// A host's place in the crew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,27 +40,6 @@ pub struct TaskEntry {
     pub tree: u32,
     /// For an incremental target: tasks of a chain are given in commit order.
     pub chain: Option<ChainId>,
-}
-
-/// What a host offers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Offer {
-    /// Places for running tasks; 0 counts as 1.
-    pub slots: u32,
-    /// Work of one slot in thousandths of the reference machine's; 0 counts as 1.
-    pub speed: u32,
-    /// Toolchains that work there.
-    pub toolchains: BTreeSet<Name>,
-    /// What its kernel and file system allow.
-    pub features: BTreeSet<Feature>,
-    /// Words from the crew file.
-    pub tags: BTreeSet<Name>,
-    /// Memory in bytes.
-    pub memory: u64,
-    /// Free space in bytes.
-    pub disk_free: u64,
-    /// Trees whose source is there.
-    pub trees: BTreeSet<u32>,
 }
 
 /// How an attempt ended, as far as handing out is concerned.

@@ -80,8 +80,10 @@ impl Look<'_> {
         if entry.kind() != Some(ObjectType::Blob) {
             return Ok(());
         }
-        let odb =
-            self.repository.odb().map_err(|source| SourceError::Git { doing: "open the objects", source })?;
+        let odb = self
+            .repository
+            .odb()
+            .map_err(|source| SourceError::Git { doing: "open the objects", source: source.into() })?;
         let small = odb.read_header(entry.id()).is_ok_and(|(bytes, _)| bytes <= POINTER_BYTES_MAX);
         if small && self.blob(entry.id(), path)?.content().starts_with(POINTER) {
             return Err(SourceError::Lfs { commit: self.commit.short.clone(), path: path() });
@@ -106,7 +108,7 @@ pub(super) fn find_tree<'r>(
 fn absent_or(source: git2::Error, id: Oid, path: &str) -> SourceError {
     match source.code() {
         ErrorCode::NotFound => SourceError::Absent { id: id.to_string(), path: path.to_owned() },
-        _ => SourceError::Git { doing: "read an object", source },
+        _ => SourceError::Git { doing: "read an object", source: source.into() },
     }
 }
 

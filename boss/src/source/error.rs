@@ -1,9 +1,28 @@
 //! What can be wrong with the source.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use git2::ErrorCode;
+
+/// What libgit2 says, without the numbers that it appends for programs.
+#[derive(Debug)]
+pub struct GitReason(git2::Error);
+
+impl fmt::Display for GitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.message())
+    }
+}
+
+impl std::error::Error for GitReason {}
+
+impl From<git2::Error> for GitReason {
+    fn from(error: git2::Error) -> Self {
+        Self(error)
+    }
+}
 
 /// Why the source cannot be built from.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +40,7 @@ pub enum SourceError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: git2::Error,
+        source: GitReason,
     },
     /// There is no commit yet.
     #[error("the repository has no commits")]
@@ -36,7 +55,7 @@ pub enum SourceError {
         range: String,
         /// Why.
         #[source]
-        source: git2::Error,
+        source: GitReason,
     },
     /// The range is well formed and empty.
     #[error("{0:?} is a range without commits")]
@@ -83,7 +102,7 @@ pub enum SourceError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: git2::Error,
+        source: GitReason,
     },
     /// The place beside the repository cannot be made.
     #[error("cannot make a temporary directory for the working tree's objects")]
@@ -95,7 +114,7 @@ pub enum SourceError {
         doing: &'static str,
         /// Why.
         #[source]
-        source: git2::Error,
+        source: GitReason,
     },
     /// The `git` program failed.
     #[error("`git pack-objects` failed: {0}")]
@@ -114,7 +133,7 @@ impl SourceError {
         match source.code() {
             ErrorCode::NotFound => Self::NotARepository(path.to_owned()),
             ErrorCode::Owner => Self::Owner(path.to_owned()),
-            _ => Self::Open { path: path.to_owned(), source },
+            _ => Self::Open { path: path.to_owned(), source: source.into() },
         }
     }
 

@@ -112,7 +112,8 @@ fn tree_id(id: Oid) -> TreeId {
 }
 
 fn oid(id: TreeId) -> Result<Oid, SourceError> {
-    Oid::from_bytes(&id.0).map_err(|source| SourceError::Git { doing: "read an object id", source })
+    Oid::from_bytes(&id.0)
+        .map_err(|source| SourceError::Git { doing: "read an object id", source: source.into() })
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl Write for Counted<'_> {
 
 fn with_libgit2(git_dir: &Path, missing: &Missing, out: &mut dyn Write) -> Result<(), SourceError> {
     let repository = Repository::open(git_dir).map_err(|error| SourceError::open(git_dir, error))?;
-    let failed = |source| SourceError::Git { doing: "pack objects", source };
+    let failed = |source: git2::Error| SourceError::Git { doing: "pack objects", source: source.into() };
     let mut builder = repository.packbuilder().map_err(failed)?;
     for (id, path) in &missing.objects {
         builder.insert_object(*id, Some(path)).map_err(|source| match source.code() {

@@ -15,7 +15,7 @@ pub(super) fn range(repository: &Repository, range: &str) -> Result<Vec<Commit>,
     }
     let failed = |source: git2::Error| match source.code() {
         ErrorCode::UnbornBranch => SourceError::NoCommits,
-        _ => SourceError::Range { range: range.to_owned(), source },
+        _ => SourceError::Range { range: range.to_owned(), source: source.into() },
     };
     let spec = repository.revparse(range).map_err(failed)?;
     let mode = spec.mode();
@@ -52,7 +52,7 @@ fn walk(repository: &Repository, hidden: Oid, tip: Oid, range: &str) -> Result<V
 fn absent_or(source: git2::Error, doing: &'static str) -> SourceError {
     match source.code() {
         ErrorCode::NotFound => SourceError::Absent { id: source.message().to_owned(), path: String::new() },
-        _ => SourceError::Git { doing, source },
+        _ => SourceError::Git { doing, source: source.into() },
     }
 }
 

@@ -24,7 +24,8 @@ const SHORT_DIGITS: usize = 10;
 pub(super) fn take(repository: &Repository) -> Result<(TempDir, Commit), SourceError> {
     let directory = repository.workdir().ok_or(SourceError::Bare)?;
     let scratch = make_scratch(repository)?;
-    let failed = |source| SourceError::WorkingTree { path: directory.to_owned(), source };
+    let failed =
+        |source: git2::Error| SourceError::WorkingTree { path: directory.to_owned(), source: source.into() };
     let beside = Repository::open(scratch.path()).map_err(failed)?;
     beside.set_workdir(directory, false).map_err(failed)?;
     let mut index = known_files(repository).map_err(failed)?;
@@ -50,7 +51,10 @@ pub(super) fn take(repository: &Repository) -> Result<(TempDir, Commit), SourceE
 /// libgit2 passes silently over a repository inside the working tree that is no submodule. A build that misses a
 /// directory without a word is worse than one that is refused.
 fn refuse_nested(beside: &Repository, workdir: &Path, index: &Index) -> Result<(), SourceError> {
-    let failed = |source| SourceError::Git { doing: "look for nested repositories", source };
+    let failed = |source: git2::Error| SourceError::Git {
+        doing: "look for nested repositories",
+        source: source.into(),
+    };
     let mut options = DiffOptions::new();
     options.include_ignored(true).include_untracked(true).recurse_untracked_dirs(true);
     let found = beside.diff_index_to_workdir(Some(index), Some(&mut options)).map_err(failed)?;
@@ -91,7 +95,7 @@ fn make_scratch(repository: &Repository) -> Result<TempDir, SourceError> {
     let mut options = RepositoryInitOptions::new();
     options.bare(true).external_template(false);
     Repository::init_opts(scratch.path(), &options)
-        .map_err(|source| SourceError::Git { doing: "make a temporary repository", source })?;
+        .map_err(|source| SourceError::Git { doing: "make a temporary repository", source: source.into() })?;
     lend(repository.commondir(), scratch.path()).map_err(SourceError::Scratch)?;
     Ok(scratch)
 }

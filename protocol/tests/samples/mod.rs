@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
+use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::message::{
     ArtifactCount, Done, Hello, LogEnd, Ready, Refusal, TaskOrder, WorkerErrorKind,
@@ -55,7 +56,7 @@ pub fn to_worker() -> Vec<ToWorker> {
             build: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".to_owned(),
             boss: "ada@laptop".to_owned(),
             run: name("20260704-120000-3f2a"),
-            session: name("20260704-120000-3f2a.1"),
+            session: name("20260704-120000-3f2a.0.1"),
             host: name("lab1"),
             priority: 0,
             heartbeat_ms: 5000,
@@ -191,4 +192,22 @@ pub fn bulk_answer() -> Vec<BulkAnswer> {
             text: "there is no attempt 12.1 of this session".to_owned(),
         },
     ]
+}
+
+pub fn clean_report() -> Vec<CleanReport> {
+    vec![CleanReport {
+        ended: vec![],
+        removed: vec![name("20260704-113000-77c1.0.1")],
+        left: vec![LeftAlone {
+            session: name("20260704-120000-3f2a.0.1"),
+            boss: "ada@laptop".to_owned(),
+            run: name("20260704-120000-3f2a"),
+            why: WhyLeft::BossAlive,
+        }],
+        processes: 3,
+        directories: 1,
+        subvolumes: 4,
+        locks: 0,
+        errors: vec![],
+    }]
 }

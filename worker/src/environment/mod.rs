@@ -6,7 +6,9 @@
 //! | reflinks | a copy that shares data | the same | copies that share data |
 //! | neither | a copy | the same | copies |
 //!
-//! Outside btrfs nothing stops root, or the owner of the files, from writing the shared source: so nobody is given it.
+//! Outside btrfs nothing stops root, or the owner of the files, from writing the shared source: so nobody is given it. On
+//! btrfs a task that forces its way (root can make the subvolume writable, its owner can move it) is found out before the
+//! next one starts, and the source is checked out anew.
 
 mod error;
 mod fingerprint;
@@ -17,6 +19,7 @@ mod warm;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,6 +83,7 @@ pub struct Preparer {
     way: Way,
     sources: Sources,
     touched: Mutex<HashMap<TreeId, Instant>>,
+    restoring: Mutex<()>,
     spares: Spares,
     graves: Graves,
 }
@@ -104,6 +108,7 @@ impl Preparer {
             way,
             sources,
             touched: Mutex::default(),
+            restoring: Mutex::default(),
             spares: Spares::default(),
             graves: Graves::default(),
         })
@@ -137,6 +142,7 @@ impl Preparer {
         if !self.touch(request.tree) {
             return Err(EnvError::NoSource { tree: request.tree });
         }
+        self.check(request.tree)?;
         let result = match &request.warm {
             Some(key) => self.prepare_incremental(request, key),
             None => self.prepare_fresh(request, request.environment == Environment::Directory),
@@ -146,6 +152,20 @@ impl Preparer {
             drop(remove_tree(&request.attempt_dir));
         }
         result
+    }
+
+    /// A task may have changed or moved the shared source, however hard it has to try: root can make it writable. The next
+    /// one must not see that.
+    fn check(&self, tree: TreeId) -> Result<(), EnvError> {
+        if self.way != Way::Snapshot || self.sources.is_intact(tree) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.restoring.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.sources.is_intact(tree) {
+            return Ok(());
+        }
+        let path = self.layout.source(tree);
+        self.sources.restore(tree).map_err(|source| EnvError::Update { path, source })
     }
 
     fn prepare_incremental(&self, request: &EnvRequest, key: &WarmKey) -> Result<Prepared, EnvError> {
@@ -167,10 +187,12 @@ impl Preparer {
     fn prepare_fresh(&self, request: &EnvRequest, only_read: bool) -> Result<Prepared, EnvError> {
         let mut prepared = Prepared::at(&request.attempt_dir, request.tree);
         if only_read && cannot_be_written(&self.layout.source(request.tree)) {
-            make(&prepared.dir)?;
+            if self.spares.take(None, &prepared.dir).is_none() {
+                make(&prepared.dir)?;
+            }
             prepared.src = self.layout.source(request.tree);
-        } else if let Some(fingerprint) = self.spares.take(request.tree, &prepared.dir) {
-            prepared.fingerprint = Some(fingerprint);
+        } else if let Some(fingerprint) = self.spares.take(Some(request.tree), &prepared.dir) {
+            prepared.fingerprint = fingerprint;
         } else {
             make(&prepared.dir)?;
             let source = self.layout.source(request.tree);
@@ -222,20 +244,21 @@ impl Preparer {
         self.graves.tidy().map_err(EnvError::io("empty", &self.layout.tasks()))
     }
 
-    /// Removes everything of an attempt. Its directory is gone when this returns; a copy of the source that is worth keeping
-    /// for the next attempt, or is destroyed faster together with others, stays beside it for a while under a name that
-    /// begins with a dot.
+    /// Removes everything of an attempt. A directory that is as good as new stays for the next attempt; a copy of the source
+    /// that is destroyed faster together with others stays for a while under a name that begins with a dot. Both are gone
+    /// with the session.
     ///
     /// # Errors
     /// If something cannot be removed; as much as can be is.
     pub fn remove(&self, prepared: Prepared) -> Result<(), EnvError> {
         let Prepared { dir, src, tree, fingerprint, hold, .. } = prepared;
-        if let Some(fingerprint) = fingerprint
-            && self.spares.keep(tree, &dir, &src, fingerprint)
-        {
+        let has_copy = src.starts_with(&dir);
+        let copy = fingerprint.map(|fingerprint| (tree, src.as_path(), fingerprint));
+        // Without a fingerprint a copy cannot be proven to be untouched.
+        if hold.is_none() && has_copy == copy.is_some() && self.spares.keep(&dir, copy) {
             return Ok(());
         }
-        if self.way == Way::Snapshot && hold.is_none() && src.starts_with(&dir) {
+        if self.way == Way::Snapshot && hold.is_none() && has_copy {
             return self.graves.bury(&dir).map_err(EnvError::io("remove", &dir));
         }
         let removed = remove_tree(&dir).map_err(EnvError::io("remove", &dir));
@@ -289,8 +312,13 @@ fn make(directory: &Path) -> Result<(), EnvError> {
     made.map_err(EnvError::io("make", directory))
 }
 
+/// Makes one of the directories inside, unless it came with a spare.
 fn make_inner(directory: &Path) -> Result<(), EnvError> {
-    fs::create_dir(directory).map_err(EnvError::io("make", directory))
+    let made = fs::DirBuilder::new().mode(spare::INNER_MODE).create(directory);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(EnvError::io("make", directory)),
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
-//! Spare copies of sources: of attempts that are over, and proven to be as they were made.
+//! Spare directories: of attempts that are over and left them as they were made.
 //!
 //! A snapshot costs a transaction commit, a copy more, and most tasks never write to their source. So a copy that was not
-//! touched serves the next attempt. The proof is in [`super::fingerprint`].
+//! touched serves the next attempt; the proof is in [`super::fingerprint`]. The empty directories around it are as good
+//! as new if they are empty still.
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,15 +15,22 @@ use crewboss_protocol::TreeId;
 use super::fingerprint::Fingerprint;
 use crate::storage::remove_tree;
 
+/// The directories that every attempt has beside its source.
+pub(super) const INNER: [&str; 3] = ["out", "home", "tmp"];
+
+/// Their mode. A stricter umask only means that none of them serves twice.
+pub(super) const INNER_MODE: u32 = 0o755;
+
 /// Spares kept at a time. About as many attempts can be prepared ahead.
 const SPARES_MAX: usize = 256;
 
 #[derive(Debug)]
 struct Spare {
-    tree: TreeId,
-    /// A directory with nothing but `src` in it.
+    /// The tree that its `src` is a copy of; `None` if it has no `src`.
+    tree: Option<TreeId>,
+    /// An attempt's directory with nothing in it but `src` and empty [`INNER`] directories.
     directory: PathBuf,
-    fingerprint: Fingerprint,
+    fingerprint: Option<Fingerprint>,
 }
 
 #[derive(Debug, Default)]
@@ -32,7 +41,6 @@ pub(super) struct Spares {
 #[derive(Debug, Default)]
 struct State {
     spares: Vec<Spare>,
-    made: u64,
     /// Trees known to be too big.
     big: HashSet<TreeId>,
 }
@@ -54,8 +62,9 @@ impl Spares {
         fingerprint
     }
 
-    /// Turns a spare of this tree into the new directory `attempt` with its `src`.
-    pub(super) fn take(&self, tree: TreeId, attempt: &Path) -> Option<Fingerprint> {
+    /// Turns a spare with a copy of this tree, or without a copy, into the new directory `attempt`. Some of the
+    /// [`INNER`] directories may be missing in it. Gives the fingerprint of the copy.
+    pub(super) fn take(&self, tree: Option<TreeId>, attempt: &Path) -> Option<Option<Fingerprint>> {
         loop {
             let spare = {
                 let mut state = self.state();
@@ -70,28 +79,20 @@ impl Spares {
         }
     }
 
-    /// Keeps the copy of an attempt that is over if it is as it was made, and removes all else of the attempt.
-    pub(super) fn keep(&self, tree: TreeId, attempt: &Path, src: &Path, fingerprint: Fingerprint) -> bool {
-        let number = {
-            let mut state = self.state();
-            state.made += 1;
-            state.made
-        };
-        if !fingerprint.holds(src) {
+    /// Keeps the directory of an attempt that is over, if its copy of the source, should it have one, is as it was made.
+    /// It stays where it is until it is taken. False if it cannot be kept; nothing was changed then.
+    pub(super) fn keep(&self, attempt: &Path, copy: Option<(TreeId, &Path, Fingerprint)>) -> bool {
+        if copy.as_ref().is_some_and(|(_, src, fingerprint)| !fingerprint.holds(src)) {
             return false;
         }
-        let directory = attempt.with_file_name(format!(".spare-{number}"));
-        if fs::rename(attempt, &directory).is_err() {
-            return false;
-        }
-        if !remove_all_but_src(&directory) {
-            // The attempt's name is free in any case; what cannot be removed is swept with the session.
-            drop(remove_tree(&directory));
+        let (tree, fingerprint) = copy.map(|(tree, _, fingerprint)| (tree, fingerprint)).unzip();
+        if !clear(attempt, tree.is_some()) {
+            drop(remove_tree(attempt));
             return true;
         }
         let oldest = {
             let mut state = self.state();
-            state.spares.push(Spare { tree, directory, fingerprint });
+            state.spares.push(Spare { tree, directory: attempt.to_owned(), fingerprint });
             (state.spares.len() > SPARES_MAX).then(|| state.spares.remove(0))
         };
         if let Some(oldest) = oldest {
@@ -101,9 +102,25 @@ impl Spares {
     }
 }
 
-fn remove_all_but_src(directory: &Path) -> bool {
+/// Removes everything from an attempt's directory but its copy of the source, if it has one, and what is as good as new.
+fn clear(directory: &Path, has_copy: bool) -> bool {
     let Ok(entries) = fs::read_dir(directory) else { return false };
     entries.into_iter().all(|entry| {
-        entry.is_ok_and(|entry| entry.file_name() == "src" || remove_tree(&entry.path()).is_ok())
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            let kept = (has_copy && name == "src")
+                || (INNER.iter().any(|inner| name == *inner) && is_as_new(&entry.path()));
+            kept || remove_tree(&entry.path()).is_ok()
+        })
     })
+}
+
+/// Whether a directory is empty, and its owner and mode are those that it was made with.
+fn is_as_new(directory: &Path) -> bool {
+    let Ok(found) = fs::symlink_metadata(directory) else { return false };
+    let own = rustix::process::geteuid().as_raw();
+    found.is_dir()
+        && found.uid() == own
+        && found.mode() & 0o7777 == INNER_MODE
+        && fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }

@@ -123,6 +123,44 @@ fn the_directory_environment_cannot_change_the_shared_source() {
 }
 
 #[test]
+fn a_source_that_was_changed_by_force_is_seen_by_nobody_else() {
+    let bench = Bench::on_btrfs(Way::Snapshot);
+    let tree = bench.tree(FILES);
+    let place = bench.layout.source(tree);
+    let force: [&dyn Fn(); 4] = [
+        &|| {
+            btrfs::set_read_only(&place, false).unwrap();
+            fs::write(place.join("src/a.c"), "changed").unwrap();
+            btrfs::set_read_only(&place, true).unwrap();
+        },
+        &|| btrfs::set_read_only(&place, false).unwrap(),
+        &|| fs::rename(&place, place.with_extension("away")).unwrap(),
+        &|| {},
+    ];
+    let made = || fs::metadata(place.join("src")).unwrap().created().unwrap();
+    for (number, force) in force.iter().enumerate() {
+        let environment = if number % 2 == 0 { Environment::Directory } else { Environment::Snapshot };
+        let prepared = bench.prepare(&format!("{number}.1"), tree, environment.clone(), false);
+        let before = made();
+        // A change within the same tick of the file system's clock has the same time.
+        let changed = |path: &Path| fs::metadata(path).map(|meta| (meta.ctime(), meta.ctime_nsec())).unwrap();
+        let clock = bench.layout.work().join("clock");
+        loop {
+            fs::write(&clock, "tick").unwrap();
+            if changed(&clock) > changed(&place) {
+                break;
+            }
+        }
+        force();
+        bench.preparer.remove(prepared).unwrap();
+        let prepared = bench.prepare(&format!("{number}.2"), tree, environment, false);
+        assert_eq!(content(&prepared.src), texts(FILES), "{number}");
+        assert_eq!(made() == before, number == 3, "made anew if and only if need be: {number}");
+        bench.preparer.remove(prepared).unwrap();
+    }
+}
+
+#[test]
 fn an_untouched_copy_serves_again_and_a_touched_one_never() {
     for bench in Bench::all() {
         let tree = bench.tree(FILES);

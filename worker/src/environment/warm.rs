@@ -20,6 +20,7 @@ use crewboss_protocol::TreeId;
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::EnvError;
+use crate::held::Held;
 use crate::layout::Layout;
 use crate::source::{self, Objects};
 use crate::storage::{Way, remove_tree};
@@ -63,9 +64,9 @@ pub(super) struct Hold {
     /// Where src and out are: `build`, then `good-<n>` or a directory of the attempt.
     place: PathBuf,
     /// While `build` is ours.
-    lock: Option<File>,
+    lock: Option<Held>,
     /// The good directory, locked as long as somebody may read it.
-    reading: Option<File>,
+    reading: Option<Held>,
 }
 
 impl Hold {
@@ -155,7 +156,7 @@ impl Hold {
             .map_err(|error| EnvError::io("lock", &self.place)(error.into()))?;
         fs::rename(&self.place, &good).map_err(EnvError::io("rename", &self.place))?;
         self.place = good;
-        self.reading = Some(reading);
+        self.reading = Some(Held::new(reading));
         let (new, current) = (self.root.join("current.new"), self.root.join("current"));
         fs::write(&new, format!("{number} {}\n", boot_id())).map_err(EnvError::io("write", &new))?;
         fs::rename(&new, &current).map_err(EnvError::io("rename", &new))?;
@@ -187,11 +188,11 @@ impl Hold {
 }
 
 /// Takes the lock of a key; `None` if somebody else has it.
-pub(super) fn lock(layout: &Layout, key: &WarmKey) -> Result<Option<File>, EnvError> {
+pub(super) fn lock(layout: &Layout, key: &WarmKey) -> Result<Option<Held>, EnvError> {
     let path = layout.locks().join(format!("warm-{key}"));
     let file = File::options().create(true).append(true).open(&path).map_err(EnvError::io("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Held::new(file))),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(EnvError::io("lock", &path)(error)),
     }
@@ -236,6 +237,7 @@ fn collect(root: &Path) {
         }
         let Ok(file) = File::open(&good) else { continue };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _held = Held::new(file);
             drop(remove_tree(&good));
         }
     }

@@ -9,14 +9,17 @@ use crewboss_protocol::Feature;
 use crewboss_protocol::host::SpeedSource;
 use serde::{Deserialize, Serialize};
 
-use super::speed;
-use super::toolchain::{Identity, Trial};
+use super::speed::{self, Measurement};
+use super::trial::{Identity, Trial};
 
 /// A file larger than this is not ours.
 const CACHE_BYTES_MAX: u64 = 4 << 20;
 
 /// Compilers remembered; beyond it all are tried again.
 const TRIALS_MAX: usize = 2048;
+
+/// Disturbed measurements of the speed before the best of them is taken for good.
+const DISTURBED_MAX: u32 = 5;
 
 /// What earlier probes found out. Anything unreadable counts as not known.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +40,8 @@ struct Speed {
     key: speed::Key,
     speed: u32,
     source: SpeedSource,
+    /// How often it was measured while something else disturbed it; `None` once it was not.
+    disturbed: Option<u32>,
 }
 
 impl Cache {
@@ -58,20 +63,28 @@ impl Cache {
         Ok(())
     }
 
+    /// The best of what was measured. A disturbed measurement is tried again by the next probes, so that every
+    /// probe takes about as long as one measurement at the most.
     pub(super) fn speed(
         &mut self,
         key: &speed::Key,
-        measure: impl FnOnce() -> (u32, SpeedSource),
+        measure: impl FnOnce() -> Measurement,
     ) -> (u32, SpeedSource) {
-        if let Some(known) = self.speed.as_ref().filter(|known| known.key == *key) {
-            return (known.speed, known.source);
-        }
-        let (speed, source) = measure();
-        if source == SpeedSource::Measured {
-            // A fall-back is not kept: the next probe may find the host quieter.
-            self.speed = Some(Speed { key: key.clone(), speed, source });
-            self.changed = true;
-        }
+        let known = self.speed.take().filter(|known| known.key == *key);
+        let (best, tries) = match known {
+            Some(known) if known.disturbed.is_none_or(|tries| tries >= DISTURBED_MAX) => {
+                let answer = (known.speed, known.source);
+                self.speed = Some(known);
+                return answer;
+            }
+            Some(known) => (known.speed, known.disturbed.unwrap_or(0)),
+            None => (0, 0),
+        };
+        let Measurement { speed, source, settled } = measure();
+        let speed = speed.max(best);
+        let disturbed = (!settled).then_some(tries + 1);
+        self.speed = Some(Speed { key: key.clone(), speed, source, disturbed });
+        self.changed = true;
         (speed, source)
     }
 

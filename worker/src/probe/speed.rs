@@ -9,13 +9,17 @@ use serde::{Deserialize, Serialize};
 
 /// One round of the kernel takes the reference machine (a server processor of about 2020 at 2.6 GHz) this long: its speed
 /// is 1000. A host that takes half as long has 2000.
-const REFERENCE: Duration = Duration::from_micros(3000);
+const REFERENCE: Duration = Duration::from_micros(375);
 
-/// Rounds, short and many; the fastest counts, since other work on the host can only make a round slower.
-const ROUNDS: usize = 12;
+/// Rounds, many and far shorter than a time slice; the fastest counts, since other work on the host can only make a round
+/// slower.
+const ROUNDS: usize = 100;
 
-/// If even the two fastest rounds differ by more than this (in per cent), other work spoils the measurement.
-const NOISE_PERCENT_MAX: u128 = 50;
+/// On a busy host fewer rounds are made: a first task should not wait for them.
+const BUDGET: Duration = Duration::from_millis(60);
+
+/// The two fastest rounds differ by at most this (in per cent) if nothing else got in between.
+const SETTLED_PERCENT_MAX: u128 = 10;
 
 /// Bogomips of the reference machine.
 const REFERENCE_BOGOMIPS: u64 = 6000;
@@ -24,7 +28,7 @@ const REFERENCE_BOGOMIPS: u64 = 6000;
 const TABLE_WORDS: usize = 1 << 18;
 
 /// Steps of one round.
-const STEPS: u32 = 1 << 18;
+const STEPS: u32 = 1 << 15;
 
 /// What the measured speed depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,23 +54,41 @@ impl Key {
     }
 }
 
-/// The speed in thousandths of the reference machine's, and where it comes from. Takes about 40 ms on the reference machine.
-pub(super) fn measure() -> (u32, SpeedSource) {
+/// What a measurement came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Measurement {
+    /// In thousandths of the reference machine.
+    pub(super) speed: u32,
+    /// Where it comes from.
+    pub(super) source: SpeedSource,
+    /// Whether nothing disturbed it. Otherwise the host is at least this fast.
+    pub(super) settled: bool,
+}
+
+/// Measures. Takes about 40 ms on the reference machine.
+pub(super) fn measure() -> Measurement {
     let mut table: Vec<u64> =
         (0..TABLE_WORDS as u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
-    let mut times: Vec<u128> = (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            black_box(round(black_box(&mut table)));
-            start.elapsed().as_nanos().max(1)
-        })
-        .collect();
+    let begun = Instant::now();
+    let mut times: Vec<u128> = Vec::new();
+    while times.len() < 2 || (times.len() < ROUNDS && begun.elapsed() < BUDGET) {
+        let start = Instant::now();
+        black_box(round(black_box(&mut table)));
+        times.push(start.elapsed().as_nanos());
+    }
     times.sort_unstable();
-    let measured = score(REFERENCE.as_nanos() * 1000 / times[0]);
-    let noisy = times[1] * 100 > times[0] * (100 + NOISE_PERCENT_MAX);
-    match bogomips().filter(|_| noisy) {
-        Some(bogomips) => (score(u128::from(bogomips * 1000 / REFERENCE_BOGOMIPS)), SpeedSource::Bogomips),
-        None => (measured, SpeedSource::Measured),
+    let settled = times[1] * 100 <= times[0] * (100 + SETTLED_PERCENT_MAX);
+    let bogomips = || bogomips().unwrap_or(REFERENCE_BOGOMIPS);
+    match times[0] {
+        // The clock stands still, as under some emulators: then nothing can be measured.
+        0 => {
+            let speed = score(u128::from(bogomips() * 1000 / REFERENCE_BOGOMIPS));
+            Measurement { speed, source: SpeedSource::Bogomips, settled: true }
+        }
+        fastest => {
+            let speed = score(REFERENCE.as_nanos() * 1000 / fastest);
+            Measurement { speed, source: SpeedSource::Measured, settled }
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Instant;
 
 use super::*;
 
@@ -41,9 +40,7 @@ fn compilers_are_tried_and_remembered_until_they_change() {
     script(&good, compile);
     script(&bad, "echo this cannot work >&2; exit 3");
     let hello = hello(&[("mine", &good), ("bad", &bad), ("gone", Path::new("/nowhere/gcc"))]);
-    let cold = Instant::now();
     let facts = probe(&layout, &hello).unwrap();
-    let cold = cold.elapsed();
     let mine = facts.toolchains.iter().find(|toolchain| toolchain.name.as_str() == "mine").unwrap();
     assert_eq!(mine.version, "mine 1.0");
     assert_eq!(mine.prefix, good.to_str().unwrap().strip_suffix("gcc").unwrap());
@@ -54,15 +51,9 @@ fn compilers_are_tried_and_remembered_until_they_change() {
         facts.threads > 0 && facts.memory > 1 << 20 && facts.disk_free > 0 && facts.speed > 0,
         "{facts:?}"
     );
-    let warm = Instant::now();
     let again = probe(&layout, &hello).unwrap();
-    let warm = warm.elapsed();
-    println!("cold {cold:?}, warm {warm:?}, speed {} {:?}", facts.speed, facts.speed_source);
     assert_eq!(again.toolchains, facts.toolchains);
-    if facts.speed_source == crewboss_protocol::host::SpeedSource::Measured {
-        assert_eq!(again.speed, facts.speed);
-    }
-    assert!(warm < cold);
+    assert!(again.speed >= facts.speed, "a later measurement made the host slower");
     script(&good, &compile.replace("1.0", "1.1"));
     let changed = probe(&layout, &hello).unwrap();
     assert!(changed.toolchains.iter().any(|toolchain| toolchain.version == "mine 1.1"));

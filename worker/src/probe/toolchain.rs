@@ -11,41 +11,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crewboss_protocol::Name;
 use crewboss_protocol::host::{BrokenToolchain, Toolchain};
-use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
-use super::trial;
+use super::trial::{self, Identity, Trial};
 
 /// Toolchains offered (the protocol's limit).
 const TOOLCHAINS_MAX: usize = 1024;
 
 /// Words that stand before `-gcc` and are a whole target. All other targets have a dash.
 const SHORT_TARGETS: [&str; 2] = ["avr", "msp430"];
-
-/// What tells one compiler from another, or from itself after an update.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
-    /// Where symbolic links lead.
-    real: PathBuf,
-    size: u64,
-    modified: (i64, i64),
-}
-
-/// How the trial of a compiler ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Trial {
-    /// It works; its version line.
-    Works(String),
-    /// It does not; what it said.
-    Broken(String),
-}
 
 /// A compiler and the names that it would like to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,14 +166,6 @@ fn rank(triplet: &str) -> usize {
 
 fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-}
-
-impl Identity {
-    fn of(compiler: &Path) -> Option<Self> {
-        let real = fs::canonicalize(compiler).ok()?;
-        let found = fs::metadata(&real).ok()?;
-        Some(Self { real, size: found.len(), modified: (found.mtime(), found.mtime_nsec()) })
-    }
 }
 
 /// Tries what is not known yet, as many at once as there are processors.

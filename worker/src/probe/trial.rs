@@ -2,15 +2,41 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use serde::{Deserialize, Serialize};
 
-use super::toolchain::Trial;
+/// What tells one compiler from another, or from itself after an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// Where symbolic links lead.
+    real: PathBuf,
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// How the trial of a compiler ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Trial {
+    /// It works; its version line.
+    Works(String),
+    /// It does not; what it said.
+    Broken(String),
+}
+
+impl Identity {
+    pub(super) fn of(compiler: &Path) -> Option<Self> {
+        let real = fs::canonicalize(compiler).ok()?;
+        let found = fs::metadata(&real).ok()?;
+        Some(Self { real, size: found.len(), modified: (found.mtime(), found.mtime_nsec()) })
+    }
+}
 
 /// A compiler that needs longer for one line hangs, or its disk does.
 const TIME_MAX: Duration = Duration::from_secs(10);

@@ -239,7 +239,12 @@ impl Attempt<'_> {
             kill_all_descendants(|_| ());
             self.message = format!("no sizes: {error}");
         }
-        String::from_utf8(text).unwrap_or_default()
+        let text = String::from_utf8(text).unwrap_or_default();
+        // What lies in the source is named by its place there, not by where this attempt happened to be.
+        match self.job.src.canonicalize() {
+            Ok(src) => text.replace(&format!("{}/", src.display()), "./"),
+            Err(_) => text,
+        }
     }
 
     fn finish(mut self, mut outcome: Outcome, artifacts: &Found, sizes: String) -> Done {

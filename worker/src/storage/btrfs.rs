@@ -8,15 +8,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use linux_raw_sys::btrfs::{btrfs_ioctl_vol_args, btrfs_ioctl_vol_args_v2};
+use linux_raw_sys::btrfs::{btrfs_ioctl_get_subvol_info_args, btrfs_ioctl_vol_args, btrfs_ioctl_vol_args_v2};
 use linux_raw_sys::general::BTRFS_SUPER_MAGIC;
 use linux_raw_sys::ioctl as opcode;
 use rustix::fs::OFlags;
-use rustix::ioctl::{Setter, ioctl};
+use rustix::ioctl::{Getter, Setter, ioctl};
 
 /// The inode number of every subvolume's top directory (`BTRFS_FIRST_FREE_OBJECTID`).
 pub(super) const TOP_INODE: u64 = 256;
 const READ_ONLY: u64 = linux_raw_sys::btrfs::BTRFS_SUBVOL_RDONLY as u64;
+/// The same on the disk, where it has another place (`BTRFS_ROOT_SUBVOL_RDONLY`).
+const ROOT_READ_ONLY: u64 = 1;
 /// `BTRFS_VOL_NAME_MAX`.
 const NAME_MAX: usize = 255;
 
@@ -75,6 +77,20 @@ pub(super) fn set_read_only_at(subvolume: BorrowedFd<'_>, read_only: bool) -> io
     let flags = if read_only { READ_ONLY } else { 0 };
     // SAFETY: the opcode reads one 64-bit integer.
     Ok(unsafe { ioctl(subvolume, Setter::<{ opcode::BTRFS_IOC_SUBVOL_SETFLAGS }, u64>::new(flags)) }?)
+}
+
+/// Whether a subvolume is read-only, and the number of the transaction that last changed anything in it. A change counts
+/// at once, not only when it reaches the disk.
+pub fn last_change(path: &Path) -> io::Result<(bool, u64)> {
+    let subvolume = open_directory(path)?;
+    // SAFETY: the kernel fills in exactly this structure, in which every pattern of bits is valid.
+    let info = unsafe {
+        ioctl(
+            &subvolume,
+            Getter::<{ opcode::BTRFS_IOC_GET_SUBVOL_INFO }, btrfs_ioctl_get_subvol_info_args>::new(),
+        )
+    }?;
+    Ok((info.flags & ROOT_READ_ONLY != 0, info.ctransid))
 }
 
 /// Removes a subvolume with its content, read-only or not.

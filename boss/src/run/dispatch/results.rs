@@ -1,0 +1,129 @@
+//! Results: from a worker's word that an attempt has ended to the announcement of what is stored.
+
+use std::collections::BTreeMap;
+
+use crewboss_protocol::message::Done;
+use crewboss_protocol::{HostName, TaskId, TaskRef, ToWorker};
+
+use super::super::collect::{Collected, given_up};
+use super::super::hosts::Order;
+use super::{Dispatcher, Storing};
+use crate::event::{EventKind, Stopped};
+use crate::scheduler::{Ended, GiveUp, HostIndex, Input, Unfit};
+use crate::store::AttemptStory;
+
+impl Dispatcher {
+    pub(super) fn follow(&mut self, host: HostIndex, at: TaskRef) {
+        if self.scheduler.holds(host, at) && self.following.insert(at, host).is_none() {
+            self.hosts[host.0 as usize].order(Order::Follow { at, part: self.out.part(at) });
+        }
+    }
+
+    /// An attempt has ended. If the scheduler wants its result, [`Self::accept`] follows; else it is thrown away.
+    pub(super) fn done(&mut self, host: HostIndex, done: Box<Done>) {
+        let at = done.at;
+        let ended = Ended::of(done.outcome, &done.message);
+        let is_result = ended == Ended::Result;
+        self.ended.insert(at, done);
+        self.input(Input::Ended { host, at, ended });
+        if self.ended.remove(&at).is_some() {
+            self.discard(host, at);
+            if !is_result {
+                tracing::debug!(%at, "an attempt was not completed");
+            }
+        }
+    }
+
+    /// Nothing of this attempt is wanted. If the host says it a second time, the first result is still on its way.
+    fn discard(&mut self, host: HostIndex, at: TaskRef) {
+        if self.fetching.contains_key(&at) {
+            return;
+        }
+        if self.following.get(&at) == Some(&host) {
+            self.following.remove(&at);
+            self.hosts[host.0 as usize].order(Order::Abandon { at, part: self.out.part(at) });
+        }
+        self.send(host, ToWorker::Collected { at });
+    }
+
+    pub(super) fn accept(&mut self, host: HostIndex, at: TaskRef) {
+        let Some(done) = self.ended.remove(&at) else { return };
+        let collected = Collected {
+            done,
+            host: Some(self.name(host)),
+            earlier: self.stories.get(&at.task).cloned().unwrap_or_default(),
+            part: self.out.part(at),
+            fetched: false,
+        };
+        let fetch = collected.fetch();
+        if fetch.is_empty() && !self.following.contains_key(&at) {
+            self.submit(Some((host, at)), collected);
+        } else {
+            self.hosts[host.0 as usize].order(Order::Fetch(fetch));
+            self.fetching.insert(at, (host, collected));
+        }
+    }
+
+    pub(super) fn fetched(&mut self, at: TaskRef) {
+        self.following.remove(&at);
+        if let Some((host, mut collected)) = self.fetching.remove(&at) {
+            collected.fetched = true;
+            self.submit(Some((host, at)), collected);
+        }
+    }
+
+    pub(super) fn fetch_failed(&mut self, host: HostIndex, at: TaskRef, reason: String, at_boss: bool) {
+        self.following.remove(&at);
+        let wanted = self.fetching.remove(&at).is_some();
+        if at_boss {
+            self.stop(Stopped::Error(reason));
+        } else if wanted {
+            self.input(Input::ResultLost { host, at, reason });
+        }
+    }
+
+    pub(super) fn submit(&mut self, source: Option<(HostIndex, TaskRef)>, collected: Collected) {
+        let task = collected.done.at.task;
+        let announce = collected.event(&self.plan);
+        let submission = collected.submission(&self.plan, &self.run, &announce.path);
+        self.stories.remove(&task);
+        self.storing.insert(task, Storing { announce, source });
+        self.store.submit(submission);
+    }
+
+    pub(super) fn give_up(&mut self, task: TaskId, why: &GiveUp, story: Vec<crate::scheduler::AttemptStory>) {
+        let attempt = story.last().map_or(crewboss_protocol::Attempt(0), |last| last.attempt);
+        let at = TaskRef { task, attempt };
+        let host = story.last().map(|last| self.name(last.host));
+        let mut message = why.to_string();
+        if let GiveUp::Impossible(reasons) = why {
+            let reasons = self.reasons(reasons);
+            message += &reasons.iter().map(|(host, why)| format!("\n{host}: {why}")).collect::<String>();
+            self.name_impossible(task, reasons);
+        }
+        let earlier: Vec<AttemptStory> = story
+            .into_iter()
+            .map(|one| AttemptStory { attempt: one.attempt, host: self.name(one.host), reason: one.reason })
+            .collect();
+        for one in &earlier {
+            message += &format!("\nattempt {} on {}: {}", one.attempt, one.host, one.reason);
+        }
+        let done = given_up(at, message);
+        let part = self.out.part(at);
+        self.submit(None, Collected { done, host, earlier, part, fetched: false });
+    }
+
+    fn reasons(&self, reasons: &[Unfit]) -> BTreeMap<HostName, String> {
+        self.hosts.iter().zip(reasons).map(|(host, why)| (host.name.clone(), why.to_string())).collect()
+    }
+
+    /// Says once per target that no host can take its tasks.
+    fn name_impossible(&mut self, task: TaskId, reasons: BTreeMap<HostName, String>) {
+        let index = self.plan.target_index(task);
+        if self.impossible.insert(index) {
+            let target = self.plan.target(task).target.name.clone();
+            let tasks = u32::try_from(self.plan.commits().len()).unwrap_or(u32::MAX);
+            self.events.emit(EventKind::TasksImpossible { target, tasks, reasons });
+        }
+    }
+}
