@@ -180,6 +180,12 @@ pub enum FromWorker {
         /// The host's state.
         load: Load,
     },
+    /// Other bosses have taken slots, or given them back: how many tasks of this boss can run at once now. Until this is
+    /// said, all slots can be used.
+    Slots {
+        /// From 0 to the number of slots.
+        usable: u32,
+    },
     /// An attempt has ended.
     Done(Box<Done>),
     /// An order cannot be taken or carried out here.
@@ -413,6 +419,7 @@ impl Validate for FromWorker {
             | FromWorker::Stage { .. }
             | FromWorker::LongLog { .. }
             | FromWorker::Alive { .. }
+            | FromWorker::Slots { .. }
             | FromWorker::Finished => Ok(()),
         }
     }

@@ -287,6 +287,7 @@ impl Dispatcher {
                 self.events.emit(EventKind::HostLoad { host: name, load, round_trip_us });
                 self.input(Input::Disk { host, free });
             }
+            FromWorker::Slots { usable } => self.input(Input::Slots { host, usable }),
             FromWorker::Done(done) => self.done(host, done),
             FromWorker::Refused { at, reason, text } => self.input(Input::Refused { host, at, reason, text }),
             FromWorker::Returned { tasks } => self.input(Input::Returned { host, tasks }),
