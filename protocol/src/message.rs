@@ -48,7 +48,7 @@ pub trait Validate {
 pub enum ToWorker {
     /// The first line: who calls, and how the session is to be.
     Hello(Hello),
-    /// Defines targets, which tasks then name by number. May come several times, each with further targets.
+    /// Defines targets, which tasks then name by number. Comes as often as there are targets to define.
     Configure {
         /// The number of the first target of this message.
         first: u32,

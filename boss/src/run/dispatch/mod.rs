@@ -335,7 +335,9 @@ impl Dispatcher {
                 let host = self.name(host);
                 let story = AttemptStory { attempt: at.attempt, host: host.clone(), reason: reason.clone() };
                 self.stories.entry(at.task).or_default().push(story);
-                self.events.emit(EventKind::TaskRetried { host, at, reason });
+                let target = self.plan.target(at.task).target.name.clone();
+                let commit = self.plan.commit(at.task).short.clone();
+                self.events.emit(EventKind::TaskRetried { host, at, target, commit, reason });
             }
             Action::GiveUp { task, why, story } => self.give_up(task, &why, story),
             Action::Pause { host, for_ms, reason } => {
