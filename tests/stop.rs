@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::time::Duration;
 
 use support::boss::Running;
@@ -120,9 +121,43 @@ fn two_bosses_share_the_hosts() {
         let crew = scene.two_hosts(&lab, User::Root);
         scene.build(&lab, &crew).start()
     });
-    for boss in running {
-        boss.end(A_RUN).expect_code(0).expect_tasks(6, "success");
+    let ended = running.map(|boss| boss.end(A_RUN).expect_code(0).expect_tasks(6, "success"));
+    // Slots belong to the host: all bosses together never run more there than it has.
+    let spans: Vec<_> =
+        ended.iter().flat_map(|ended| ended.results.tasks.values()).map(|path| span(path)).collect();
+    for host in HOSTS {
+        for (_, start, _) in spans.iter().filter(|(on, ..)| on == host) {
+            let at_once =
+                spans.iter().filter(|(on, from, to)| on == host && from <= start && start < to).count();
+            assert!(at_once <= 1, "{at_once} tasks at once on {host}, which has one slot: {spans:?}");
+        }
     }
+    lab.expect_clean(&HOSTS);
+}
+
+/// Where a task ran, and from when to when, by the times in its log.
+fn span(task: &Path) -> (String, f64, f64) {
+    let json = std::fs::read_to_string(task.join("result.json")).expect("a result");
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let log = std::fs::read_to_string(task.join("log")).expect("a log");
+    let times: Vec<f64> = log.lines().map(|line| line.parse().expect("a time")).collect();
+    (json["host"].as_str().expect("a host").to_owned(), times[0], times[1])
+}
+
+#[test]
+fn work_goes_elsewhere_while_others_hold_all_slots_of_a_host() {
+    let lab = Lab::shared();
+    let holder = Scene::with_commits("commits = 'HEAD'\n[target.a]\nstages.run = 'sleep 600'\n", 1);
+    let crew = holder.two_hosts(&lab, User::Root);
+    let mut holding = holder.build(&lab, &crew).args(&["--host", "host1"]).called("holder").start();
+    holding.wait_for_task_on("host1");
+    let quick: String = (0..6).map(|n| format!("[target.t{n}]\nstages.run = 'sleep 0.1'\n")).collect();
+    let scene = Scene::with_commits(&format!("commits = 'HEAD'\n{quick}"), 1);
+    let crew = scene.two_hosts(&lab, User::Root);
+    let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(6, "success");
+    assert_eq!(ended.hosts(), ["host2"]);
+    holding.signal("INT");
+    holding.end(STOP_WITHIN).expect_code(130);
     lab.expect_clean(&HOSTS);
 }
 

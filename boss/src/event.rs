@@ -170,6 +170,10 @@ pub enum EventKind {
         host: HostName,
         /// Which attempt.
         at: TaskRef,
+        /// The task's target.
+        target: Name,
+        /// The short id of its commit.
+        commit: Arc<str>,
         /// Why.
         reason: String,
     },

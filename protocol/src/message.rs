@@ -48,7 +48,7 @@ pub trait Validate {
 pub enum ToWorker {
     /// The first line: who calls, and how the session is to be.
     Hello(Hello),
-    /// Defines targets, which tasks then name by number. May come several times, each with further targets.
+    /// Defines targets, which tasks then name by number. Comes as often as there are targets to define.
     Configure {
         /// The number of the first target of this message.
         first: u32,
@@ -179,6 +179,12 @@ pub enum FromWorker {
         number: u64,
         /// The host's state.
         load: Load,
+    },
+    /// Other bosses have taken slots, or given them back: how many tasks of this boss can run at once now. Until this is
+    /// said, all slots can be used.
+    Slots {
+        /// From 0 to the number of slots.
+        usable: u32,
     },
     /// An attempt has ended.
     Done(Box<Done>),
@@ -413,6 +419,7 @@ impl Validate for FromWorker {
             | FromWorker::Stage { .. }
             | FromWorker::LongLog { .. }
             | FromWorker::Alive { .. }
+            | FromWorker::Slots { .. }
             | FromWorker::Finished => Ok(()),
         }
     }

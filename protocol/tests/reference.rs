@@ -71,7 +71,7 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 9]);
-    let mut seen = [false; 12];
+    let mut seen = [false; 13];
     for message in samples::from_worker() {
         seen[match message {
             FromWorker::Ready(_) => 0,
@@ -86,9 +86,10 @@ fn the_samples_are_complete() {
             FromWorker::Notice { .. } => 9,
             FromWorker::Error { .. } => 10,
             FromWorker::Finished => 11,
+            FromWorker::Slots { .. } => 12,
         }] = true;
     }
-    assert_eq!(seen, [true; 12]);
+    assert_eq!(seen, [true; 13]);
     let mut seen = [false; 6];
     for message in samples::bulk_request() {
         seen[match message {

@@ -160,11 +160,10 @@ impl Lines {
                 self.host(host, &format!("gets nothing for {}", duration(*pause_ms)), reason, into);
             }
             EventKind::HostNotice { host, text } => line!(into, "host {host}: {}", one_line(text)),
-            EventKind::TaskRetried { host, at, reason } => {
+            EventKind::TaskRetried { host, target, commit, reason, .. } => {
                 line!(
                     into,
-                    "task {} did not come to its end on {host}, tried again: {}",
-                    at.task,
+                    "{target}@{commit} did not come to its end on {host}, tried again: {}",
                     one_line(reason)
                 );
             }
@@ -263,7 +262,7 @@ host lab2: out of this run
     hint: is sshd running there?
 [3/6] success  native@1a2b3c4d on lab1 1.2s
 [4/6] warning  aarch64@1a2b3c4d on lab1 2.4s
-task 2 did not come to its end on lab1, tried again: the disk is full
+arm64@abc1234 did not come to its end on lab1, tried again: the disk is full
 [5/6] failure  arm@1a2b3c4d on lab1 3.6s
     | cc -c main.c
     | main.c:3: error: no such thing

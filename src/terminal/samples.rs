@@ -126,7 +126,13 @@ fn middle() -> Vec<EventKind> {
         },
         done(0, "native", Outcome::Success, ""),
         done(1, "aarch64", Outcome::Warning, "main.c:3: warning: unused variable\n"),
-        EventKind::TaskRetried { host: host("lab1"), at: at(2, 1), reason: "the disk is full".to_owned() },
+        EventKind::TaskRetried {
+            host: host("lab1"),
+            at: at(2, 1),
+            target: name("arm64"),
+            commit: "abc1234".into(),
+            reason: "the disk is full".to_owned(),
+        },
         done(
             2,
             "arm",

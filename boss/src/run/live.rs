@@ -1,5 +1,6 @@
 //! A session that stands: what is said and heard on its control channel.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,6 @@ use super::host_log::HostLog;
 use super::session_error::SessionError;
 use super::site::{Site, Work};
 use crate::link::{ChannelGuard, ChannelReader};
-
-/// Bytes of targets in one `configure`.
-const CONFIGURE_BYTES_MAX: usize = 256 << 10;
 
 /// A session that stands.
 pub(super) struct Live {
@@ -36,10 +34,12 @@ pub(super) struct Live {
     pub(super) round_trip: Option<u64>,
     /// The end of what came over standard error.
     complaints: String,
+    /// Targets that the worker knows.
+    configured: HashSet<u32>,
 }
 
 impl Live {
-    /// A session whose worker has answered. Tells it all targets.
+    /// A session whose worker has answered.
     pub(super) fn new(
         site: Site,
         ready: Box<Ready>,
@@ -48,7 +48,7 @@ impl Live {
         log: HostLog,
         work: Arc<Work>,
     ) -> Self {
-        let mut live = Self {
+        Self {
             site: Arc::new(site),
             work,
             ready,
@@ -63,27 +63,21 @@ impl Live {
             pinged: None,
             round_trip: None,
             complaints: String::new(),
-        };
-        live.configure();
-        live
-    }
-
-    fn configure(&mut self) {
-        let work = self.work.clone();
-        let (mut first, mut bytes) = (0, 0);
-        for (index, target) in work.targets.iter().enumerate() {
-            bytes += serde_json::to_vec(target).map_or(0, |text| text.len());
-            if bytes > CONFIGURE_BYTES_MAX || index + 1 == work.targets.len() {
-                let targets = work.targets[first..=index].to_vec();
-                self.send(&ToWorker::Configure { first: u32::try_from(first).unwrap_or(u32::MAX), targets });
-                (first, bytes) = (index + 1, 0);
-            }
+            configured: HashSet::new(),
         }
-        self.flush();
     }
 
     /// Adds a message to those that [`Self::flush`] hands over together.
+    ///
+    /// A target is defined before the first task that names it: most hosts of a large crew never see most targets.
     pub(super) fn send(&mut self, message: &ToWorker) {
+        if let ToWorker::Task(order) = message
+            && self.configured.insert(order.target)
+            && let Some(target) = self.work.targets.get(order.target as usize)
+        {
+            let configure = ToWorker::Configure { first: order.target, targets: vec![target.clone()] };
+            encode(&configure, &mut self.outgoing);
+        }
         encode(message, &mut self.outgoing);
     }
 

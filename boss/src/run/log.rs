@@ -128,10 +128,16 @@ impl EventSink for BossLog {
                 self.line(at, format_args!("{target}: no host can take its {tasks} tasks"));
             }
             EventKind::TaskStarted { host, .. } => self.hosts.entry(host.clone()).or_default().running += 1,
-            EventKind::TaskRetried { host, at: task, reason } => {
+            EventKind::TaskRetried { host, at: task, target, commit, reason } => {
                 let status = self.hosts.entry(host.clone()).or_default();
                 status.running = status.running.saturating_sub(1);
-                self.line(at, format_args!("{host}: attempt {task} could not be completed: {reason}"));
+                self.line(
+                    at,
+                    format_args!(
+                        "{host}: {target}@{commit}, attempt {}, could not be completed: {reason}",
+                        task.attempt
+                    ),
+                );
             }
             EventKind::TaskDone(done) => self.done(at, done),
             EventKind::Stopping { reason } => self.line(at, format_args!("stopping: {reason}")),

@@ -284,7 +284,7 @@ impl Scheduler {
     fn wait_ms(&self, host: HostIndex) -> u64 {
         let state = self.host(host);
         let mean = if state.mean_ms > 0 { state.mean_ms } else { 1_000_000 / u64::from(state.speed) };
-        u64::from(state.excess()).saturating_mul(mean) / u64::from(state.slots)
+        u64::from(state.excess()).saturating_mul(mean) / u64::from(state.usable.max(1))
     }
 
     /// Whether a task is done sooner if this host takes it from the one where it waits.

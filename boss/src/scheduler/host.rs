@@ -65,6 +65,8 @@ pub(super) struct Host {
     /// The last offer; none before the first session.
     pub offer: Option<Offer>,
     pub slots: u32,
+    /// Slots that it can use now; other bosses may hold the rest.
+    pub usable: u32,
     pub speed: u32,
     /// Not started, by the number of the hand-out.
     pub sent: BTreeMap<u64, TaskId>,
@@ -98,6 +100,7 @@ impl Host {
             out: false,
             offer: None,
             slots: 1,
+            usable: 1,
             speed: 1,
             sent: BTreeMap::new(),
             recalled: 0,
@@ -120,6 +123,7 @@ impl Host {
     pub fn come_up(&mut self, offer: Offer, now: Millis) {
         self.link = Link::Up;
         self.slots = offer.slots.clamp(1, SLOTS_MAX);
+        self.usable = self.slots;
         self.speed = offer.speed.clamp(1, SPEED_MAX);
         self.offer = Some(offer);
         self.window_start = now;
@@ -141,7 +145,7 @@ impl Host {
         match self.health {
             _ if !self.is_active() => 0,
             Health::Trial => 1,
-            _ => self.slots,
+            _ => self.usable,
         }
     }
 
@@ -181,7 +185,9 @@ impl Host {
 
     /// Tasks that will wait for a slot and have not been asked back.
     pub fn excess(&self) -> u32 {
-        (self.held() - self.recalled).saturating_sub(self.slots)
+        // What already runs keeps its slot, whatever was told of the others.
+        let unstarted = u32::try_from(self.sent.len()).unwrap_or(u32::MAX) - self.recalled;
+        (self.held() - self.recalled).saturating_sub(self.usable).min(unstarted)
     }
 
     pub fn note_round_trip(&mut self, micros: u64) {

@@ -27,13 +27,20 @@ impl Scheduler {
                 self.host_mut(host).note_round_trip(micros);
                 self.touch(host);
             }
+            Input::Slots { host, usable } if self.known_host(host) => {
+                let state = self.host_mut(host);
+                state.usable = usable.min(state.slots);
+                self.touch(host);
+                // What waits here now may be better off at a host that idles.
+                self.dirty.extend(self.roomy.iter().copied());
+            }
             Input::Disk { host, free } if self.known_host(host) => {
                 if let Some(offer) = &mut self.host_mut(host).offer {
                     offer.disk_free = free;
                     self.refresh_host(host);
                 }
             }
-            Input::RoundTrip { .. } | Input::Disk { .. } => self.counts.stale += 1,
+            Input::RoundTrip { .. } | Input::Slots { .. } | Input::Disk { .. } => self.counts.stale += 1,
             Input::Tick => {}
             Input::Withdraw { tasks } => tasks.into_iter().for_each(|task| self.withdraw(task, out)),
             Input::Stop => self.stopped = true,

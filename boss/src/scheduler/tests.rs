@@ -525,6 +525,30 @@ fn an_empty_crew_gives_everything_up_at_once() {
     assert!(desk.scheduler.is_finished());
 }
 
+#[test]
+fn what_waits_for_slots_that_others_hold_is_asked_back() {
+    let mut desk = Desk::new(2);
+    desk.up(HOST, 2, 1000);
+    let sent = sends(&desk.add(3));
+    assert_eq!(sent.len(), 3, "two for the slots, one ahead");
+    desk.up(OTHER, 2, 1000);
+    // HOST has told nothing yet, so only what is ahead of its slots can be better off elsewhere.
+    let back = desk.say(Input::Slots { host: HOST, usable: 0 });
+    let recalled: usize = back
+        .iter()
+        .map(|action| match action {
+            Action::Recall { host: HOST, tasks } => tasks.len(),
+            _ => 0,
+        })
+        .sum();
+    assert!(recalled >= 1, "{back:?}");
+    assert_eq!(desk.scheduler.host_view(HOST).unwrap().capacity, 0);
+    // One task still waits at a host without usable slots, so that it starts as soon as there is one.
+    assert_eq!(desk.scheduler.host_view(HOST).unwrap().ahead, 1);
+    desk.say(Input::Slots { host: HOST, usable: 9 });
+    assert_eq!(desk.scheduler.host_view(HOST).unwrap().capacity, 2);
+}
+
 /// Anything at all, also what no session would ever say.
 fn any_input() -> impl Strategy<Value = Input> {
     let host = (0..4_u32).prop_map(HostIndex);
@@ -556,6 +580,7 @@ fn any_input() -> impl Strategy<Value = Input> {
             .prop_map(|(host, tasks)| Input::Returned { host, tasks }),
         (host.clone(), task).prop_map(|(host, at)| Input::ResultLost { at, host, reason: String::new() }),
         (host.clone(), any::<u64>()).prop_map(|(host, micros)| Input::RoundTrip { host, micros }),
+        (host.clone(), 0..5_u32).prop_map(|(host, usable)| Input::Slots { host, usable }),
         (host, 0..1000_u64).prop_map(|(host, free)| Input::Disk { host, free }),
         (0..12_u32).prop_map(|task| Input::Withdraw { tasks: vec![TaskId(task)] }),
         Just(Input::Tick),

@@ -139,6 +139,13 @@ pub enum Input {
         /// In microseconds.
         micros: u64,
     },
+    /// Other bosses have taken slots of a host, or given them back.
+    Slots {
+        /// Which host.
+        host: HostIndex,
+        /// How many tasks of ours it can run at once now; more than its slots counts as all of them.
+        usable: u32,
+    },
     /// A host's free space.
     Disk {
         /// Which host.
@@ -283,7 +290,7 @@ pub struct Counts {
 /// What a host does right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostView {
-    /// Tasks it may run at once now: its slots, 1 on trial, 0 while it is paused or not connected.
+    /// Tasks it may run at once now: the slots that it can use, 1 on trial, 0 while it is paused or not connected.
     pub capacity: u32,
     /// Tasks it may hold beyond that.
     pub ahead: u32,

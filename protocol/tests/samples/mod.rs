@@ -132,6 +132,7 @@ pub fn from_worker() -> Vec<FromWorker> {
         FromWorker::Log { at: at(), seq: 0, text: "  CC      main.o\n".to_owned(), lost: 0 },
         FromWorker::LongLog { at: at() },
         FromWorker::Alive { number: 7, load: facts().load },
+        FromWorker::Slots { usable: 6 },
         FromWorker::Done(Box::new(Done {
             at: at(),
             outcome: Outcome::Failure,

@@ -16,6 +16,9 @@ use crate::slots::Share;
 /// over before the next one is ready.
 pub const READY_AHEAD: usize = 16;
 
+/// A slot that is wanted and held by others for so long is told to the boss. Shorter, it is only passed on between bosses.
+const SHORT_AFTER: Duration = Duration::from_millis(500);
+
 /// What is still running this long after the worker was told to stop is left to the guardian, which kills it.
 pub const STOP_WITHIN: Duration = KILL_GRACE.saturating_add(Duration::from_secs(1));
 
@@ -163,6 +166,10 @@ pub struct Core {
     held: u32,
     wanted: u32,
     share: Share,
+    /// Since when fewer slots are held than could be used.
+    short_since: Option<Instant>,
+    /// What the boss was told of usable slots.
+    told: u32,
     heard: Instant,
     stopping: Option<Instant>,
     exited: bool,
@@ -188,6 +195,8 @@ impl Core {
             held: 0,
             wanted: 0,
             share: Share { slots, pass_on: false },
+            short_since: None,
+            told: slots,
             heard: now,
             stopping: None,
             exited: false,
@@ -217,7 +226,12 @@ impl Core {
 
     /// When something has to happen even if no event comes.
     pub fn deadline(&self) -> Instant {
-        self.stopping.map_or(self.heard + self.silence, |since| since + STOP_WITHIN)
+        if let Some(since) = self.stopping {
+            return since + STOP_WITHIN;
+        }
+        let silent = self.heard + self.silence;
+        let untold = self.short_since.filter(|_| self.told != self.held);
+        untold.map_or(silent, |since| silent.min(since + SHORT_AFTER))
     }
 
     /// Takes one event.
@@ -471,6 +485,7 @@ impl Core {
         }
         self.prepare_ahead(actions);
         self.want_slots(actions);
+        self.tell_slots(now, actions);
         while self.running() < self.held {
             let Some(at) = self.ready.pop_front() else { break };
             let (Some(entry), Some(runner)) = (self.attempts.get_mut(&at), self.idle.pop()) else { break };
@@ -509,10 +524,30 @@ impl Core {
         }
     }
 
-    fn want_slots(&mut self, actions: &mut Vec<Action>) {
+    /// How many tasks could run, were there slots enough.
+    fn demand(&self) -> u32 {
         let pending = u32::try_from(self.ready.len() + self.preparing).unwrap_or(u32::MAX);
-        let demand = self.running().saturating_add(pending);
-        let want = demand.min(self.slots).min(self.share.slots).max(self.running());
+        self.running().saturating_add(pending).min(self.slots)
+    }
+
+    /// Says how many slots can be used, if others keep some of them.
+    fn tell_slots(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let usable = if self.held < self.demand() {
+            let since = *self.short_since.get_or_insert(now);
+            if now < since + SHORT_AFTER { self.told } else { self.held }
+        } else {
+            self.short_since = None;
+            self.slots
+        };
+        if usable != self.told {
+            self.told = usable;
+            actions.push(Action::Send(FromWorker::Slots { usable }));
+        }
+    }
+
+    fn want_slots(&mut self, actions: &mut Vec<Action>) {
+        let demand = self.demand();
+        let want = demand.min(self.share.slots).max(self.running());
         // What is given up is not used any more from here on.
         self.held = self.held.min(want);
         if want != self.wanted {

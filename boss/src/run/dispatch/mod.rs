@@ -291,6 +291,7 @@ impl Dispatcher {
                 self.events.emit(EventKind::HostLoad { host: name, load, round_trip_us });
                 self.input(Input::Disk { host, free });
             }
+            FromWorker::Slots { usable } => self.input(Input::Slots { host, usable }),
             FromWorker::Done(done) => self.done(host, done),
             FromWorker::Refused { at, reason, text } => self.input(Input::Refused { host, at, reason, text }),
             FromWorker::Returned { tasks } => self.input(Input::Returned { host, tasks }),
@@ -338,7 +339,9 @@ impl Dispatcher {
                 let host = self.name(host);
                 let story = AttemptStory { attempt: at.attempt, host: host.clone(), reason: reason.clone() };
                 self.stories.entry(at.task).or_default().push(story);
-                self.events.emit(EventKind::TaskRetried { host, at, reason });
+                let target = self.plan.target(at.task).target.name.clone();
+                let commit = self.plan.commit(at.task).short.clone();
+                self.events.emit(EventKind::TaskRetried { host, at, target, commit, reason });
             }
             Action::GiveUp { task, why, story } => self.give_up(task, &why, story),
             Action::Pause { host, for_ms, reason } => {
