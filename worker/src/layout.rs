@@ -37,6 +37,22 @@ impl Layout {
         &self.work
     }
 
+    /// Makes the work directory if it is not there, for its owner alone: it holds the sources, and everybody who could
+    /// open the lock files could hold the locks for ever. One that is there keeps its mode.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn make(&self) -> std::io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        if let Some(parent) = self.work().parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        match std::fs::DirBuilder::new().mode(0o700).create(self.work()) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && self.work().is_dir() => Ok(()),
+            made => made,
+        }
+    }
+
     /// The bare repository that bosses send objects into.
     pub fn objects(&self) -> PathBuf {
         self.work.join("objects.git")
@@ -134,5 +150,19 @@ mod tests {
         let session: SessionId = "run.3".parse().unwrap();
         assert_eq!(layout.attempt(&session, "7.1".parse().unwrap()), Path::new("/srv/work/tasks/run.3/7.1"));
         assert_eq!(layout.waiting(&session), Path::new("/srv/work/locks/waiting-run.3"));
+    }
+
+    #[test]
+    fn a_work_directory_that_is_made_is_for_its_owner_alone() {
+        use std::fs;
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |layout: &Layout| fs::metadata(layout.work()).unwrap().permissions().mode() & 0o777;
+        let layout = Layout::new(dir.path().join("a/b"));
+        layout.make().unwrap();
+        assert_eq!(mode(&layout), 0o700);
+        fs::set_permissions(layout.work(), fs::Permissions::from_mode(0o750)).unwrap();
+        layout.make().unwrap();
+        assert_eq!(mode(&layout), 0o750, "what somebody chose is kept");
     }
 }

@@ -56,6 +56,7 @@ impl Session {
     /// If the work directory cannot be used, or another worker has this very session.
     pub fn begin(layout: &Layout, hello: &Hello, guardian: u32) -> Result<(Self, CleanReport), CannotBegin> {
         let fail = |error: io::Error| CannotBegin::at(layout, &error);
+        layout.make().map_err(fail)?;
         std::fs::create_dir_all(layout.tasks()).map_err(fail)?;
         let user = lock_as_user(layout).map_err(fail)?;
         let swept = sweep_dead(layout);
