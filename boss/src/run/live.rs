@@ -73,9 +73,9 @@ impl Live {
     pub(super) fn send(&mut self, message: &ToWorker) {
         if let ToWorker::Task(order) = message
             && self.configured.insert(order.target)
-            && let Some(target) = self.work.targets.get(order.target as usize)
+            && let Some(plan) = self.work.plan.targets().get(order.target as usize)
         {
-            let configure = ToWorker::Configure { first: order.target, targets: vec![target.clone()] };
+            let configure = ToWorker::Configure { first: order.target, targets: vec![plan.target.clone()] };
             encode(&configure, &mut self.outgoing);
         }
         encode(message, &mut self.outgoing);

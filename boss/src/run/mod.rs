@@ -76,7 +76,7 @@ async fn drive(started: &mut start::Started, mut stop: watch::Receiver<bool>) {
             biased;
             Ok(_) = stop.wait_for(|&asked| asked), if stop_by.is_none() => dispatcher.stop(Stopped::Interrupted),
             Some(reply) = inbox.stored.recv() => dispatcher.stored(reply),
-            Some(report) = inbox.reports.recv() => dispatcher.report(report),
+            Some(report) = inbox.reports.recv(), if !dispatcher.is_backed_up() => dispatcher.report(report),
             () = sleep_until(wake) => {
                 if settle.take_if(|at| *at <= Instant::now()).is_some() {
                     dispatcher.settle();

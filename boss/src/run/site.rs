@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crewboss_protocol::limits::{KILL_GRACE, STOP_WITHIN};
-use crewboss_protocol::{RunId, SessionId, Target};
+use crewboss_protocol::{RunId, SessionId};
 use tokio::sync::OnceCell;
 
 use super::hosts::Traffic;
+use super::plan::Plan;
 use crate::bulk::Bulk;
 use crate::crew::Timing;
 use crate::link::{Connector, Link, OwnBinary, ShipError};
@@ -56,8 +57,8 @@ impl Common {
 /// What a session works on, known once the plan is made.
 #[derive(Debug)]
 pub struct Work {
-    /// All targets, in the order of their numbers.
-    pub targets: Vec<Target>,
+    /// What is built.
+    pub plan: Arc<Plan>,
     /// Where git objects come from.
     pub source: Source,
     /// Where logs of hosts go.

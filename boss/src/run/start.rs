@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crewboss_protocol::{RunId, Target};
+use crewboss_protocol::RunId;
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -151,9 +151,9 @@ pub(super) async fn start(
         replies.send(reply).ok();
     });
     let store = store.map_err(RunError::Thread)?;
-    let targets: Vec<Target> = plan.targets().iter().map(|plan| plan.target.clone()).collect();
-    work.send_replace(Some(Arc::new(Work { targets, source, root: out.root().to_owned() })));
-    let mut dispatcher = Dispatcher::new(run, Arc::new(plan), hosts, events, out, store);
+    let plan = Arc::new(plan);
+    work.send_replace(Some(Arc::new(Work { plan: plan.clone(), source, root: out.root().to_owned() })));
+    let mut dispatcher = Dispatcher::new(run, plan, hosts, events, out, store);
     dispatcher.begin();
     dispatcher.add(division);
     Ok(Started { dispatcher, inbox: Inbox { reports, stored }, supervisors })

@@ -77,7 +77,7 @@ pub struct Writer {
 impl Writer {
     /// Starts the thread. `reply` is called from it.
     ///
-    /// The queue has no limit of its own: what can wait in it is limited by the tasks that are under way at hosts.
+    /// The queue has no limit of its own: the run loop stops listening to hosts while too much waits in it.
     pub fn start(
         root: PathBuf,
         journal: Journal,

@@ -27,6 +27,9 @@ use crate::store::{AttemptStory, JournalError, OutDir, Recorded, StoreReply, Wri
 pub use host::HostState;
 pub use matching::{entry, offer, requirements};
 
+/// Results that may wait for the disk. A disk that is slower than the hosts slows them down; it must not fill the memory.
+const STORING_MAX: usize = 1024;
+
 /// A result that is with the store.
 #[derive(Debug)]
 struct Storing {
@@ -139,6 +142,11 @@ impl Dispatcher {
     /// Whether all tasks have their end.
     pub fn is_finished(&self) -> bool {
         self.remaining == 0
+    }
+
+    /// Whether so many results wait for the disk that hosts should not be listened to for a moment.
+    pub fn is_backed_up(&self) -> bool {
+        self.storing.len() >= STORING_MAX
     }
 
     /// Why the run is being stopped, if it is.
