@@ -138,7 +138,8 @@ fn an_incremental_target_goes_on_from_its_last_good_build() {
 commits = "HEAD"
 [target.steps]
 incremental = true
-stages.run = 'cat "$CREWBOSS_OUT/steps" 2>/dev/null || true; cat number >>"$CREWBOSS_OUT/steps"; test "$(cat number)" != 2'
+artifacts = ["first"]
+stages.run = 'test -e "$CREWBOSS_OUT/first" || cat number >"$CREWBOSS_OUT/first"; cat "$CREWBOSS_OUT/steps" 2>/dev/null || true; cat number >>"$CREWBOSS_OUT/steps"; test "$(cat number)" != 2'
 "#,
             1,
         );
@@ -147,7 +148,9 @@ stages.run = 'cat "$CREWBOSS_OUT/steps" 2>/dev/null || true; cat number >>"$CREW
         assert_eq!(build(0).file("steps", "log"), "", "nothing to start from");
         scene.commit(&[("number", "2")], "Fails");
         let out = scene.build(&lab, &crew).run().expect_code(100);
-        assert!(out.results.tasks.values().any(|path| support::read(&path.join("log")) == "1"), "{out:#?}");
+        let failed = out.results.tasks.values().find(|path| support::read(&path.join("log")) == "1");
+        let failed = failed.unwrap_or_else(|| panic!("{out:#?}"));
+        assert!(!failed.join("artifacts").exists(), "what an earlier commit made is not this one's artifact");
         scene.commit(&[("number", "3")], "Works");
         let out = scene.build(&lab, &crew).run().expect_code(0);
         // Neither "12" nor "": the failed build left no trace in the warm directory.

@@ -26,6 +26,7 @@ const WORKER_WITHIN: Duration = STOP_WITHIN.saturating_add(Duration::from_millis
 
 /// `crewboss worker`: runs until the boss is done, or gone, or this process is asked to end by SIGTERM.
 pub fn main(work: Option<PathBuf>) -> ExitCode {
+    sys::keep_descriptors_to_ourselves();
     let own = rustix::process::getpid();
     if rustix::process::set_child_subreaper(Some(own)).is_err() {
         return ExitCode::FAILURE;

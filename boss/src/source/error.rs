@@ -80,7 +80,7 @@ pub enum SourceError {
         path: String,
     },
     /// A submodule.
-    #[error("commit {commit}: {path} is a submodule, which cannot be sent to hosts")]
+    #[error("commit {commit}: {path:?} is a submodule, which cannot be sent to hosts")]
     Submodule {
         /// In which commit.
         commit: String,
@@ -88,7 +88,7 @@ pub enum SourceError {
         path: String,
     },
     /// A pointer of Git LFS in place of a file.
-    #[error("commit {commit}: {path} is kept by Git LFS; its content is not in the repository")]
+    #[error("commit {commit}: {path:?} is kept by Git LFS; its content is not in the repository")]
     Lfs {
         /// In which commit.
         commit: String,

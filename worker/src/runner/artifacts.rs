@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::RelPath;
 use crewboss_protocol::limits::ARTIFACTS_MAX;
 use crewboss_protocol::message::ArtifactCount;
 use globset::{GlobBuilder, GlobMatcher};
+use rustix::time::Timespec;
 
 use super::message::ArtifactLine;
 
@@ -30,6 +32,18 @@ impl Found {
     /// The numbers for the result.
     pub fn count(&self) -> ArtifactCount {
         ArtifactCount { files: u32::try_from(self.files.len()).unwrap_or(u32::MAX), bytes: self.bytes }
+    }
+
+    /// Forgets files that were not changed since then.
+    pub fn keep_changed_since(&mut self, begun: Timespec) {
+        let since = (begun.tv_sec, begun.tv_nsec);
+        self.bytes = 0;
+        self.files.retain(|_, file| {
+            let found = file.symlink_metadata().ok();
+            let changed = found.filter(|found| (found.ctime(), found.ctime_nsec()) >= since);
+            self.bytes += changed.as_ref().map_or(0, |found| found.len());
+            changed.is_some()
+        });
     }
 
     /// Writes the list that the bulk channel reads, one JSON line per file.

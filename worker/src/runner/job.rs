@@ -17,6 +17,7 @@ use super::log::{Log, WarningScan};
 use super::message::{Job, Spec};
 use super::stage::{Ended, Stopped, Stream, run};
 use crate::process::kill_all_descendants;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// `size` reads headers only; what takes longer hangs.
 const SIZE_WITHIN: Duration = Duration::from_secs(60);
@@ -48,6 +49,8 @@ struct Attempt<'a> {
     stages: Vec<StageResult>,
     rss_kib: u64,
     message: String,
+    /// By the clock that files get their times from.
+    begun: Timespec,
 }
 
 /// Runs a job. When this returns, nothing of it runs any more; its directory still holds logs and artifacts.
@@ -59,7 +62,9 @@ pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done
         announced: false,
         lost: None,
     };
-    let mut attempt = Attempt { job, spec, output, stages: Vec::new(), rss_kib: 0, message: String::new() };
+    let begun = clock_gettime(ClockId::RealtimeCoarse);
+    let (stages, message) = (Vec::new(), String::new());
+    let mut attempt = Attempt { job, spec, output, stages, rss_kib: 0, message, begun };
     let mut outcome = attempt.run_stages(link, kept);
     link.flush_live(job.at, Instant::now(), true);
     let (mut artifacts, mut sizes) = (Found::default(), String::new());
@@ -199,6 +204,10 @@ impl Attempt<'_> {
             return Found::default();
         }
         let mut found = find(&self.spec.target.artifacts, &[&self.job.out, &self.job.src]);
+        if *outcome == Outcome::Failure && self.job.warm {
+            // What lies there from the last good build is not what this commit has made.
+            found.keep_changed_since(self.begun);
+        }
         if *outcome == Outcome::Success && !found.problems.is_empty() {
             *outcome = Outcome::Failure;
             self.message = found.problems.join("; ");
