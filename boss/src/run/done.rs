@@ -193,7 +193,7 @@ mod tests {
         let (root, now) = (dir.path(), plan(1));
         let plain = record(&now, 0, Outcome::Success, None, root);
         let cross = record(&now, 1, Outcome::Failure, Some("gcc 12"), root);
-        let records = [plain.clone(), cross.clone()];
+        let records = [plain.clone(), cross];
         assert_eq!(divided(&now, &records, root, Force::Nothing), (0, 1, 1));
         assert_eq!(divided(&now, &records, root, Force::Failed), (1, 1, 0));
         assert_eq!(divided(&now, &records, root, Force::Everything), (2, 0, 0));
