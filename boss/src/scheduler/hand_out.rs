@@ -10,10 +10,13 @@ use crewboss_protocol::{Attempt, TaskId, TaskRef};
 use super::Scheduler;
 use super::queue::Key;
 use super::task::{NO_SEGMENT, Phase, Recall};
-use super::types::{Action, GiveUp, HostIndex};
+use super::types::{Action, GiveUp, HostIndex, Millis};
 
 /// How many equals of the first task are looked at for one whose tree or warm chain is on the host.
 pub const LOOK_AHEAD: usize = 32;
+
+/// How often tasks that wait at one host while another has room are looked at.
+const STALL_LOOK_MS: u64 = 500;
 
 /// Which of several hosts is served first: smallest first.
 type Rank = (u64, u64, HostIndex);
@@ -27,10 +30,21 @@ impl Scheduler {
             let idle = self.fill_slots(out);
             self.send_ahead(out);
             self.ask_back(&idle, out);
+            self.plan_look();
         }
         self.continuations.clear();
         self.dirty.clear();
         self.flagged.clear();
+    }
+
+    /// Tasks may wait at a host for one that takes far longer than those before it, which only time can tell. As long as
+    /// some wait and some host has room, they are looked at again.
+    fn plan_look(&mut self) {
+        let waiting = !self.donors.is_empty() && !self.roomy.is_empty();
+        self.look_at = match self.look_at {
+            Some(at) if waiting && at > self.now => Some(at),
+            _ => waiting.then(|| Millis(self.now.0.saturating_add(STALL_LOOK_MS))),
+        };
     }
 
     /// Gives up what no host can take now or later.
@@ -284,7 +298,9 @@ impl Scheduler {
     fn wait_ms(&self, host: HostIndex) -> u64 {
         let state = self.host(host);
         let mean = if state.mean_ms > 0 { state.mean_ms } else { 1_000_000 / u64::from(state.speed) };
-        u64::from(state.excess()).saturating_mul(mean) / u64::from(state.usable.max(1))
+        let expected = u64::from(state.excess()).saturating_mul(mean) / u64::from(state.usable.max(1));
+        // Where nothing has moved for a while it may well be as long again.
+        expected.max(self.now.0.saturating_sub(state.progress.0))
     }
 
     /// Whether a task is done sooner if this host takes it from the one where it waits.

@@ -90,6 +90,8 @@ pub(super) struct Host {
     window_count: u64,
     /// Run time of a task, smoothed; 0 if none has ended.
     pub mean_ms: u64,
+    /// When a task last started or ended here.
+    pub progress: Millis,
 }
 
 impl Host {
@@ -116,6 +118,7 @@ impl Host {
             window_start: Millis(0),
             window_count: 0,
             mean_ms: 0,
+            progress: Millis(0),
         }
     }
 
@@ -126,6 +129,7 @@ impl Host {
         self.usable = self.slots;
         self.speed = offer.speed.clamp(1, SPEED_MAX);
         self.offer = Some(offer);
+        self.progress = now;
         self.window_start = now;
         self.window_count = 0;
         self.rate = 0;
@@ -206,6 +210,7 @@ impl Host {
 
     /// An attempt ended after running for so long, if its start was seen.
     pub fn note_end(&mut self, now: Millis, ran_ms: Option<u64>, expected_ms: Option<u64>) {
+        self.progress = now;
         self.window_count += 1;
         let elapsed = now.0.saturating_sub(self.window_start.0);
         if elapsed >= RATE_WINDOW_MS {

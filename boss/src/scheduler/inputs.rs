@@ -128,6 +128,8 @@ impl Scheduler {
         let since = self.now;
         self.task_mut(at.task).phase = Phase::Running { host, since };
         self.counts.running += 1;
+        let now = self.now;
+        self.host_mut(host).progress = now;
         self.host_mut(host).running.insert(at.task);
         self.touch(host);
     }

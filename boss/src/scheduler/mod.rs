@@ -83,6 +83,8 @@ pub struct Scheduler {
     /// Hosts with tasks that wait there for a slot and could be asked back.
     donors: BTreeSet<HostIndex>,
     pauses: BTreeSet<(Millis, HostIndex)>,
+    /// When tasks that wait at a host while another has room are looked at again.
+    look_at: Option<Millis>,
     /// A host came, went or changed: what was excluded may not be any more, and the other way round.
     crew_changed: bool,
     hand_outs: u64,
@@ -113,6 +115,7 @@ impl Scheduler {
             roomy: BTreeSet::new(),
             donors: BTreeSet::new(),
             pauses: BTreeSet::new(),
+            look_at: None,
             crew_changed: false,
             hand_outs: 0,
             counts: Counts::default(),
@@ -139,13 +142,17 @@ impl Scheduler {
     pub fn handle(&mut self, input: Input, now: Millis, out: &mut Vec<Action>) {
         self.now = self.now.max(now);
         self.end_pauses();
+        if self.look_at.is_some_and(|at| at <= self.now) {
+            self.dirty.extend(self.roomy.iter().copied());
+        }
         self.take(input, out);
         self.settle(out);
     }
 
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_wake(&self) -> Option<Millis> {
-        self.pauses.first().map(|(until, _)| *until)
+        let pause = self.pauses.first().map(|(until, _)| *until);
+        [pause, self.look_at].into_iter().flatten().min()
     }
 
     /// How many tasks are in which state.

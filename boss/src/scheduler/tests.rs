@@ -525,6 +525,51 @@ fn an_empty_crew_gives_everything_up_at_once() {
     assert!(desk.scheduler.is_finished());
 }
 
+/// The orders for one host, as they stand in the actions.
+fn orders(actions: &[Action], wanted: HostIndex) -> Vec<TaskRef> {
+    let order = |action: &Action| match action {
+        Action::Send { host, at } if *host == wanted => Some(*at),
+        _ => None,
+    };
+    actions.iter().filter_map(order).collect()
+}
+
+#[test]
+fn what_waits_behind_a_task_that_takes_long_is_asked_back() {
+    let mut desk = Desk::new(2);
+    desk.up(HOST, 1, 1000);
+    let mut held = orders(&desk.add(1200), HOST);
+    // Quick tasks make the host look quick, and much is sent ahead to it.
+    while desk.scheduler.counts().done < 1180 {
+        let at = held.remove(0);
+        desk.started(HOST, at);
+        desk.now += 2;
+        held.extend(orders(&desk.done(HOST, at), HOST));
+    }
+    desk.started(HOST, held[0]);
+    // A slower host comes. For all that is known the rest is done soonest where it is; only time shows otherwise.
+    let mut actions = desk.up(OTHER, 1, 300);
+    for _ in 0..2000 {
+        for action in std::mem::take(&mut actions) {
+            actions.extend(match action {
+                Action::Send { host: OTHER, at } => {
+                    let mut more = desk.started(OTHER, at);
+                    more.extend(desk.done(OTHER, at));
+                    more
+                }
+                Action::Recall { host: HOST, tasks } => desk.say(Input::Returned { host: HOST, tasks }),
+                _ => Vec::new(),
+            });
+        }
+        if actions.is_empty() {
+            let Some(Millis(wake)) = desk.scheduler.next_wake() else { break };
+            desk.now = desk.now.max(wake);
+            actions = desk.say(Input::Tick);
+        }
+    }
+    assert_eq!(desk.scheduler.counts().done, 1199, "all but the long one are done");
+}
+
 #[test]
 fn what_waits_for_slots_that_others_hold_is_asked_back() {
     let mut desk = Desk::new(2);
