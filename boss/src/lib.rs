@@ -17,19 +17,7 @@ pub mod scheduler;
 pub mod source;
 pub mod store;
 
-/// An error and its causes in one line, each said once.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
+pub(crate) use crewboss_protocol::chain;
 
 /// An error, its causes, and what a person can do about it.
 pub(crate) fn with_hint(error: &dyn std::error::Error, hint: Option<&str>) -> String {

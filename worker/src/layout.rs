@@ -146,10 +146,10 @@ mod tests {
 
     #[test]
     fn everything_lies_below_the_work_directory() {
-        let layout = Layout::resolve(Some("/srv/work".into())).unwrap();
+        let layout = Layout::resolve(Some("/srv/crew".into())).unwrap();
         let session: SessionId = "run.3".parse().unwrap();
-        assert_eq!(layout.attempt(&session, "7.1".parse().unwrap()), Path::new("/srv/work/tasks/run.3/7.1"));
-        assert_eq!(layout.waiting(&session), Path::new("/srv/work/locks/waiting-run.3"));
+        assert_eq!(layout.attempt(&session, "7.1".parse().unwrap()), Path::new("/srv/crew/tasks/run.3/7.1"));
+        assert_eq!(layout.waiting(&session), Path::new("/srv/crew/locks/waiting-run.3"));
     }
 
     #[test]

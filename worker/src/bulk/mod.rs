@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
-use crewboss_protocol::{SessionId, TreeId, codec};
+use crewboss_protocol::{SessionId, TreeId, chain, codec};
 
 use crate::layout::Layout;
 use crate::source::{self, Objects, SourceError, Sources};
@@ -70,19 +70,8 @@ impl From<&SourceError> for Failure {
             }
             SourceError::Repository { .. } | SourceError::Io { .. } => BulkErrorKind::Io,
         };
-        Self::new(kind, with_sources(error))
+        Self::new(kind, chain(error))
     }
-}
-
-/// An error and its causes in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 /// Serves the channel on standard input and output until it ends. The exit code is 0 if it ended between requests.
@@ -221,8 +210,7 @@ fn parse(line: &[u8]) -> Result<BulkRequest, End> {
     let Some(text) = line.strip_prefix(codec::PREFIX) else {
         return Err(End::Lost(Failure::new(BulkErrorKind::Protocol, "a line does not begin as ours do")));
     };
-    let lost =
-        |error: codec::DecodeError| End::Lost(Failure::new(BulkErrorKind::Protocol, with_sources(&error)));
+    let lost = |error: codec::DecodeError| End::Lost(Failure::new(BulkErrorKind::Protocol, chain(&error)));
     codec::parse(text).map_err(lost)
 }
 

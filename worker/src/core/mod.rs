@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::codec::{self, Line, LineDecoder};
 use crewboss_protocol::message::{Hello, Ready, WorkerErrorKind};
-use crewboss_protocol::{FromWorker, PROTOCOL_VERSION, ToWorker};
+use crewboss_protocol::{FromWorker, PROTOCOL_VERSION, ToWorker, chain};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 
@@ -71,7 +71,7 @@ impl Channel {
     /// The next message that has been read, or why there is none to be had.
     pub fn next_message(&mut self) -> Option<Result<ToWorker, String>> {
         let text = match self.decoder.next_line()? {
-            Line::Ours(text) => codec::parse(text).map_err(|error| with_cause(&error)),
+            Line::Ours(text) => codec::parse(text).map_err(|error| chain(&error)),
             Line::Stray(text) => {
                 let start = String::from_utf8_lossy(&text[..text.len().min(80)]).into_owned();
                 Err(format!("not a line of ours: {start:?}"))
@@ -125,13 +125,6 @@ impl Channel {
     }
 }
 
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
-
 /// `crewboss worker --proper`, which only the guardian starts.
 pub fn main(work: Option<PathBuf>) -> ExitCode {
     let guardian = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
@@ -167,7 +160,7 @@ fn serve(channel: &mut Channel, work: Option<PathBuf>, guardian: u32) -> Result<
         }
     }
     let facts = crate::probe::probe(&layout, &hello)
-        .map_err(|error| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text: with_cause(&error) })?;
+        .map_err(|error| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text: chain(&error) })?;
     let ready = Ready { protocol: PROTOCOL_VERSION, build, pid: std::process::id(), facts: facts.clone() };
     channel.output.send(&FromWorker::Ready(Box::new(ready)));
     channel.write();

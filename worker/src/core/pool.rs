@@ -6,10 +6,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crewboss_protocol::TaskRef;
+use crewboss_protocol::chain;
 use crewboss_protocol::message::Refusal;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::environment::{EnvError, EnvRequest, Prepared, Preparer};
+use crate::environment::{EnvRequest, Prepared, Preparer};
 
 /// Snapshots that are taken at the same time share a commit of the file system; more threads than this gain nothing.
 const THREADS: usize = 4;
@@ -172,7 +173,7 @@ impl Shared {
         match work {
             Work::Prepare(at, request) => {
                 let prepared = self.preparer.prepare(&request).map(Box::new);
-                Some(Finished::Prepared(at, prepared.map_err(|error| (error.refusal(), sentence(&error)))))
+                Some(Finished::Prepared(at, prepared.map_err(|error| (error.refusal(), chain(&error)))))
             }
             Work::Keep(at, mut prepared, good) => {
                 let (out, src) = (prepared.out.clone(), prepared.src.clone());
@@ -186,7 +187,7 @@ impl Shared {
                     &[(&out, &prepared.out), (&src, &prepared.src)],
                 );
                 let problem = match (kept, moved) {
-                    (Err(error), _) => Some(sentence(&error)),
+                    (Err(error), _) => Some(chain(&error)),
                     (_, Err(error)) => Some(format!("the list of artifacts of {at}: {error}")),
                     _ => None,
                 };
@@ -194,23 +195,11 @@ impl Shared {
             }
             Work::Remove(at, mut prepared, kept) => {
                 if !kept && let Err(error) = self.preparer.fail(&mut prepared) {
-                    return Some(Finished::NotRemoved(at, sentence(&error)));
+                    return Some(Finished::NotRemoved(at, chain(&error)));
                 }
                 let removed = self.preparer.remove(*prepared);
-                removed.err().map(|error| Finished::NotRemoved(at, sentence(&error)))
+                removed.err().map(|error| Finished::NotRemoved(at, chain(&error)))
             }
         }
     }
-}
-
-/// An error with all its causes.
-pub fn sentence(error: &EnvError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

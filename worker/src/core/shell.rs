@@ -5,11 +5,11 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::message::{Hello, TaskOrder};
-use crewboss_protocol::{Environment, FromWorker, HostFacts, Load, SlotHolder, TaskRef, ToWorker};
+use crewboss_protocol::{Environment, FromWorker, HostFacts, Load, SlotHolder, TaskRef, ToWorker, chain};
 use rustix::event::{PollFd, PollFlags};
 
 use super::output::FULL_BYTES;
-use super::pool::{Finished, Pool, Work, sentence};
+use super::pool::{Finished, Pool, Work};
 use super::runners::Runner;
 use super::session::Session;
 use super::state::{Action, Core, Event};
@@ -71,7 +71,7 @@ impl Shell {
         let total = facts.slots;
         let (mut pool, mut slots) = (None, None);
         if session.is_some() {
-            let preparer = Preparer::new(layout.clone()).map_err(|error| sentence(&error))?;
+            let preparer = Preparer::new(layout.clone()).map_err(|error| chain(&error))?;
             pool = Some(Pool::new(preparer).map_err(|error| error.to_string())?);
             let holder = SlotHolder {
                 slot: 0,

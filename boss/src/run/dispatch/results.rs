@@ -23,14 +23,10 @@ impl Dispatcher {
     pub(super) fn done(&mut self, host: HostIndex, done: Box<Done>) {
         let at = done.at;
         let ended = Ended::of(done.outcome, &done.message);
-        let is_result = ended == Ended::Result;
         self.ended.insert(at, done);
         self.input(Input::Ended { host, at, ended });
         if self.ended.remove(&at).is_some() {
             self.discard(host, at);
-            if !is_result {
-                tracing::debug!(%at, "an attempt was not completed");
-            }
         }
     }
 
