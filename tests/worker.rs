@@ -57,6 +57,8 @@ fn hello(session: &str) -> Hello {
         silence_ms: 20_000,
         slots: Some(2),
         toolchains: Default::default(),
+        machines: None,
+        accel: Default::default(),
         probe_only: false,
         refresh: false,
     }
@@ -130,7 +132,15 @@ impl Worker {
     fn order_again(&mut self, target: u32) -> TaskRef {
         self.next += 1;
         let at: TaskRef = format!("{}.1", self.next).parse().unwrap();
-        self.send(&ToWorker::Task(TaskOrder { at, target, tree: TREE, commit: TREE, cold: false }));
+        self.send(&ToWorker::Task(TaskOrder {
+            at,
+            target,
+            tree: TREE,
+            commit: TREE,
+            cold: false,
+            hold: Default::default(),
+            pause: None,
+        }));
         at
     }
 

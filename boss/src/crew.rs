@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crewboss_protocol::limits;
+use crewboss_protocol::machine::AccelChoice;
 use crewboss_protocol::{HostName, Name};
 
 /// All hosts, and how the boss talks to them.
@@ -29,6 +30,10 @@ pub struct Host {
     pub work: Option<String>,
     /// Cap on its slots.
     pub slots: Option<u32>,
+    /// Where its virtual machines lie; by default `machines` below the work directory.
+    pub machines: Option<String>,
+    /// What guests run with.
+    pub accel: AccelChoice,
     /// Words that targets may ask for.
     pub tags: BTreeSet<Name>,
     /// Compilers besides those on its `PATH`: toolchain name to the compiler's path or name.

@@ -152,6 +152,29 @@ pub enum EventKind {
         /// The stage.
         stage: Name,
     },
+    /// What an attempt does before its first stage and between them: boot, bootstrap, wait for a machine.
+    TaskStep {
+        /// Where.
+        host: HostName,
+        /// Which attempt.
+        at: TaskRef,
+        /// What, for a person.
+        text: String,
+    },
+    /// An attempt waits for a person in its guest.
+    TaskWaiting {
+        /// Where.
+        host: HostName,
+        /// Which attempt.
+        at: TaskRef,
+        /// What the guest is called there.
+        guest: Name,
+        /// The stage that comes next, or that has failed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        stage: Option<Name>,
+        /// Until when, in seconds since 1970.
+        until: u64,
+    },
     /// Live output. May be shortened, which the stored log never is.
     TaskOutput {
         /// Where.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HostName, Name, RunId, TreeId};
+use crate::machine::{Emulator, HeldGuest, MachineFacts};
 
 /// What a host is and can do, found out by the worker when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,15 @@ pub struct HostFacts {
     /// Trees whose source is already there, most recently used first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trees: Vec<TreeId>,
+    /// What guests run with; `None` if there is no QEMU that can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulator: Option<Emulator>,
+    /// Its virtual machines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<MachineFacts>,
+    /// Guests that are kept for a person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldGuest>,
 }
 
 /// How the speed of a host was found.

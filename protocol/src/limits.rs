@@ -43,6 +43,21 @@ pub const QUEUED_TASKS_MAX: usize = 4096;
 /// Artifacts of one task.
 pub const ARTIFACTS_MAX: usize = 1_000_000;
 
+/// Auxiliary machines of one target.
+pub const AUXILIARIES_MAX: usize = 9;
+
+/// Longest piece of raw output that follows a `log` line of a guest.
+pub const GUEST_LOG_BYTES_MAX: usize = 64 << 10;
+
+/// Machines in one list, and guests that are held on one host.
+pub const MACHINES_MAX: usize = 1024;
+
+/// How long a guest is held for a person, unless something else is said.
+pub const HOLD: Duration = Duration::from_secs(3600);
+
+/// How long a task waits for the person in its guest, unless something else is said.
+pub const INTERACTIVE: Duration = Duration::from_secs(3600);
+
 /// Length of a text that is shown to a person: errors, notices, reasons.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
 

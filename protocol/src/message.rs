@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::host::{HostFacts, Load};
 use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
 use crate::limits::{
-    ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, NUMBER_MAX, STAGES_MAX, TARGETS_MAX,
-    TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX,
+    ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, MACHINES_MAX, NUMBER_MAX, STAGES_MAX,
+    TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX,
 };
+use crate::machine::{AccelChoice, HeldGuest, MachineResult};
 use crate::outcome::{Outcome, StageResult};
-use crate::target::{Command, Target};
+use crate::target::{Command, Environment, Target};
 
 /// Why a message that could be parsed is refused all the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +115,12 @@ pub struct Hello {
     /// Compilers named in `crew.toml`, besides those found on `PATH`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub toolchains: BTreeMap<Name, String>,
+    /// Where the host's virtual machines lie, from `crew.toml`; by default `machines` below the work directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machines: Option<String>,
+    /// What guests are to run with, from `crew.toml`.
+    #[serde(default)]
+    pub accel: AccelChoice,
     /// Only look: answer `ready`, take no tasks, make nothing that has to be removed.
     #[serde(default)]
     pub probe_only: bool,
@@ -136,6 +143,41 @@ pub struct TaskOrder {
     /// Do not start from, nor leave, a warm build directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
+    /// When the guest is kept for a person afterwards, if it runs in one.
+    #[serde(default)]
+    pub hold: Hold,
+    /// Let a person into the guest, if it runs in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Pause>,
+}
+
+/// After which ends a guest is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// For how long, in milliseconds; 0 for never.
+    pub for_ms: u64,
+    /// After a failure too, not only after a timeout or an abnormal end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failure: bool,
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self { for_ms: u64::try_from(crate::limits::HOLD.as_millis()).unwrap_or(u64::MAX), failure: false }
+    }
+}
+
+/// Where a task waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Before this stage; before the first one if it names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Name>,
+    /// Only when a stage has failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_failure: bool,
+    /// For how long, in milliseconds.
+    pub limit_ms: u64,
 }
 
 /// From a worker to the boss.
@@ -155,6 +197,25 @@ pub enum FromWorker {
         at: TaskRef,
         /// The stage.
         stage: Name,
+    },
+    /// What an attempt does before its first stage and between them: boot, bootstrap, wait for a machine.
+    Step {
+        /// Which.
+        at: TaskRef,
+        /// What, for a person.
+        text: String,
+    },
+    /// An attempt waits for a person to enter its guest and to let it go on.
+    Waiting {
+        /// Which.
+        at: TaskRef,
+        /// What the guest is called on its host.
+        guest: Name,
+        /// The stage that comes next, or that has failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<Name>,
+        /// Until when, in seconds since 1970.
+        until: u64,
     },
     /// A piece of output, for the live view only: bytes that are not UTF-8 are replaced.
     Log {
@@ -258,6 +319,12 @@ pub struct Done {
     /// Whether it started from a warm build directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warm: bool,
+    /// The machine that it ran in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Box<MachineResult>>,
+    /// The guest, if it was kept for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Box<HeldGuest>>,
     /// What a person should know: why it could not be run, which artifact is missing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -301,6 +368,8 @@ pub enum Refusal {
     Duplicate,
     /// The toolchain is not offered here, or no longer.
     NoToolchain,
+    /// The machine is not offered here, or no longer.
+    NoMachine,
     /// No space, or none left, for what the task needs.
     NoSpace,
     /// The source's tree is not there.
@@ -375,6 +444,12 @@ impl Validate for Target {
             Invalid::check(!twice, "stages", || format!("{} is there twice", stage.name))?;
             stage.command.validate()?;
         }
+        if let Environment::Machine(machine) = &self.environment {
+            machine.validate()?;
+            Invalid::check(!self.incremental, "incremental", || {
+                format!("target {} runs in a machine that is new each time", self.name)
+            })?;
+        }
         let nul = |text: &String| text.contains('\0');
         Invalid::check(!self.variables.iter().any(|(k, v)| !is_variable(k) || nul(v)), "variables", || {
             "a name is not made of letters, digits and `_`, or a value has a NUL".to_owned()
@@ -413,10 +488,12 @@ impl Validate for FromWorker {
             }
             FromWorker::Returned { tasks } => Invalid::at_most("tasks", tasks.len(), TASKS_PER_MESSAGE_MAX),
             FromWorker::Refused { text, .. }
+            | FromWorker::Step { text, .. }
             | FromWorker::Notice { text }
             | FromWorker::Error { text, .. } => Invalid::at_most("text", text.len(), TEXT_BYTES_MAX),
             FromWorker::Started { .. }
             | FromWorker::Stage { .. }
+            | FromWorker::Waiting { .. }
             | FromWorker::LongLog { .. }
             | FromWorker::Alive { .. }
             | FromWorker::Slots { .. }
@@ -435,7 +512,9 @@ impl Validate for Ready {
             format!("{} is not between 1 and 1000000", facts.speed)
         })?;
         Invalid::at_most("toolchains", facts.toolchains.len(), 1024)?;
-        Invalid::at_most("trees", facts.trees.len(), 1024)
+        Invalid::at_most("trees", facts.trees.len(), 1024)?;
+        Invalid::at_most("machines", facts.machines.len(), MACHINES_MAX)?;
+        Invalid::at_most("held", facts.held.len(), MACHINES_MAX)
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::Name;
+use crate::machine::MachineUse;
 
 /// A target: commands, what they need, what they leave. Its serialised form is part of a task's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,4 +64,6 @@ pub enum Environment {
     /// With a writable copy-on-write copy of the source.
     #[default]
     Snapshot,
+    /// In a guest of its own that is gone afterwards.
+    Machine(MachineUse),
 }

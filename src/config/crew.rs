@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crewboss_boss::crew::{Crew, Host, HostKeys, Ssh, Timing, Transport};
+use crewboss_protocol::machine::AccelChoice;
 use crewboss_protocol::{HostName, Name};
 use serde::Deserialize;
 use toml::Spanned;
@@ -91,6 +92,8 @@ pub fn local_crew() -> Crew {
         transport: Transport::Local,
         work: None,
         slots: None,
+        machines: None,
+        accel: AccelChoice::Auto,
         tags: BTreeSet::new(),
         toolchains: BTreeMap::new(),
     };
@@ -180,6 +183,8 @@ fn host(document: &Document, key: &Spanned<String>, table: &HostTable) -> Result
         name,
         transport,
         work: table.work.as_ref().map(|work| work_directory(document, work)).transpose()?,
+        machines: None,
+        accel: AccelChoice::Auto,
         slots: table.slots.as_ref().map(|slots| slot_cap(document, slots)).transpose()?,
         tags: tags.collect::<Result<_, _>>()?,
         toolchains: toolchains(document, &table.toolchains)?,

@@ -4,6 +4,7 @@
 //! one [`runner`] per slot runs attempts, one at a time. Everything that a session makes lies below its directory, its
 //! guardian and its control group, so [`sweep`] can always find it.
 
+pub mod agent;
 pub mod bulk;
 pub mod cgroup;
 pub mod core;
@@ -11,6 +12,7 @@ pub mod environment;
 pub mod guardian;
 pub mod held;
 pub mod layout;
+pub mod machine;
 pub mod owner;
 pub mod probe;
 pub mod process;

@@ -23,6 +23,8 @@ fn host(transport: Transport) -> Host {
         transport,
         work: None,
         slots: None,
+        machines: None,
+        accel: Default::default(),
         tags: BTreeSet::new(),
         toolchains: BTreeMap::new(),
     }

@@ -162,6 +162,8 @@ pub fn given_up(at: TaskRef, message: String) -> Box<Done> {
         artifacts: Default::default(),
         toolchain: None,
         warm: false,
+        machine: None,
+        held: None,
         message,
     })
 }

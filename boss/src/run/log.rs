@@ -145,6 +145,12 @@ impl EventSink for BossLog {
                 self.line(at, format_args!("finished after {} ms", summary.wall_ms));
             }
             kind @ EventKind::HostLoad { .. } => self.status(at, kind),
+            EventKind::TaskStep { host, at: task, text } => {
+                self.line(at, format_args!("{host}: task {task}: {text}"));
+            }
+            EventKind::TaskWaiting { host, at: task, guest, .. } => {
+                self.line(at, format_args!("{host}: task {task} waits for a person in {guest}"));
+            }
             EventKind::HostConnecting { .. } | EventKind::TaskStage { .. } | EventKind::TaskOutput { .. } => {
             }
         }

@@ -98,6 +98,8 @@ impl Opening {
             silence_ms: ms(common.timing.silence),
             slots: host.slots,
             toolchains: host.toolchains.clone(),
+            machines: host.machines.clone(),
+            accel: host.accel,
             probe_only: common.probe_only,
             refresh: common.refresh,
         }

@@ -123,7 +123,15 @@ impl Plan {
     pub fn order(&self, at: TaskRef) -> TaskOrder {
         let commit = self.commit(at.task);
         let target = u32::try_from(self.target_index(at.task)).unwrap_or(u32::MAX);
-        TaskOrder { at, target, tree: commit.tree, commit: commit.id, cold: false }
+        TaskOrder {
+            at,
+            target,
+            tree: commit.tree,
+            commit: commit.id,
+            cold: false,
+            hold: Default::default(),
+            pause: None,
+        }
     }
 
     /// The indexes of the commits whose tree is among these.

@@ -205,6 +205,7 @@ impl Scheduler {
         }
         match why {
             Refusal::NoToolchain
+            | Refusal::NoMachine
             | Refusal::NoSpace
             | Refusal::NoSource
             | Refusal::Environment

@@ -575,6 +575,8 @@ fn ended_without_running(at: TaskRef, outcome: Outcome, message: String) -> From
         artifacts: Default::default(),
         toolchain: None,
         warm: false,
+        machine: None,
+        held: None,
         message,
     }))
 }

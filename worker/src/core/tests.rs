@@ -78,7 +78,15 @@ impl World {
 
     fn order(&mut self, number: u32, target: u32) -> TaskRef {
         let at: TaskRef = format!("{number}.1").parse().unwrap();
-        self.boss(ToWorker::Task(TaskOrder { at, target, tree: TREE, commit: TREE, cold: false }));
+        self.boss(ToWorker::Task(TaskOrder {
+            at,
+            target,
+            tree: TREE,
+            commit: TREE,
+            cold: false,
+            hold: Default::default(),
+            pause: None,
+        }));
         at
     }
 

@@ -78,6 +78,9 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         load,
         holders: holders(layout),
         trees: trees(layout),
+        emulator: None,
+        machines: Vec::new(),
+        held: Vec::new(),
     })
 }
 

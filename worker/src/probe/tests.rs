@@ -21,6 +21,8 @@ fn hello(toolchains: &[(&str, &Path)]) -> Hello {
         silence_ms: 5000,
         slots: None,
         toolchains,
+        machines: None,
+        accel: Default::default(),
         probe_only: true,
         refresh: false,
     }

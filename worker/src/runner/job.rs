@@ -280,6 +280,8 @@ impl Attempt<'_> {
             artifacts: artifacts.count(),
             toolchain: self.spec.toolchain.as_ref().map(|toolchain| toolchain.version.clone()),
             warm: self.job.warm,
+            machine: None,
+            held: None,
             message: shortened(self.message),
         }
     }

@@ -283,10 +283,22 @@ impl Dispatcher {
         match message {
             FromWorker::Started { at } => self.started(host, at),
             // What is told of attempts that are not there is not passed on.
-            FromWorker::Stage { at, .. } | FromWorker::Log { at, .. } if !self.scheduler.holds(host, at) => {}
+            FromWorker::Stage { at, .. }
+            | FromWorker::Step { at, .. }
+            | FromWorker::Waiting { at, .. }
+            | FromWorker::Log { at, .. }
+                if !self.scheduler.holds(host, at) => {}
             FromWorker::Stage { at, stage } => {
                 let host = self.name(host);
                 self.events.emit(EventKind::TaskStage { host, at, stage });
+            }
+            FromWorker::Step { at, text } => {
+                let host = self.name(host);
+                self.events.emit(EventKind::TaskStep { host, at, text });
+            }
+            FromWorker::Waiting { at, guest, stage, until } => {
+                let host = self.name(host);
+                self.events.emit(EventKind::TaskWaiting { host, at, guest, stage, until });
             }
             FromWorker::Log { at, text, lost, .. } => {
                 let host = self.name(host);

@@ -1,0 +1,1 @@
+//! Bootstrap: from a machine's revision to a copy that tasks start from.

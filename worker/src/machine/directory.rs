@@ -1,0 +1,1 @@
+//! The machine directory: volumes, machines, revisions behind a link, bootstrapped copies, toolchains.

@@ -1,0 +1,1 @@
+//! Held guests: stopped, saved and kept for a person.

@@ -1,0 +1,1 @@
+//! Who uses which machine: flock(2) files that say by whom.

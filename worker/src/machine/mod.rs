@@ -1,0 +1,23 @@
+//! Virtual machines: each task in a guest of its own, on a btrfs snapshot that is gone afterwards.
+//!
+//! [`manifest`] and [`directory`] say which machines there are, [`lock`] who uses them, [`record`] who owns which guest.
+//! [`qemu`] runs one guest, [`tftp`] and the agent's port are the two ways to talk to it, [`exchange`] brings source in and
+//! artifacts out. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`]. All of it
+//! happens in the runner of a slot, so that a guest can live no longer than what started it, except when it is held
+//! ([`hold`]): then it is a snapshot with its memory beside it, and no process.
+
+pub mod accelerator;
+pub mod bootstrap;
+pub mod directory;
+pub mod exchange;
+pub mod guest;
+pub mod hold;
+pub mod lock;
+pub mod manifest;
+pub mod memory;
+pub mod probe;
+pub mod qemu;
+pub mod record;
+pub mod sweep;
+pub mod task;
+pub mod tftp;

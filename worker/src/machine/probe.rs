@@ -1,0 +1,1 @@
+//! What a host tells about its machines.

@@ -1,0 +1,1 @@
+//! The process of a guest, with the descriptors that lead into it.

@@ -1,0 +1,1 @@
+//! QMP, the monitor protocol, as far as it is needed.

@@ -1,0 +1,1 @@
+//! What dead guests left in the machine directory goes away.

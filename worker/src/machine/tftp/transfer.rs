@@ -1,0 +1,1 @@
+//! One transfer, pure: packets and the time go in, packets come out.
