@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkRequest};
 use crewboss_protocol::codec::{PREFIX, encode, parse};
+use crewboss_protocol::guest::{Ending, FromGuest, ResultDocument, TaskDocument, ToGuest};
 use crewboss_protocol::{FromWorker, ToWorker, Validate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,6 +31,23 @@ where
     text + "```\n"
 }
 
+/// The documents one after the other. Each is read again, so that what is shown can be.
+fn documents() -> String {
+    let mut text = String::from("```\n");
+    for document in samples::guest::documents() {
+        let kind = document.split([' ', '-']).nth(1).unwrap();
+        let again = match kind {
+            "task" => TaskDocument::parse(&document).unwrap().to_text(),
+            "result" => ResultDocument::parse(&document).unwrap().to_text(),
+            "bootstrapped" => Ending::Bootstrapped.to_text(&Ending::Bootstrapped.parse(&document).unwrap()),
+            _ => Ending::Environment.to_text(&Ending::Environment.parse(&document).unwrap()),
+        };
+        assert_eq!(again, document, "a document does not survive the way");
+        text += &document;
+    }
+    text + "```\n"
+}
+
 fn put(document: &mut String, name: &str, content: &str) {
     let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end {name} -->\n"));
     let from = document.find(&begin).unwrap_or_else(|| panic!("no {begin:?} in the reference")) + begin.len();
@@ -46,6 +64,9 @@ fn the_reference_shows_every_message_as_it_is() {
     put(&mut document, "bulk request", &section(&samples::bulk_request()));
     put(&mut document, "bulk answer", &section(&samples::bulk_answer()));
     put(&mut document, "clean report", &section(&samples::clean_report()));
+    put(&mut document, "to guest", &section(&samples::guest::to_guest()));
+    put(&mut document, "from guest", &section(&samples::guest::from_guest()));
+    put(&mut document, "documents", &documents());
     if std::env::var_os("UPDATE_REFERENCE").is_some() {
         std::fs::write(Path::new(REFERENCE), &document).unwrap();
     } else {
@@ -71,7 +92,7 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 9]);
-    let mut seen = [false; 13];
+    let mut seen = [false; 15];
     for message in samples::from_worker() {
         seen[match message {
             FromWorker::Ready(_) => 0,
@@ -87,9 +108,11 @@ fn the_samples_are_complete() {
             FromWorker::Error { .. } => 10,
             FromWorker::Finished => 11,
             FromWorker::Slots { .. } => 12,
+            FromWorker::Step { .. } => 13,
+            FromWorker::Waiting { .. } => 14,
         }] = true;
     }
-    assert_eq!(seen, [true; 13]);
+    assert_eq!(seen, [true; 15]);
     let mut seen = [false; 6];
     for message in samples::bulk_request() {
         seen[match message {
@@ -116,4 +139,40 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 8]);
+}
+
+/// The same for what is said to and by a guest.
+#[test]
+fn the_samples_of_guests_are_complete() {
+    let mut seen = [false; 9];
+    for message in samples::guest::to_guest() {
+        seen[match message {
+            ToGuest::Bootstrap { .. } => 0,
+            ToGuest::Task { .. } => 1,
+            ToGuest::Serve { .. } => 2,
+            ToGuest::Stage { .. } => 3,
+            ToGuest::Cancel => 4,
+            ToGuest::Collect => 5,
+            ToGuest::Renew(_) => 6,
+            ToGuest::Ping { .. } => 7,
+            ToGuest::PowerOff => 8,
+        }] = true;
+    }
+    assert_eq!(seen, [true; 9]);
+    let mut seen = [false; 10];
+    for message in samples::guest::from_guest() {
+        seen[match message {
+            FromGuest::Ready { .. } => 0,
+            FromGuest::Bootstrapped { .. } => 1,
+            FromGuest::Prepared => 2,
+            FromGuest::Environment { .. } => 3,
+            FromGuest::Log { .. } => 4,
+            FromGuest::Ended { .. } => 5,
+            FromGuest::Collected { .. } => 6,
+            FromGuest::Renewed(_) => 7,
+            FromGuest::Alive { .. } => 8,
+            FromGuest::Failed { .. } => 9,
+        }] = true;
+    }
+    assert_eq!(seen, [true; 10]);
 }

@@ -5,6 +5,7 @@ mod samples;
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkRequest};
 use crewboss_protocol::codec::{Line, LineDecoder, encode, parse};
+use crewboss_protocol::guest::{FromGuest, ToGuest};
 use crewboss_protocol::limits::LINE_BYTES_MAX;
 use crewboss_protocol::{FromWorker, ToWorker, Validate};
 use proptest::prelude::*;
@@ -25,6 +26,8 @@ fn check_all(text: &[u8]) {
     check::<FromWorker>(text);
     check::<BulkRequest>(text);
     check::<BulkAnswer>(text);
+    check::<ToGuest>(text);
+    check::<FromGuest>(text);
 }
 
 fn sample_lines() -> Vec<Vec<u8>> {
@@ -39,6 +42,8 @@ fn sample_lines() -> Vec<Vec<u8>> {
         .chain(lines(samples::from_worker()))
         .chain(lines(samples::bulk_request()))
         .chain(lines(samples::bulk_answer()))
+        .chain(lines(samples::guest::to_guest()))
+        .chain(lines(samples::guest::from_guest()))
         .collect()
 }
 

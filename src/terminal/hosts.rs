@@ -194,6 +194,9 @@ mod tests {
             load: Load { load_percent: 125, ..Load::default() },
             holders: vec![holder],
             trees: Vec::new(),
+            emulator: None,
+            machines: Vec::new(),
+            held: Vec::new(),
         }
     }
 

@@ -1,13 +1,19 @@
 //! One of each message, for the reference and as seeds for the robustness tests.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod guest;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
+use crewboss_protocol::machine::{
+    AccelChoice, Accelerator, Auxiliary, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts,
+    MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
+};
 use crewboss_protocol::message::{
-    ArtifactCount, Done, Hello, LogEnd, Ready, Refusal, TaskOrder, WorkerErrorKind,
+    ArtifactCount, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, SlotHolder, Stage,
@@ -49,6 +55,20 @@ pub fn target() -> Target {
     }
 }
 
+/// The same in a guest.
+fn machine_target() -> Target {
+    Target {
+        name: name("unit_tests"),
+        toolchain: Some(name("gcc12")),
+        incremental: false,
+        environment: Environment::Machine(MachineUse {
+            name: name("debian12"),
+            auxiliary: vec![Auxiliary { name: name("db"), machine: name("postgres15") }],
+        }),
+        ..target()
+    }
+}
+
 pub fn to_worker() -> Vec<ToWorker> {
     vec![
         ToWorker::Hello(Hello {
@@ -63,10 +83,12 @@ pub fn to_worker() -> Vec<ToWorker> {
             silence_ms: 20_000,
             slots: Some(8),
             toolchains: BTreeMap::from([(name("riscv"), "/opt/riscv/bin/riscv64-elf-gcc".to_owned())]),
+            machines: Some("/srv/machines".to_owned()),
+            accel: AccelChoice::Only(Accelerator::Kvm),
             probe_only: false,
             refresh: false,
         }),
-        ToWorker::Configure { first: 0, targets: vec![target()] },
+        ToWorker::Configure { first: 0, targets: vec![target(), machine_target()] },
         ToWorker::SourceReady { tree: tree() },
         ToWorker::Task(TaskOrder {
             at: at(),
@@ -76,6 +98,15 @@ pub fn to_worker() -> Vec<ToWorker> {
             cold: false,
             hold: Hold::default(),
             pause: None,
+        }),
+        ToWorker::Task(TaskOrder {
+            at: name("13.1"),
+            target: 1,
+            tree: tree(),
+            commit: tree(),
+            cold: false,
+            hold: Hold { for_ms: 7_200_000, failure: true },
+            pause: Some(Pause { before: Some(name("check")), on_failure: false, limit_ms: 1_800_000 }),
         }),
         ToWorker::Cancel { at: at() },
         ToWorker::Recall { tasks: vec![at(), name("13.1")] },
@@ -124,6 +155,136 @@ fn facts() -> HostFacts {
             priority: 100,
         }],
         trees: vec![tree()],
+        emulator: Some(Emulator {
+            version: "7.2.22".to_owned(),
+            accelerator: Accelerator::Kvm,
+            why: "a trial guest ran in it".to_owned(),
+        }),
+        machines: machines(),
+        held: vec![held()],
+    }
+}
+
+fn machines() -> Vec<MachineFacts> {
+    let database = MachineFacts {
+        volume: name("default"),
+        name: name("postgres15"),
+        role: MachineRole::Auxiliary,
+        id: "postgres15-3".to_owned(),
+        summary: String::new(),
+        state: MachineState::LittleMemory { needs: 68_719_476_736, has: 33_554_432_000 },
+        copies: vec![],
+        memory_min: 68_719_476_736,
+        memory_max: None,
+    };
+    let broken = MachineFacts {
+        name: name("windows"),
+        role: MachineRole::Build,
+        id: String::new(),
+        state: MachineState::Unusable {
+            why: "/srv/machines/default/windows/windows-1: no such file".to_owned(),
+        },
+        memory_min: 0,
+        ..database.clone()
+    };
+    vec![debian(), database, broken]
+}
+
+fn debian() -> MachineFacts {
+    let copy = |toolchain, state| CopyFacts {
+        toolchain: name(toolchain),
+        toolchain_id: "8d2f0c".to_owned(),
+        state,
+        made: 0,
+        versions: BTreeMap::new(),
+        holders: vec![],
+    };
+    let holder = MachineHolder {
+        boss: "bob@ci".to_owned(),
+        run: name("20260704-113000-77c1"),
+        host: name("lab1"),
+        pid: 4711,
+        priority: 100,
+        task: Some(name("7.1")),
+        since: 1_783_166_400,
+    };
+    let ready = CopyFacts {
+        made: 1_783_080_000,
+        versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
+        holders: vec![holder.clone()],
+        ..copy("gcc12", CopyState::Ready)
+    };
+    MachineFacts {
+        volume: name("default"),
+        name: name("debian12"),
+        role: MachineRole::Build,
+        id: "debian12-7".to_owned(),
+        summary: "Debian 12, gcc".to_owned(),
+        state: MachineState::Usable,
+        copies: vec![
+            ready,
+            copy("gcc13", CopyState::NeedsBootstrap { why: "the machine is new".to_owned() }),
+            CopyFacts {
+                holders: vec![MachineHolder { task: None, ..holder }],
+                ..copy("gcc14", CopyState::Bootstrapping)
+            },
+            copy("clang", CopyState::Suspended { why: "it did not boot 3 times".to_owned() }),
+            copy("next", CopyState::Newer { agent: 2 }),
+        ],
+        memory_min: 268_435_456,
+        memory_max: Some(1_073_741_824),
+    }
+}
+
+fn held() -> HeldGuest {
+    HeldGuest {
+        id: name("debian12-gcc12-k3x9"),
+        machine: name("debian12"),
+        target: name("unit_tests"),
+        commit: tree(),
+        at: name("13.1"),
+        stage: Some(name("check")),
+        outcome: Outcome::Timeout,
+        boss: "ada@laptop".to_owned(),
+        run: name("20260704-120000-3f2a"),
+        since: 1_783_166_400,
+        until: 1_783_170_000,
+        memory: true,
+        entered: Some(4812),
+    }
+}
+
+fn machine_done() -> Done {
+    Done {
+        at: name("13.1"),
+        outcome: Outcome::Timeout,
+        stages: vec![StageResult {
+            name: name("check"),
+            exit: StageExit::Signal(15),
+            wall_ms: 1_800_000,
+            cpu_ms: 31_000,
+        }],
+        rss_kib_max: 51_200,
+        log: LogEnd { bytes: 0, text: Some(String::new()) },
+        err: LogEnd { bytes: 0, text: Some(String::new()) },
+        sizes: String::new(),
+        artifacts: ArtifactCount::default(),
+        toolchain: Some("gcc12".to_owned()),
+        warm: false,
+        machine: Some(Box::new(MachineResult {
+            name: name("debian12"),
+            id: "debian12-7".to_owned(),
+            toolchain_id: "8d2f0c".to_owned(),
+            agent: 1,
+            accelerator: Accelerator::Kvm,
+            memory: 1_073_741_824,
+            processors: 2,
+            boot_ms: 2100,
+            boots: 1,
+            versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
+        })),
+        held: Some(Box::new(held())),
+        message: "the time limit of 30 min ran out".to_owned(),
     }
 }
 
@@ -137,6 +298,13 @@ pub fn from_worker() -> Vec<FromWorker> {
         })),
         FromWorker::Started { at: at() },
         FromWorker::Stage { at: at(), stage: name("check") },
+        FromWorker::Step { at: name("13.1"), text: "booting debian12".to_owned() },
+        FromWorker::Waiting {
+            at: name("13.1"),
+            guest: name("debian12-gcc12-k3x9"),
+            stage: Some(name("check")),
+            until: 1_783_168_200,
+        },
         FromWorker::Log { at: at(), seq: 0, text: "  CC      main.o\n".to_owned(), lost: 0 },
         FromWorker::LongLog { at: at() },
         FromWorker::Alive { number: 7, load: facts().load },
@@ -157,8 +325,11 @@ pub fn from_worker() -> Vec<FromWorker> {
             artifacts: ArtifactCount { files: 1, bytes: 650_000 },
             toolchain: Some("aarch64-linux-gnu-gcc (Debian 12.2.0-14) 12.2.0".to_owned()),
             warm: true,
+            machine: None,
+            held: None,
             message: String::new(),
         })),
+        FromWorker::Done(Box::new(machine_done())),
         FromWorker::Refused {
             at: at(),
             reason: Refusal::NoSpace,
