@@ -2,6 +2,7 @@
 //!
 //! One thread waits for everything at once: the boss, the runners, the pool, signals and time.
 
+pub mod machine;
 pub mod output;
 pub mod pool;
 pub mod runners;

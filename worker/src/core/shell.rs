@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
+use crewboss_protocol::machine::MachineState;
 use crewboss_protocol::message::{Hello, TaskOrder};
 use crewboss_protocol::{Environment, FromWorker, HostFacts, Load, SlotHolder, TaskRef, ToWorker, chain};
 use rustix::event::{PollFd, PollFlags};
@@ -12,8 +13,8 @@ use super::output::FULL_BYTES;
 use super::pool::{Finished, Pool, Work};
 use super::runners::Runner;
 use super::session::Session;
-use super::state::{Action, Core, Event};
-use super::{Channel, variables};
+use super::state::{Action, Core, Event, Offer};
+use super::{Channel, machine, variables};
 use crate::environment::{EnvRequest, Prepared, Preparer, WarmKey};
 use crate::layout::Layout;
 use crate::process::{kill_all_descendants, kill_orphans};
@@ -86,8 +87,7 @@ impl Shell {
         }
         let now = Instant::now();
         let offered = if session.is_some() { total } else { 0 };
-        let toolchains: BTreeSet<_> = facts.toolchains.iter().map(|one| one.name.clone()).collect();
-        let core = Core::new(offered, toolchains, Duration::from_millis(hello.silence_ms), now);
+        let core = Core::new(offered, offer(&facts), Duration::from_millis(hello.silence_ms), now);
         Ok(Self {
             layout: layout.clone(),
             hello: hello.clone(),
@@ -414,6 +414,7 @@ impl Shell {
             home: prepared.home.clone(),
             tmp: prepared.tmp.clone(),
             cwd: if in_out { prepared.out.clone() } else { prepared.src.clone() },
+            machine: machine::job(order, target, prepared, &self.layout, &self.hello, &self.facts),
         };
         if self.runners[index].is_none() {
             match Runner::start() {
@@ -439,4 +440,15 @@ impl Shell {
             }
         }
     }
+}
+
+/// What the core may promise of this host.
+fn offer(facts: &HostFacts) -> Offer {
+    let usable = facts.machines.iter().filter(|machine| machine.state == MachineState::Usable);
+    let machines = if facts.emulator.is_some() {
+        usable.map(|machine| machine.name.clone()).collect()
+    } else {
+        BTreeSet::new()
+    };
+    Offer { toolchains: facts.toolchains.iter().map(|one| one.name.clone()).collect(), machines }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::{KILL_GRACE, QUEUED_TASKS_MAX};
 use crewboss_protocol::message::{Done, LogEnd, Refusal, TaskOrder, WorkerErrorKind};
-use crewboss_protocol::{FromWorker, Name, Outcome, Target, TaskRef, ToWorker, TreeId};
+use crewboss_protocol::{Environment, FromWorker, Name, Outcome, Target, TaskRef, ToWorker, TreeId};
 
 use crate::slots::Share;
 
@@ -147,11 +147,36 @@ struct Entry {
     state: State,
 }
 
+/// What this host has for tasks.
+#[derive(Debug, Default)]
+pub struct Offer {
+    /// Toolchains of the host itself.
+    pub toolchains: BTreeSet<Name>,
+    /// Machines that can be used.
+    pub machines: BTreeSet<Name>,
+}
+
+impl Offer {
+    fn check(&self, target: &Target) -> Result<(), (Refusal, String)> {
+        let Environment::Machine(machine) = &target.environment else {
+            let missing = target.toolchain.as_ref().filter(|name| !self.toolchains.contains(*name));
+            return missing.map_or(Ok(()), |name| {
+                Err((Refusal::NoToolchain, format!("toolchain {name} is not offered here")))
+            });
+        };
+        // The toolchain of such a target is one inside the machine.
+        let auxiliary = machine.auxiliary.iter().map(|one| &one.machine);
+        let missing = auxiliary.chain([&machine.name]).find(|name| !self.machines.contains(*name));
+        missing
+            .map_or(Ok(()), |name| Err((Refusal::NoMachine, format!("machine {name} is not offered here"))))
+    }
+}
+
 /// Everything that a worker knows.
 #[derive(Debug)]
 pub struct Core {
     slots: u32,
-    toolchains: BTreeSet<Name>,
+    offer: Offer,
     silence: Duration,
     targets: BTreeMap<u32, Target>,
     attempts: BTreeMap<TaskRef, Entry>,
@@ -178,10 +203,10 @@ pub struct Core {
 impl Core {
     /// A worker with this many slots and toolchains. After `silence` without a word the boss counts as gone.
     /// Without slots it takes no tasks.
-    pub fn new(slots: u32, toolchains: BTreeSet<Name>, silence: Duration, now: Instant) -> Self {
+    pub fn new(slots: u32, offer: Offer, silence: Duration, now: Instant) -> Self {
         Self {
             slots,
-            toolchains,
+            offer,
             silence,
             targets: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -328,12 +353,7 @@ impl Core {
         let Some(target) = self.targets.get(&order.target) else {
             return Err((Refusal::UnknownTarget, format!("target {} was never configured", order.target)));
         };
-        match &target.toolchain {
-            Some(name) if !self.toolchains.contains(name) => {
-                Err((Refusal::NoToolchain, format!("toolchain {name} is not offered here")))
-            }
-            _ => Ok(()),
-        }
+        self.offer.check(target)
     }
 
     /// Takes back an attempt that has not started. Returns false if it has, or is unknown.

@@ -50,7 +50,7 @@ impl World {
     fn new() -> Self {
         let now = Instant::now();
         let mut world = Self {
-            core: Core::new(SLOTS, BTreeSet::new(), SILENCE, now),
+            core: Core::new(SLOTS, Offer::default(), SILENCE, now),
             now,
             preparing: Vec::new(),
             prepared: BTreeMap::new(),

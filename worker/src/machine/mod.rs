@@ -8,6 +8,7 @@
 
 pub mod accelerator;
 pub mod bootstrap;
+pub mod console;
 pub mod directory;
 pub mod exchange;
 pub mod guest;
@@ -21,3 +22,4 @@ pub mod record;
 pub mod sweep;
 pub mod task;
 pub mod tftp;
+pub mod verdict;

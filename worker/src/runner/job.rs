@@ -7,14 +7,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
-use crewboss_protocol::message::{Done, LogEnd};
+use crewboss_protocol::message::Done;
 use crewboss_protocol::target::{Command as StageCommand, Stage};
 use crewboss_protocol::{FromWorker, Outcome, StageExit, StageResult};
 
 use super::artifacts::{Found, find};
 use super::link::Link;
-use super::log::{Log, WarningScan};
 use super::message::{Job, Spec};
+use super::output::Output;
 use super::stage::{Ended, Stopped, Stream, run};
 use crate::process::kill_all_descendants;
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -34,14 +34,6 @@ pub struct Kept {
     pub programs: BTreeMap<String, PathBuf>,
 }
 
-struct Output {
-    log: Log,
-    err: Log,
-    warnings: WarningScan,
-    announced: bool,
-    lost: Option<io::Error>,
-}
-
 struct Attempt<'a> {
     job: &'a Job,
     spec: &'a Spec,
@@ -55,13 +47,7 @@ struct Attempt<'a> {
 
 /// Runs a job. When this returns, nothing of it runs any more; its directory still holds logs and artifacts.
 pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done {
-    let output = Output {
-        log: Log::new(job.dir.join("log")),
-        err: Log::new(job.dir.join("err")),
-        warnings: WarningScan::default(),
-        announced: false,
-        lost: None,
-    };
+    let output = Output::new(job.at, &job.dir);
     let begun = clock_gettime(ClockId::RealtimeCoarse);
     let (stages, message) = (Vec::new(), String::new());
     let mut attempt = Attempt { job, spec, output, stages, rss_kib: 0, message, begun };
@@ -73,38 +59,13 @@ pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done
         if outcome == Outcome::Success && !spec.target.sizes.is_empty() {
             sizes = attempt.sizes(link, kept);
         }
-        if outcome == Outcome::Success && attempt.output.warnings.found() {
+        if outcome == Outcome::Success && attempt.output.has_warnings() {
             outcome = Outcome::Warning;
         }
     }
     // The directory must not be in use when it is removed.
     let _stays = std::env::set_current_dir("/");
     attempt.finish(outcome, &artifacts, sizes)
-}
-
-impl Output {
-    fn take(&mut self, job: &Job, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
-        self.log.write(bytes)?;
-        if stream == Stream::Err {
-            self.err.write(bytes)?;
-            self.warnings.push(bytes);
-        }
-        link.live(bytes);
-        if !self.announced && self.log.is_long() {
-            self.announced = true;
-            link.forward(&FromWorker::LongLog { at: job.at });
-        }
-        link.flush_live(job.at, Instant::now(), false);
-        Ok(())
-    }
-
-    /// A line of our own in both logs.
-    fn say(&mut self, job: &Job, link: &mut Link, text: &str) {
-        let line = format!("crewboss: {text}\n");
-        if let Err(error) = self.take(job, link, Stream::Err, line.as_bytes()) {
-            self.lost = Some(error);
-        }
-    }
 }
 
 impl Attempt<'_> {
@@ -136,8 +97,8 @@ impl Attempt<'_> {
         let started = match command(&stage.command, &mut kept.programs, &self.spec.variables) {
             Ok(mut command) => {
                 self.environment(&mut command);
-                let (job, output) = (self.job, &mut self.output);
-                let mut sink = |link: &mut Link, stream, bytes: &[u8]| output.take(job, link, stream, bytes);
+                let output = &mut self.output;
+                let mut sink = |link: &mut Link, stream, bytes: &[u8]| output.take(link, stream, bytes);
                 run(command, self.job.at, deadline, link, &mut kept.buffer, &mut sink)
             }
             Err(program) => {
@@ -149,7 +110,7 @@ impl Attempt<'_> {
             Err(error) => {
                 kill_all_descendants(|_| ());
                 let text = format!("stage {} cannot be started: {error}", stage.name);
-                self.output.say(self.job, link, &text);
+                self.output.say(link, &text);
                 self.message = text;
                 self.stages.push(StageResult {
                     name: stage.name.clone(),
@@ -257,15 +218,8 @@ impl Attempt<'_> {
     }
 
     fn finish(mut self, mut outcome: Outcome, artifacts: &Found, sizes: String) -> Done {
-        let mut end = |log: &mut Log| match log.end() {
-            Ok(end) => end,
-            Err(error) => {
-                self.output.lost = Some(error);
-                LogEnd { bytes: 0, text: Some(String::new()) }
-            }
-        };
-        let (log, err) = (end(&mut self.output.log), end(&mut self.output.err));
-        if let Some(error) = &self.output.lost {
+        let (log, err, lost) = self.output.end();
+        if let Some(error) = lost {
             outcome = Outcome::Infrastructure;
             self.message = format!("cannot store its output in {}: {error}", self.job.dir.display());
         }
@@ -287,7 +241,8 @@ impl Attempt<'_> {
     }
 }
 
-fn shortened(mut text: String) -> String {
+/// At most as much of a text as a message may hold.
+pub(crate) fn shortened(mut text: String) -> String {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -5,7 +5,9 @@
 
 use std::path::PathBuf;
 
-use crewboss_protocol::{Outcome, Target, TaskRef, Toolchain, TreeId};
+use crewboss_protocol::machine::{Accelerator, MachineUse};
+use crewboss_protocol::message::{Hold, Pause};
+use crewboss_protocol::{HostName, Name, Outcome, RunId, SessionId, Target, TaskRef, Toolchain, TreeId};
 use serde::{Deserialize, Serialize};
 
 /// To a runner.
@@ -62,6 +64,44 @@ pub struct Job {
     pub tmp: PathBuf,
     /// Where the stages start.
     pub cwd: PathBuf,
+    /// What it takes to run it in a guest, if it is to run in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Box<MachineJob>>,
+}
+
+/// What a runner needs to know for a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineJob {
+    /// The machine directory of the host.
+    pub directory: PathBuf,
+    /// The work directory of the host.
+    pub work: PathBuf,
+    /// The session, which owns the guest.
+    pub session: SessionId,
+    /// The machines.
+    pub machines: MachineUse,
+    /// The toolchain inside the build machine.
+    pub toolchain: Name,
+    /// What guests run with.
+    pub accelerator: Accelerator,
+    /// Memory for all guests of the task together, in bytes.
+    pub memory: u64,
+    /// Processors of each guest, at most.
+    pub processors: u32,
+    /// The source as an archive.
+    pub source: PathBuf,
+    /// When the guest is kept afterwards.
+    pub hold: Hold,
+    /// Where it waits for a person.
+    pub pause: Option<Pause>,
+    /// Who started the boss.
+    pub boss: String,
+    /// The boss's run.
+    pub run: RunId,
+    /// What the boss calls this host.
+    pub host: HostName,
+    /// The boss's priority.
+    pub priority: u32,
 }
 
 /// One artifact in `artifacts.list`, a file of JSON lines in the attempt's directory.

@@ -9,6 +9,7 @@ pub mod job;
 pub mod link;
 pub mod log;
 pub mod message;
+pub mod output;
 pub mod stage;
 
 use std::collections::BTreeMap;

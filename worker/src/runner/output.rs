@@ -1,0 +1,95 @@
+//! The output of one attempt: into its logs, into the live view, and looked through for warnings.
+
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use crewboss_protocol::message::LogEnd;
+use crewboss_protocol::{FromWorker, TaskRef};
+
+use super::link::Link;
+use super::log::{Log, WarningScan};
+use super::stage::Stream;
+
+/// Where the output of an attempt goes.
+#[derive(Debug)]
+pub struct Output {
+    at: TaskRef,
+    log: Log,
+    err: Log,
+    warnings: WarningScan,
+    announced: bool,
+    lost: Option<io::Error>,
+}
+
+impl Output {
+    /// Empty logs in the attempt's directory.
+    pub fn new(at: TaskRef, directory: &Path) -> Self {
+        let log = |name| Log::new(directory.join(name));
+        let warnings = WarningScan::default();
+        Self { at, log: log("log"), err: log("err"), warnings, announced: false, lost: None }
+    }
+
+    /// Whether a warning was written.
+    pub fn has_warnings(&self) -> bool {
+        self.warnings.found()
+    }
+
+    /// A piece of output as it comes.
+    ///
+    /// # Errors
+    /// If it cannot be stored.
+    pub fn take(&mut self, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        self.store(link, stream, bytes)?;
+        link.live(bytes);
+        link.flush_live(self.at, Instant::now(), false);
+        Ok(())
+    }
+
+    /// A piece of output that the live view has had already, or is not to have.
+    ///
+    /// # Errors
+    /// If it cannot be stored.
+    pub fn store(&mut self, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        self.log.write(bytes)?;
+        if stream == Stream::Err {
+            self.note_err(bytes)?;
+        }
+        if !self.announced && self.log.is_long() {
+            self.announced = true;
+            link.forward(&FromWorker::LongLog { at: self.at });
+        }
+        Ok(())
+    }
+
+    /// A piece of standard error that is in the log already.
+    ///
+    /// # Errors
+    /// If it cannot be stored.
+    pub fn note_err(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.err.write(bytes)?;
+        self.warnings.push(bytes);
+        Ok(())
+    }
+
+    /// A line of our own in both logs.
+    pub fn say(&mut self, link: &mut Link, text: &str) {
+        let line = format!("crewboss: {text}\n");
+        if let Err(error) = self.take(link, Stream::Err, line.as_bytes()) {
+            self.lost = Some(error);
+        }
+    }
+
+    /// What the result says about log and standard error, and what went wrong with storing them.
+    pub fn end(&mut self) -> (LogEnd, LogEnd, Option<io::Error>) {
+        let mut lost = self.lost.take();
+        let mut end = |log: &mut Log| {
+            log.end().unwrap_or_else(|error| {
+                lost = Some(error);
+                LogEnd { bytes: 0, text: Some(String::new()) }
+            })
+        };
+        let (log, err) = (end(&mut self.log), end(&mut self.err));
+        (log, err, lost)
+    }
+}
