@@ -6,7 +6,7 @@ use crewboss_protocol::target::{Command, Stage};
 use crewboss_protocol::{Environment, FromWorker, Outcome, Target, TaskRef, ToWorker, TreeId};
 use proptest::prelude::*;
 
-use super::state::{Action, Core, Event, READY_AHEAD, STOP_WITHIN};
+use super::state::{Action, Core, Event, Offer, READY_AHEAD, STOP_WITHIN};
 use crate::slots::Share;
 
 const SLOTS: u32 = 2;

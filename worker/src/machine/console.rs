@@ -24,7 +24,8 @@ impl Console {
         self.head.extend_from_slice(first);
         let rest = &rest[self.note_dropped(rest.len().saturating_sub(TAIL_BYTES))..];
         let over = (self.tail.len() + rest.len()).saturating_sub(TAIL_BYTES);
-        self.tail.drain(..self.note_dropped(over));
+        let over = self.note_dropped(over);
+        self.tail.drain(..over);
         self.tail.extend(rest);
     }
 
