@@ -1,1 +1,381 @@
 //! One guest under control: QEMU, its channels, and what comes through them, as one thing that can be polled.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::guest::{FromGuest, GuestStream, ToGuest};
+use crewboss_protocol::{Name, chain};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+
+use super::console::Console;
+use super::directory::Machines;
+use super::exchange::{PortDecoder, PortEvent, encode};
+use super::lock::Place;
+use super::plan::Plan;
+use super::qemu::child::Ended;
+use super::qemu::process::Qemu;
+use super::qemu::qmp::{Event as MonitorEvent, Incoming};
+use super::record::{GuestRecord, Step};
+use super::tftp;
+use super::tftp::server::Server;
+use super::verdict::Stop;
+
+/// How often a guest with our agent is asked how it is.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// After this long without a byte from its agent a guest counts as hung. A host that is short of processors lets a guest
+/// wait for long, so it is generous.
+pub const SILENCE: Duration = Duration::from_secs(120);
+
+/// What is read from one channel at one look, so that a flood on it does not hold up the others.
+const READ_BYTES: usize = 256 << 10;
+
+/// What may wait for an agent that does not read. What we say is little: an agent that lets this much pile up hangs.
+const UNREAD_BYTES_MAX: usize = 4 << 20;
+
+/// What a guest did.
+#[derive(Debug)]
+pub enum GuestEvent {
+    /// It printed this on its console.
+    Console(Vec<u8>),
+    /// Its agent said this.
+    Said(FromGuest),
+    /// A stage in it printed this.
+    Output(GuestStream, Vec<u8>),
+    /// What came from its agent makes no sense.
+    Nonsense(String),
+    /// It asked for its task by TFTP.
+    Got,
+    /// It has put this file by TFTP.
+    Put(String),
+    /// It asked for what it may not have.
+    Refused(String),
+    /// Its agent has not said a word for this long.
+    Silent(Duration),
+    /// It is gone.
+    Ended(String),
+}
+
+/// A guest that runs. Killed and removed when dropped.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its machine.
+    pub machine: Name,
+    /// What it has printed.
+    pub console: Console,
+    /// Whether its console belongs into the live view.
+    pub shows_console: bool,
+    /// Its record.
+    pub record: GuestRecord,
+    machines: Machines,
+    directory: PathBuf,
+    qemu: Qemu,
+    talk: Talk,
+    farewell: Option<String>,
+    ended: bool,
+    removed: bool,
+    _place: Option<Place>,
+}
+
+#[derive(Debug)]
+enum Talk {
+    Agent(Box<Port>),
+    Tftp(Box<Server>),
+}
+
+#[derive(Debug)]
+struct Port {
+    decoder: PortDecoder,
+    output: Vec<u8>,
+    /// When it was heard last; `None` until it is up.
+    heard: Option<Instant>,
+    pinged: Instant,
+    pings: u64,
+    told_silent: bool,
+}
+
+impl Guest {
+    /// Starts QEMU in a snapshot that was made for it.
+    ///
+    /// # Errors
+    /// If it cannot be started, or ends before there is a guest. Nothing is left then.
+    pub fn start(plan: Plan<'_>) -> Result<Self, Stop> {
+        plan.start()
+    }
+
+    pub(super) fn new(plan: Parts) -> Self {
+        let talk = match plan.server {
+            Some(server) => Talk::Tftp(Box::new(server)),
+            None => Talk::Agent(Box::new(Port {
+                decoder: PortDecoder::new(),
+                output: Vec::new(),
+                heard: None,
+                pinged: Instant::now(),
+                pings: 0,
+                told_silent: false,
+            })),
+        };
+        Self {
+            machine: plan.record.machine.clone(),
+            console: Console::default(),
+            shows_console: plan.shows_console,
+            directory: plan.record.snapshot(&plan.machines),
+            record: plan.record,
+            machines: plan.machines,
+            qemu: plan.qemu,
+            talk,
+            farewell: None,
+            ended: false,
+            removed: false,
+            _place: plan.place,
+        }
+    }
+
+    /// Where it lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Notes how far it has come.
+    ///
+    /// # Errors
+    /// If the record cannot be written.
+    pub fn advance(&mut self, step: Step) -> Result<(), Stop> {
+        self.record.advance(&self.machines, step).map_err(|error| Stop::host(&error))?;
+        super::halt::at(step);
+        Ok(())
+    }
+
+    /// Tells its agent something. A guest without an agent hears nothing.
+    pub fn tell(&mut self, message: &ToGuest) -> Result<(), Stop> {
+        let Talk::Agent(port) = &mut self.talk else { return Ok(()) };
+        encode(message, &mut port.output).map_err(|error| Stop::Host(chain(&error)))?;
+        self.write();
+        Ok(())
+    }
+
+    /// What it puts under this name by TFTP lies here.
+    pub fn put_file(&self, name: &str) -> PathBuf {
+        super::plan::put_file(&self.directory, name)
+    }
+
+    /// Its monitor, and all else of QEMU.
+    pub fn qemu(&mut self) -> &mut Qemu {
+        &mut self.qemu
+    }
+
+    /// When it has to be looked at even if nothing can be read.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.talk {
+            Talk::Agent(port) => port.heard.map(|heard| (port.pinged + PING_EVERY).min(heard + SILENCE)),
+            Talk::Tftp(server) => server.deadline(),
+        }
+        .filter(|_| !self.ended)
+    }
+
+    /// Adds what is to be polled.
+    pub fn add_fds<'a>(&'a self, fds: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {
+        if self.ended {
+            return;
+        }
+        let flags = |writes: bool| if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        fds.push((self.qemu.child.fd(), PollFlags::IN));
+        fds.push((self.qemu.qmp.fd(), flags(self.qemu.qmp.wants_write())));
+        fds.push((self.qemu.console.as_fd(), PollFlags::IN));
+        fds.extend(self.qemu.child.words_fd().map(|fd| (fd, PollFlags::IN)));
+        match &self.talk {
+            Talk::Agent(port) => {
+                fds.extend(self.qemu.agent.as_ref().map(|fd| (fd.as_fd(), flags(!port.output.is_empty()))));
+            }
+            Talk::Tftp(server) => fds.extend(server.fds().map(|fd| (fd, PollFlags::IN))),
+        }
+    }
+
+    /// Takes whatever has come, without waiting.
+    pub fn look(&mut self, now: Instant) -> Vec<GuestEvent> {
+        let mut events = Vec::new();
+        if self.ended {
+            return events;
+        }
+        // First whether it has ended, then what it said: so nothing that was said before is missed.
+        let ended = self.qemu.child.try_ended();
+        self.qemu.child.hear();
+        self.look_at_monitor();
+        self.read_console(&mut events);
+        self.write();
+        match &mut self.talk {
+            Talk::Agent(port) => port.look(&self.qemu, now, &mut events),
+            Talk::Tftp(server) => look_at_server(server, now, &mut events),
+        }
+        if let Some(ended) = ended {
+            self.ended = true;
+            events.push(GuestEvent::Ended(self.how_it_ended(ended)));
+        }
+        events
+    }
+
+    fn look_at_monitor(&mut self) {
+        // A monitor that fails means that QEMU is about to end, which shows by itself, or that it makes no sense any
+        // more, which matters only to those who want something of it.
+        let _silent = self.qemu.qmp.handle_writable().and_then(|()| self.qemu.qmp.handle_readable());
+        while let Some(incoming) = self.qemu.qmp.take() {
+            match incoming {
+                Incoming::Event(MonitorEvent::Shutdown { guest: true, reason }) => {
+                    self.farewell.get_or_insert(match reason.as_str() {
+                        "guest-shutdown" => "switched itself off".to_owned(),
+                        "guest-reset" => "reset itself".to_owned(),
+                        "guest-panic" => "panicked".to_owned(),
+                        other => format!("ended ({other})"),
+                    });
+                }
+                Incoming::Event(MonitorEvent::GuestPanicked { .. }) => {
+                    self.farewell = Some("panicked".to_owned());
+                }
+                Incoming::Event(MonitorEvent::BlockIoError { operation, reason, .. }) => {
+                    self.farewell = Some(format!("lost its disk ({operation}: {reason}) and ended"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn how_it_ended(&self, ended: Ended) -> String {
+        if let Some(farewell) = &self.farewell {
+            return farewell.clone();
+        }
+        let said = self.qemu.child.said();
+        let said = said.lines().last().unwrap_or_default();
+        let colon = if said.is_empty() { "" } else { ": " };
+        format!("ended: QEMU left with {ended}{colon}{said}")
+    }
+
+    fn read_console(&mut self, events: &mut Vec<GuestEvent>) {
+        let mut bytes = Vec::new();
+        read_some(self.qemu.console.as_fd(), &mut bytes);
+        if !bytes.is_empty() {
+            self.console.push(&bytes);
+            events.push(GuestEvent::Console(bytes));
+        }
+    }
+
+    fn write(&mut self) {
+        let (Talk::Agent(port), Some(fd)) = (&mut self.talk, &self.qemu.agent) else { return };
+        while !port.output.is_empty() {
+            match rustix::io::write(fd, &port.output) {
+                Ok(len) => drop(port.output.drain(..len)),
+                Err(Errno::INTR) => {}
+                // Later, or never: that it is gone shows elsewhere.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Ends it, whatever it does, and removes everything of it. Returns what could not be done.
+    pub fn end(mut self) -> Vec<String> {
+        self.take_down()
+    }
+
+    /// Gives it up as a running guest, but keeps what lies on the disk, for its record says that it is held.
+    pub fn leave(mut self) -> Vec<String> {
+        self.removed = true;
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.qemu.kill() {
+            problems.push(format!("QEMU of the guest {} lives on after SIGKILL", self.record.id));
+        }
+        if !std::mem::replace(&mut self.removed, true) {
+            problems.extend(self.record.remove(&self.machines).err().map(|error| chain(&error)));
+        }
+        problems
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Whoever wants to know what could not be done calls `end`; what stays has a record, and is swept.
+        let _swept = self.take_down();
+    }
+}
+
+/// What a guest is made of.
+pub(super) struct Parts {
+    pub machines: Machines,
+    pub record: GuestRecord,
+    pub qemu: Qemu,
+    pub server: Option<Server>,
+    pub place: Option<Place>,
+    pub shows_console: bool,
+}
+
+impl Port {
+    fn look(&mut self, qemu: &Qemu, now: Instant, events: &mut Vec<GuestEvent>) {
+        let Some(fd) = &qemu.agent else { return };
+        let mut bytes = Vec::new();
+        read_some(fd.as_fd(), &mut bytes);
+        if !bytes.is_empty() {
+            self.heard = Some(now);
+            self.told_silent = false;
+            self.decoder.push(&bytes);
+        }
+        while let Some(event) = self.decoder.next_event() {
+            match event {
+                PortEvent::Message(FromGuest::Alive { .. }) => {}
+                PortEvent::Message(message) => events.push(GuestEvent::Said(message)),
+                PortEvent::Output(stream, bytes) => events.push(GuestEvent::Output(stream, bytes.to_vec())),
+                PortEvent::Bad(why) => events.push(GuestEvent::Nonsense(why)),
+            }
+        }
+        self.ping(now, events);
+    }
+
+    fn ping(&mut self, now: Instant, events: &mut Vec<GuestEvent>) {
+        let Some(heard) = self.heard else { return };
+        let silence = now.saturating_duration_since(heard);
+        if silence >= SILENCE && !self.told_silent {
+            self.told_silent = true;
+            events.push(GuestEvent::Silent(silence));
+        }
+        if now >= self.pinged + PING_EVERY && self.output.len() < UNREAD_BYTES_MAX {
+            self.pinged = now;
+            self.pings += 1;
+            // A ping is always short enough.
+            let _encoded = encode(&ToGuest::Ping { number: self.pings }, &mut self.output);
+        }
+    }
+}
+
+fn look_at_server(server: &mut Server, now: Instant, events: &mut Vec<GuestEvent>) {
+    server.handle(now);
+    while let Some(event) = server.event() {
+        match event {
+            tftp::Event::GetStarted { name } if name != super::plan::SOURCE => events.push(GuestEvent::Got),
+            tftp::Event::PutDone { name, .. } => events.push(GuestEvent::Put(name)),
+            tftp::Event::Aborted { name, why } => events.push(GuestEvent::Refused(format!("{name}: {why}"))),
+            tftp::Event::Refused { what, why, .. } => {
+                events.push(GuestEvent::Refused(format!("{what}: {why}")));
+            }
+            tftp::Event::Foreign { from, why, .. } => {
+                events.push(GuestEvent::Refused(format!("a packet from {from}, which is not the guest: {why}")));
+            }
+            tftp::Event::GetStarted { .. } | tftp::Event::GetDone { .. } | tftp::Event::PutStarted { .. } => {}
+        }
+    }
+}
+
+/// Reads what is there, up to a limit.
+fn read_some(fd: BorrowedFd<'_>, bytes: &mut Vec<u8>) {
+    let mut piece = [0; 32 << 10];
+    while bytes.len() < READ_BYTES {
+        match rustix::io::read(fd, &mut piece) {
+            Ok(len) if len > 0 => bytes.extend_from_slice(&piece[..len]),
+            Err(Errno::INTR) => {}
+            // Nothing there now, or never again: then QEMU has ended, which shows by its process.
+            _ => return,
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! Bootstrap: from a machine's revision to a copy that tasks start from.

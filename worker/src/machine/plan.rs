@@ -1,0 +1,303 @@
+//! What a guest is started with: its disks, its network, what it may get and put.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::guest::{BOOTSTRAP_DISK, RESULT_DISK, SOURCE_DISK};
+use crewboss_protocol::machine::Accelerator;
+use crewboss_protocol::chain;
+
+use super::directory::Machines;
+use super::exchange::SOURCE_DISK_BYTES;
+use super::guest::{Guest, Parts};
+use super::lock::Place;
+use super::manifest::{Boot, DiskFormat, Exchange, Manifest, Network};
+use super::qemu::command::{self, Access, Backing, Disk, Format, GuestConfig, Link, Nic};
+use super::qemu::firmware::Uefi;
+use super::qemu::process::Qemu;
+use super::qemu::version::Program;
+use super::record::GuestRecord;
+use super::tftp::server::{Limits, Offer, PutRule, Server};
+use super::verdict::Stop;
+
+/// Names of what is got and put by TFTP.
+pub const TASK: &str = "task";
+/// The source, as an archive.
+pub const SOURCE: &str = "source.tar";
+/// Agent and toolchain, as an archive.
+pub const TOOLCHAIN: &str = "toolchain.tar";
+/// Says that the guest is to be bootstrapped.
+pub const BOOTSTRAP: &str = "bootstrap";
+/// Says that the guest is to serve.
+pub const SERVE: &str = "serve";
+/// Both outputs of the stages.
+pub const LOG: &str = "log";
+/// Standard error alone.
+pub const ERR: &str = "err";
+/// The archive of artifacts.
+pub const ARTIFACTS: &str = "artifacts.tar";
+/// The result, which comes last.
+pub const RESULT: &str = "result";
+/// What a bootstrap reports.
+pub const BOOTSTRAPPED: &str = "bootstrapped";
+/// What an auxiliary machine reports.
+pub const ENVIRONMENT: &str = "environment";
+
+/// The file of the result disk, in the guest's snapshot.
+const RESULT_IMAGE: &str = "result.img";
+
+/// Where what was put by TFTP lies, in the guest's snapshot.
+const PUT: &str = "put";
+
+/// A document is a few lines.
+const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
+
+/// QEMU greets at once; a host that is short of everything may let it wait.
+const GREETING_WITHIN: Duration = Duration::from_secs(30);
+
+/// What a guest is for.
+#[derive(Debug)]
+pub enum Purpose<'a> {
+    /// To run a task.
+    Task {
+        /// The source, as an archive.
+        source: &'a Path,
+        /// The task, as a document.
+        document: String,
+    },
+    /// To become a bootstrapped copy.
+    Bootstrap {
+        /// Agent and toolchain, as an archive.
+        archive: &'a Path,
+        /// The toolchain's name.
+        document: String,
+    },
+    /// To serve a task.
+    Serve {
+        /// What the task calls it.
+        document: String,
+    },
+}
+
+/// Everything about a guest before it runs. Its snapshot is there.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The machine directory.
+    pub machines: &'a Machines,
+    /// Its record.
+    pub record: GuestRecord,
+    /// Its machine.
+    pub manifest: &'a Manifest,
+    /// What runs its processor.
+    pub accelerator: Accelerator,
+    /// Its memory in bytes.
+    pub memory: u64,
+    /// Its processors, unless the machine takes fewer.
+    pub processors: u32,
+    /// What it is for.
+    pub purpose: Purpose<'a>,
+    /// Its place among the guests of its machine.
+    pub place: Option<Place>,
+    /// Whether its console belongs into the live view.
+    pub shows_console: bool,
+}
+
+/// What a guest puts under a name lies here.
+pub fn put_file(directory: &Path, name: &str) -> PathBuf {
+    directory.join(PUT).join(name)
+}
+
+/// The result disk of a guest lies here.
+pub fn result_disk(directory: &Path) -> PathBuf {
+    directory.join(RESULT_IMAGE)
+}
+
+impl Plan<'_> {
+    /// Processors that the guest gets.
+    pub fn processors(&self) -> u32 {
+        self.manifest.processors.map_or(self.processors, |most| most.min(self.processors)).max(1)
+    }
+
+    /// Starts QEMU. If that fails the guest is removed.
+    ///
+    /// # Errors
+    /// If the host cannot run it.
+    pub(super) fn start(self) -> Result<Guest, Stop> {
+        let (machines, record) = (self.machines, self.record.clone());
+        self.try_start().inspect_err(|_| {
+            // The first error counts; what stays has a record.
+            let _swept = record.remove(machines);
+        })
+    }
+
+    fn try_start(self) -> Result<Guest, Stop> {
+        let directory = self.record.snapshot(self.machines);
+        let mut server = match self.manifest.exchange {
+            Exchange::Tftp => Some(self.server(&directory)?),
+            Exchange::Agent => None,
+        };
+        let config = self.config(&directory, server.as_ref())?;
+        let networks = match &self.manifest.network {
+            Network::Bridge(bridge) => vec![super::tap::open(bridge).map_err(|error| Stop::host(&error))?],
+            Network::None | Network::User => Vec::new(),
+        };
+        let program = Program::find().map_err(|error| Stop::host(&error))?;
+        let mut qemu = Qemu::start(&program, &config, &directory, networks).map_err(|error| Stop::host(&error))?;
+        if let Some(server) = &mut server {
+            server.guest_is(qemu.child.pid());
+        }
+        qemu.wait_ready(Instant::now() + GREETING_WITHIN).map_err(|error| Stop::host(&error))?;
+        Ok(Guest::new(Parts {
+            machines: self.machines.clone(),
+            record: self.record,
+            qemu,
+            server,
+            place: self.place,
+            shows_console: self.shows_console,
+        }))
+    }
+
+    fn config(&self, directory: &Path, server: Option<&Server>) -> Result<GuestConfig, Stop> {
+        let agent = self.manifest.exchange == Exchange::Agent;
+        let address = server.map(|server| format!("10.0.2.2:{}", server.port()));
+        let networks = match &self.manifest.network {
+            Network::None => Vec::new(),
+            Network::User => vec![self.nic(Link::User)],
+            Network::Bridge(_) => vec![self.nic(Link::Tap)],
+        };
+        let entry = |address: &String| ("opt/crewboss/tftp".to_owned(), address.clone());
+        Ok(GuestConfig {
+            name: self.record.id.to_string(),
+            accelerator: self.accelerator,
+            cpu: self.manifest.cpu.clone(),
+            memory: self.memory,
+            backing: Backing::Anonymous,
+            processors: self.processors(),
+            boot: self.boot(directory, address.as_deref())?,
+            disks: self.disks(directory, agent)?,
+            agent,
+            shell: agent,
+            networks,
+            firmware_entries: address.iter().map(entry).collect(),
+            display: self.manifest.display.then(|| PathBuf::from("vnc")),
+            incoming: false,
+            options: self.manifest.options.clone(),
+        })
+    }
+
+    fn nic(&self, link: Link) -> Nic {
+        Nic { link, mac: Some(self.mac()) }
+    }
+
+    /// The machine's address, or one made of the guest's name: local, and another for each guest.
+    fn mac(&self) -> String {
+        if let Some(mac) = &self.manifest.mac {
+            return mac.to_string();
+        }
+        let hash = blake3::hash(self.record.id.as_str().as_bytes());
+        let [a, b, c, ..] = *hash.as_bytes();
+        format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+    }
+
+    fn boot(&self, directory: &Path, tftp: Option<&str>) -> Result<command::Boot, Stop> {
+        Ok(match &self.manifest.boot {
+            Boot::Bios => command::Boot::Bios,
+            Boot::Uefi => {
+                let uefi = Uefi::find().and_then(|uefi| uefi.with_own_variables(&directory.join("uefi-variables")));
+                command::Boot::Uefi(uefi.map_err(|error| Stop::host(&error))?)
+            }
+            Boot::Kernel { kernel, initrd, append } => command::Boot::Kernel {
+                kernel: directory.join(kernel),
+                initrd: initrd.as_ref().map(|initrd| directory.join(initrd)),
+                append: tftp.map_or_else(|| append.clone(), |tftp| format!("{append} crewboss.tftp={tftp}")),
+            },
+        })
+    }
+
+    fn disks(&self, directory: &Path, agent: bool) -> Result<Vec<Disk>, Stop> {
+        let format = match self.manifest.format {
+            DiskFormat::Raw => Format::Raw,
+            DiskFormat::Qcow2 => Format::Qcow2,
+        };
+        let is_kept = matches!(self.purpose, Purpose::Bootstrap { .. });
+        let access = if is_kept { Access::Kept } else { Access::Throwaway };
+        let mut disks = vec![Disk { path: directory.join(&self.manifest.disk), format, serial: None, access }];
+        let mut add = |path: PathBuf, serial: &str, access| {
+            disks.push(Disk { path, format: Format::Raw, serial: Some(serial.to_owned()), access });
+        };
+        match &self.purpose {
+            Purpose::Task { source, .. } if agent => {
+                add(source.to_path_buf(), SOURCE_DISK, Access::ReadOnly);
+                add(make_result_disk(directory)?, RESULT_DISK, Access::Throwaway);
+            }
+            Purpose::Bootstrap { archive, .. } if agent => {
+                add(archive.to_path_buf(), BOOTSTRAP_DISK, Access::ReadOnly);
+            }
+            _ => {}
+        }
+        Ok(disks)
+    }
+
+    /// The server of a guest that speaks TFTP.
+    fn server(&self, directory: &Path) -> Result<Server, Stop> {
+        let text = |text: &String| Offer::Bytes(text.clone().into_bytes().into());
+        let (offers, names): (Vec<(&str, Offer)>, &[&str]) = match &self.purpose {
+            Purpose::Task { source, document } => {
+                let length = super::exchange::archive_length(source).map_err(|error| Stop::host(&error))?;
+                let source = Offer::Part { path: source.to_path_buf(), bytes: length };
+                (vec![(TASK, text(document)), (SOURCE, source)], &[LOG, ERR, ARTIFACTS, RESULT])
+            }
+            Purpose::Bootstrap { archive, document } => {
+                let archive = Offer::File(archive.to_path_buf());
+                (vec![(BOOTSTRAP, text(document)), (TOOLCHAIN, archive)], &[BOOTSTRAPPED])
+            }
+            Purpose::Serve { document } => (vec![(SERVE, text(document))], &[ENVIRONMENT]),
+        };
+        let put = directory.join(PUT);
+        std::fs::create_dir_all(&put)
+            .map_err(|error| Stop::Host(format!("cannot make {}: {error}", put.display())))?;
+        let rule = |name: &&str| {
+            let big = matches!(*name, LOG | ERR | ARTIFACTS);
+            let max = if big { SOURCE_DISK_BYTES } else { DOCUMENT_BYTES_MAX };
+            let rule = PutRule { path: put.join(name), max, replaceable: false, closes: *name == RESULT };
+            ((*name).to_owned(), rule)
+        };
+        let offers = offers.into_iter().map(|(name, offer)| (name.to_owned(), offer)).collect();
+        let puts: BTreeMap<String, PutRule> = names.iter().map(rule).collect();
+        Server::start(offers, puts, Limits::default()).map_err(|error| Stop::Host(chain(&error)))
+    }
+}
+
+/// The disk that artifacts come out on: all of it a hole, and no larger than what the host could hold.
+fn make_result_disk(directory: &Path) -> Result<PathBuf, Stop> {
+    let path = result_disk(directory);
+    let made = rustix::fs::statvfs(directory).map_err(std::io::Error::from).and_then(|space| {
+        let file = File::create(&path)?;
+        file.set_len(result_disk_bytes(space.f_bavail.saturating_mul(space.f_frsize)))
+    });
+    made.map_err(|error| Stop::Host(format!("cannot make {}: {error}", path.display())))?;
+    Ok(path)
+}
+
+/// Half of what is free at most, and a power of two, so that it seldom changes: a guest that goes on from saved memory must
+/// find a disk of the size that it knows.
+fn result_disk_bytes(free: u64) -> u64 {
+    const LEAST: u64 = 16 << 20;
+    let half = (free / 2).max(LEAST);
+    (1_u64 << half.ilog2()).min(SOURCE_DISK_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_disk_never_holds_more_than_the_host_could() {
+        assert_eq!(result_disk_bytes(0), 16 << 20);
+        assert_eq!(result_disk_bytes(3 << 30), 1 << 30);
+        assert_eq!(result_disk_bytes(4 << 30), 2 << 30);
+        assert_eq!(result_disk_bytes(u64::MAX), SOURCE_DISK_BYTES);
+    }
+}

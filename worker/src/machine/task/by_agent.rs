@@ -1,0 +1,166 @@
+//! A task that the agent in the guest runs, stage by stage, as it is told over its port.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::guest::{FromGuest, GuestStream, ResultDocument, ToGuest};
+use crewboss_protocol::target::Stage;
+use crewboss_protocol::{FromWorker, Outcome, StageResult, chain};
+
+use super::Task;
+use crate::machine::exchange;
+use crate::machine::guest::GuestEvent;
+use crate::machine::verdict::Stop;
+use crate::runner::stage::Stream;
+
+/// Unpacking a source takes seconds; a guest that needs longer than this hangs.
+const PREPARE_WITHIN: Duration = Duration::from_secs(600);
+
+/// Packing the artifacts takes seconds, too.
+const COLLECT_WITHIN: Duration = Duration::from_secs(600);
+
+/// How one stage went.
+struct StageEnd {
+    result: StageResult,
+    stopped: bool,
+}
+
+impl Task<'_> {
+    /// Runs all stages, then brings out what they made.
+    pub(super) fn run_by_agent(&mut self, variables: &BTreeMap<String, String>) -> Result<Outcome, Stop> {
+        let document = self.document(variables).to_text();
+        self.tell(&ToGuest::Task { document });
+        self.answer(Instant::now() + PREPARE_WITHIN, |said| matches!(said, FromGuest::Prepared).then_some(()))?;
+        let limit = Duration::from_millis(self.spec.target.timeout_ms);
+        let deadline = Instant::now() + limit;
+        let mut outcome = Outcome::Success;
+        let spec = self.spec;
+        for (index, stage) in spec.target.stages.iter().enumerate() {
+            self.begin_stage(index, stage);
+            if !self.run_stage(stage, deadline)? {
+                outcome = Outcome::Failure;
+                break;
+            }
+        }
+        self.stage = None;
+        self.collect_from_agent(&mut outcome)?;
+        Ok(outcome)
+    }
+
+    pub(super) fn begin_stage(&mut self, index: usize, stage: &Stage) {
+        self.stage = Some(stage.name.clone());
+        if index > 0 {
+            self.watch.link.forward(&FromWorker::Stage { at: self.job.at, stage: stage.name.clone() });
+        }
+    }
+
+    /// Runs one stage; says whether the next one may start.
+    fn run_stage(&mut self, stage: &Stage, deadline: Instant) -> Result<bool, Stop> {
+        self.tell(&ToGuest::Stage { name: stage.name.clone(), variables: BTreeMap::new(), wipe: false });
+        let end = self.stage_end(deadline)?;
+        if end.stopped || end.result.name != stage.name {
+            return Err(self.unreadable(format!("it says that stage {} has ended", end.result.name)));
+        }
+        let success = end.result.exit.is_success();
+        self.stages.push(end.result);
+        Ok(success)
+    }
+
+    fn stage_end(&mut self, deadline: Instant) -> Result<StageEnd, Stop> {
+        let limit = Duration::from_millis(self.spec.target.timeout_ms);
+        loop {
+            let Some(event) = self.next(deadline)? else {
+                return Err(Stop::Timeout { stage: self.stage.clone(), limit });
+            };
+            match event {
+                GuestEvent::Output(stream, bytes) => self.take(stream, &bytes)?,
+                GuestEvent::Said(FromGuest::Ended { result, rss_kib_max, stopped }) => {
+                    self.rss_kib = self.rss_kib.max(rss_kib_max);
+                    return Ok(StageEnd { result, stopped });
+                }
+                GuestEvent::Said(other) => return Err(self.unexpected(&other)),
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&mut self, stream: GuestStream, bytes: &[u8]) -> Result<(), Stop> {
+        let stream = match stream {
+            GuestStream::Out => Stream::Out,
+            GuestStream::Err => Stream::Err,
+        };
+        let stored = self.output.take(self.watch.link, stream, bytes);
+        stored.map_err(|error| cannot_store(&self.job.dir, &error))
+    }
+
+    /// Waits for the one message that answers what was asked last.
+    fn answer<T>(&mut self, until: Instant, mut is_it: impl FnMut(&FromGuest) -> Option<T>) -> Result<T, Stop> {
+        let machine = self.machine.machines.name.clone();
+        let begun = Instant::now();
+        loop {
+            match self.next(until)? {
+                None => {
+                    let silence = begun.elapsed();
+                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence });
+                }
+                Some(GuestEvent::Output(stream, bytes)) => self.take(stream, &bytes)?,
+                Some(GuestEvent::Said(FromGuest::Failed { text })) => {
+                    return Err(Stop::Unable { machine, why: text });
+                }
+                Some(GuestEvent::Said(said)) => match is_it(&said) {
+                    Some(answer) => return Ok(answer),
+                    None => return Err(self.unexpected(&said)),
+                },
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn collect_from_agent(&mut self, outcome: &mut Outcome) -> Result<(), Stop> {
+        self.tell(&ToGuest::Collect);
+        let collected = self.answer(Instant::now() + COLLECT_WITHIN, |said| match said {
+            FromGuest::Collected { document, bytes } => Some((document.clone(), *bytes)),
+            _ => None,
+        });
+        let (document, bytes) = match collected {
+            // What the task made does not fit where it has to go: that is the task's doing.
+            Err(Stop::Unable { why, .. }) => {
+                self.message = why;
+                *outcome = Outcome::Failure;
+                return Ok(());
+            }
+            collected => collected?,
+        };
+        let result = ResultDocument::parse(&document).map_err(|error| self.unreadable(chain(&error)))?;
+        (self.sizes, self.message) = (result.sizes, result.message);
+        let archive = self.guests[self.build()].result_disk();
+        self.unpack(&archive, bytes, outcome)
+    }
+
+    /// Takes what the task promised out of the archive that a guest wrote.
+    pub(super) fn unpack(&mut self, archive: &Path, bytes: u64, outcome: &mut Outcome) -> Result<(), Stop> {
+        let target = &self.spec.target;
+        let unpacked = exchange::unpack(archive, bytes, &self.job.out, &target.artifacts);
+        self.found = unpacked.map_err(|error| self.unreadable(chain(&error)))?;
+        if *outcome == Outcome::Success && !self.found.problems.is_empty() {
+            *outcome = Outcome::Failure;
+            self.message = self.found.problems.join("; ");
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell(&mut self, message: &ToGuest) {
+        let build = self.build();
+        self.guests[build].tell(message);
+    }
+
+    fn unexpected(&self, said: &FromGuest) -> Stop {
+        let text = format!("{said:?}");
+        self.unreadable(format!("it said {:.120} unasked", text))
+    }
+}
+
+pub(super) fn cannot_store(directory: &Path, error: &std::io::Error) -> Stop {
+    Stop::Host(format!("cannot store its output in {}: {error}", directory.display()))
+}

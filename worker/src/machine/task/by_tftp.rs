@@ -1,0 +1,104 @@
+//! A task that a guest without our agent runs: it gets everything by TFTP, and puts its result when it is done.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::guest::ResultDocument;
+use crewboss_protocol::{Outcome, chain};
+
+use super::by_agent::cannot_store;
+use super::Task;
+use crate::machine::guest::{GuestEvent, put};
+use crate::machine::verdict::Stop;
+use crate::runner::stage::Stream;
+
+/// A result is a few lines; a guest that puts more of them lies.
+const RESULT_BYTES_MAX: u64 = 1 << 20;
+
+/// What is read of a log at once.
+const PIECE_BYTES: usize = 64 << 10;
+
+impl Task<'_> {
+    /// Waits for the result, then takes in what the guest has put.
+    pub(super) fn run_by_tftp(&mut self) -> Result<Outcome, Stop> {
+        let limit = Duration::from_millis(self.spec.target.timeout_ms);
+        let deadline = Instant::now() + limit;
+        // Which stage runs only the guest knows.
+        loop {
+            match self.next(deadline)? {
+                None => return Err(Stop::Timeout { stage: None, limit }),
+                Some(GuestEvent::Put(name)) if name == put::RESULT => break,
+                Some(_) => {}
+            }
+        }
+        self.take_logs()?;
+        let result = self.result_document()?;
+        let mut outcome = self.judge(&result)?;
+        self.rss_kib = result.rss_kib_max;
+        (self.sizes, self.message) = (result.sizes, result.message);
+        self.stages = result.stages;
+        let archive = self.put_file(put::ARTIFACTS);
+        let bytes = archive.metadata().map_or(0, |found| found.len());
+        self.unpack(&archive, bytes, &mut outcome)?;
+        Ok(outcome)
+    }
+
+    fn put_file(&self, name: &str) -> std::path::PathBuf {
+        self.guests[self.build()].put_file(name)
+    }
+
+    fn result_document(&self) -> Result<ResultDocument, Stop> {
+        let mut text = String::new();
+        let read = File::open(self.put_file(put::RESULT))
+            .and_then(|file| file.take(RESULT_BYTES_MAX).read_to_string(&mut text));
+        read.map_err(|error| self.unreadable(error.to_string()))?;
+        ResultDocument::parse(&text).map_err(|error| self.unreadable(chain(&error)))
+    }
+
+    /// The stages that a guest reports must be those that it was given, in their order, up to the first that failed.
+    fn judge(&self, result: &ResultDocument) -> Result<Outcome, Stop> {
+        let (given, ran) = (&self.spec.target.stages, &result.stages);
+        let in_order = ran.iter().zip(given).all(|(ran, given)| ran.name == given.name);
+        let bad = ran.iter().position(|stage| !stage.exit.is_success());
+        let whole = match bad {
+            None => ran.len() == given.len(),
+            Some(bad) => bad + 1 == ran.len(),
+        };
+        if !in_order || !whole || ran.len() > given.len() {
+            return Err(self.unreadable("its stages are not those of the task".to_owned()));
+        }
+        Ok(if bad.is_some() { Outcome::Failure } else { Outcome::Success })
+    }
+
+    /// The console has shown it live already, so it only goes into the logs.
+    fn take_logs(&mut self) -> Result<(), Stop> {
+        for (name, stream) in [(put::LOG, Stream::Out), (put::ERR, Stream::Err)] {
+            let path = self.put_file(name);
+            self.take_log(&path, stream).map_err(|error| cannot_store(&self.job.dir, &error))?;
+        }
+        Ok(())
+    }
+
+    fn take_log(&mut self, path: &Path, stream: Stream) -> std::io::Result<()> {
+        let Ok(mut file) = File::open(path) else { return Ok(()) };
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let len = file.read(&mut piece)?;
+            if len == 0 {
+                return Ok(());
+            }
+            match stream {
+                Stream::Out => self.output.store(self.watch.link, Stream::Out, &piece[..len])?,
+                Stream::Err => self.output.note_err(&piece[..len])?,
+            }
+        }
+    }
+
+    /// What a guest that asks by TFTP is given.
+    pub(super) fn tftp_documents(&self, variables: &BTreeMap<String, String>) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([("task", self.document(variables).to_text())])
+    }
+}

@@ -1,0 +1,125 @@
+//! A task in a guest, from the lock to the end of the snapshot.
+//!
+//! It reads in the order in which it happens: [`claim`] finds the machines, has them bootstrapped and takes their locks;
+//! [`boot`] starts guests and tries again when one does not come up; [`by_agent`] and [`by_tftp`] are the two ways in which
+//! a guest then does the task; [`finish`] collects what came out and takes everything down.
+
+mod auxiliary;
+mod boot;
+mod by_agent;
+mod by_tftp;
+mod claim;
+mod finish;
+
+use std::time::Instant;
+
+use crewboss_protocol::machine::{HeldGuest, MachineResult};
+use crewboss_protocol::message::Done;
+use crewboss_protocol::{Name, Outcome, StageResult};
+
+use super::guest::{Guest, GuestEvent};
+use super::manifest::Exchange;
+use super::verdict::Stop;
+use super::watch::{Seen, Watch};
+use crate::runner::artifacts::Found;
+use crate::runner::link::Link;
+use crate::runner::message::{Job, MachineJob, Spec};
+use crate::runner::output::Output;
+
+/// Runs a job in a guest. When this returns, nothing of it runs any more, and of the guest nothing is left unless it is
+/// held.
+pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Link) -> Done {
+    let mut task = Task {
+        job,
+        machine,
+        spec,
+        watch: Watch::new(link, job.at),
+        guests: Vec::new(),
+        output: Output::new(job.at, &job.dir),
+        stage: None,
+        stages: Vec::new(),
+        rss_kib: 0,
+        sizes: String::new(),
+        found: Found::default(),
+        message: String::new(),
+        result: None,
+        held: None,
+    };
+    let outcome = task.run().unwrap_or_else(|stop| {
+        task.message = stop.to_string();
+        stop.outcome()
+    });
+    task.finish(outcome)
+}
+
+struct Task<'a> {
+    job: &'a Job,
+    machine: &'a MachineJob,
+    spec: &'a Spec,
+    watch: Watch<'a>,
+    /// Auxiliary machines in their order, then the build machine.
+    guests: Vec<Guest>,
+    output: Output,
+    /// The stage that runs.
+    stage: Option<Name>,
+    stages: Vec<StageResult>,
+    rss_kib: u64,
+    sizes: String,
+    found: Found,
+    message: String,
+    result: Option<MachineResult>,
+    held: Option<HeldGuest>,
+}
+
+impl Task<'_> {
+    fn run(&mut self) -> Result<Outcome, Stop> {
+        let claims = self.claim()?;
+        let variables = self.start_auxiliaries(&claims)?;
+        self.boot_build_machine(&claims)?;
+        match claims.build.manifest.exchange {
+            Exchange::Agent => self.run_by_agent(&variables),
+            Exchange::Tftp => self.run_by_tftp(),
+        }
+    }
+
+    /// The place of the build machine's guest; it is the last one that was started.
+    fn build(&self) -> usize {
+        self.guests.len() - 1
+    }
+
+    /// The next thing that the build machine's guest does before `until`. What befalls any other guest ends the task.
+    fn next(&mut self, until: Instant) -> Result<Option<GuestEvent>, Stop> {
+        loop {
+            let build = self.build();
+            match self.watch.next(&mut self.guests, until) {
+                Seen::Cancelled => return Err(Stop::Cancelled),
+                Seen::TimeUp => return Ok(None),
+                Seen::Guest(index, event) if index != build => self.auxiliary_did(index, event)?,
+                Seen::Guest(_, GuestEvent::Ended(how)) => return Err(self.ended(how)),
+                Seen::Guest(_, GuestEvent::Silent(silence)) => {
+                    let machine = self.machine.machines.name.clone();
+                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence });
+                }
+                Seen::Guest(_, GuestEvent::Nonsense(why)) => return Err(self.unreadable(why)),
+                Seen::Guest(_, GuestEvent::Refused(what)) => {
+                    let text = format!("refused to the guest: {what}");
+                    self.output.say(self.watch.link, &text);
+                }
+                Seen::Guest(_, event) => return Ok(Some(event)),
+            }
+        }
+    }
+
+    fn ended(&self, how: String) -> Stop {
+        Stop::Ended {
+            machine: self.machine.machines.name.clone(),
+            stage: self.stage.clone(),
+            how,
+            last_words: self.guests[self.build()].console.last_words(3),
+        }
+    }
+
+    fn unreadable(&self, why: String) -> Stop {
+        Stop::Unreadable { machine: self.machine.machines.name.clone(), why }
+    }
+}

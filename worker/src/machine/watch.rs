@@ -1,0 +1,113 @@
+//! Waiting for several guests and the worker proper at once.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::{FromWorker, TaskRef};
+use rustix::event::{PollFd, PollFlags};
+
+use super::guest::{Guest, GuestEvent};
+use crate::runner::link::Link;
+use crate::runner::message::ToRunner;
+use crate::sys;
+
+/// What there was to see.
+#[derive(Debug)]
+pub enum Seen {
+    /// A guest did something; its place among those watched.
+    Guest(usize, GuestEvent),
+    /// The worker proper wants an end, or is gone.
+    Cancelled,
+    /// The time is up.
+    TimeUp,
+}
+
+/// Watches over the guests of one attempt.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    /// The line to the worker proper.
+    pub link: &'a mut Link,
+    at: TaskRef,
+    seen: VecDeque<Seen>,
+    cancelled: bool,
+}
+
+impl<'a> Watch<'a> {
+    /// For an attempt.
+    pub fn new(link: &'a mut Link, at: TaskRef) -> Self {
+        Self { link, at, seen: VecDeque::new(), cancelled: false }
+    }
+
+    /// Tells a person what goes on.
+    pub fn step(&mut self, text: impl Into<String>) {
+        let text = crate::runner::job::shortened(text.into());
+        self.link.forward(&FromWorker::Step { at: self.at, text });
+    }
+
+    /// Waits until something happens that its caller has to know, for no longer than `until`. Consoles are kept, and shown
+    /// live if they are the build machine's; pings are sent and answered.
+    pub fn next(&mut self, guests: &mut [Guest], until: Instant) -> Seen {
+        loop {
+            if self.cancelled {
+                return Seen::Cancelled;
+            }
+            if let Some(seen) = self.seen.pop_front() {
+                return seen;
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Seen::TimeUp;
+            }
+            self.link.flush_live(self.at, now, false);
+            self.wait(guests, now, until);
+            self.hear();
+            self.look(guests, Instant::now());
+        }
+    }
+
+    /// Waits for a moment, watching nothing but the worker proper. Returns false when it wants an end.
+    pub fn pause(&mut self, duration: Duration) -> bool {
+        matches!(self.next(&mut [], Instant::now() + duration), Seen::TimeUp)
+    }
+
+    fn wait(&mut self, guests: &[Guest], now: Instant, until: Instant) {
+        let wakes = guests.iter().filter_map(Guest::deadline).chain(self.link.live_due(now).map(|due| now + due));
+        let until = wakes.fold(until, Instant::min);
+        let mut fds: Vec<(BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
+        fds.push((std::os::fd::AsFd::as_fd(self.link.fd()), PollFlags::IN));
+        guests.iter().for_each(|guest| guest.add_fds(&mut fds));
+        let mut polled: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        // Whatever poll has against it, every descriptor is looked at afterwards anyway.
+        let _ready = sys::poll(&mut polled, Some(until.saturating_duration_since(now)));
+        let heard = !polled[0].revents().is_empty();
+        drop(polled);
+        drop(fds);
+        if heard {
+            self.link.fill();
+        }
+    }
+
+    fn hear(&mut self) {
+        while let Some(message) = self.link.take() {
+            // Nothing else is said while a job runs.
+            self.cancelled |= matches!(message, ToRunner::Cancel { at } if at == self.at);
+        }
+        self.cancelled |= self.link.is_closed();
+    }
+
+    fn look(&mut self, guests: &mut [Guest], now: Instant) {
+        for (index, guest) in guests.iter_mut().enumerate() {
+            for event in guest.look(now) {
+                match event {
+                    GuestEvent::Console(bytes) => {
+                        if guest.shows_console {
+                            self.link.live(&bytes);
+                        }
+                    }
+                    event => self.seen.push_back(Seen::Guest(index, event)),
+                }
+            }
+        }
+    }
+}
