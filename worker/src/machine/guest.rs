@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use super::console::Console;
 use super::directory::Machines;
 use super::exchange::{PortDecoder, PortEvent, encode};
-use super::lock::Place;
 use super::plan::Plan;
 use super::qemu::child::Ended;
 use super::qemu::process::Qemu;
@@ -63,6 +62,8 @@ pub enum GuestEvent {
 pub struct Guest {
     /// Its machine.
     pub machine: Name,
+    /// What the task calls it, if it serves.
+    pub auxiliary: Option<Name>,
     /// What it has printed.
     pub console: Console,
     /// Whether its console belongs into the live view.
@@ -76,7 +77,6 @@ pub struct Guest {
     farewell: Option<String>,
     ended: bool,
     removed: bool,
-    _place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -119,6 +119,7 @@ impl Guest {
         };
         Self {
             machine: plan.record.machine.clone(),
+            auxiliary: None,
             console: Console::default(),
             shows_console: plan.shows_console,
             directory: plan.record.snapshot(&plan.machines),
@@ -129,7 +130,6 @@ impl Guest {
             farewell: None,
             ended: false,
             removed: false,
-            _place: plan.place,
         }
     }
 
@@ -159,6 +159,22 @@ impl Guest {
     /// What it puts under this name by TFTP lies here.
     pub fn put_file(&self, name: &str) -> PathBuf {
         super::plan::put_file(&self.directory, name)
+    }
+
+    /// What an event means while this guest serves: that it is missing, or nothing.
+    ///
+    /// # Errors
+    /// If the task cannot go on without it.
+    pub fn as_auxiliary(&self, event: GuestEvent) -> Result<(), Stop> {
+        let why = match event {
+            GuestEvent::Ended(how) => format!("it {how}; its console ended with: {}", self.console.last_words(3)),
+            GuestEvent::Silent(silence) => format!("it has not answered for {} s", silence.as_secs()),
+            GuestEvent::Nonsense(why) => format!("what it sent cannot be read: {why}"),
+            GuestEvent::Said(FromGuest::Failed { text }) => text,
+            _ => return Ok(()),
+        };
+        let name = self.auxiliary.clone().unwrap_or_else(|| self.machine.clone());
+        Err(Stop::Auxiliary { name, why })
     }
 
     /// Its monitor, and all else of QEMU.
@@ -308,7 +324,6 @@ pub(super) struct Parts {
     pub record: GuestRecord,
     pub qemu: Qemu,
     pub server: Option<Server>,
-    pub place: Option<Place>,
     pub shows_console: bool,
 }
 

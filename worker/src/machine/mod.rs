@@ -7,19 +7,24 @@
 //! ([`hold`]): then it is a snapshot with its memory beside it, and no process.
 
 pub mod accelerator;
+pub mod boot;
 pub mod bootstrap;
 pub mod console;
 pub mod directory;
 pub mod exchange;
 pub mod guest;
+pub mod halt;
 pub mod hold;
 pub mod lock;
 pub mod manifest;
 pub mod memory;
+pub mod plan;
 pub mod probe;
 pub mod qemu;
 pub mod record;
 pub mod sweep;
+pub mod tap;
 pub mod task;
 pub mod tftp;
 pub mod verdict;
+pub mod watch;

@@ -12,7 +12,6 @@ use crewboss_protocol::chain;
 use super::directory::Machines;
 use super::exchange::SOURCE_DISK_BYTES;
 use super::guest::{Guest, Parts};
-use super::lock::Place;
 use super::manifest::{Boot, DiskFormat, Exchange, Manifest, Network};
 use super::qemu::command::{self, Access, Backing, Disk, Format, GuestConfig, Link, Nic};
 use super::qemu::firmware::Uefi;
@@ -98,10 +97,13 @@ pub struct Plan<'a> {
     pub processors: u32,
     /// What it is for.
     pub purpose: Purpose<'a>,
-    /// Its place among the guests of its machine.
-    pub place: Option<Place>,
     /// Whether its console belongs into the live view.
     pub shows_console: bool,
+}
+
+/// Everything that a guest puts lies below this.
+pub fn put_directory(directory: &Path) -> PathBuf {
+    directory.join(PUT)
 }
 
 /// What a guest puts under a name lies here.
@@ -154,7 +156,6 @@ impl Plan<'_> {
             record: self.record,
             qemu,
             server,
-            place: self.place,
             shows_console: self.shows_console,
         }))
     }
@@ -246,7 +247,7 @@ impl Plan<'_> {
         let (offers, names): (Vec<(&str, Offer)>, &[&str]) = match &self.purpose {
             Purpose::Task { source, document } => {
                 let length = super::exchange::archive_length(source).map_err(|error| Stop::host(&error))?;
-                let source = Offer::Part { path: source.to_path_buf(), bytes: length };
+                let source = Offer::Part(source.to_path_buf(), length);
                 (vec![(TASK, text(document)), (SOURCE, source)], &[LOG, ERR, ARTIFACTS, RESULT])
             }
             Purpose::Bootstrap { archive, document } => {

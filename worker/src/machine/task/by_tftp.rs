@@ -1,6 +1,5 @@
 //! A task that a guest without our agent runs: it gets everything by TFTP, and puts its result when it is done.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -11,7 +10,8 @@ use crewboss_protocol::{Outcome, chain};
 
 use super::by_agent::cannot_store;
 use super::Task;
-use crate::machine::guest::{GuestEvent, put};
+use crate::machine::guest::GuestEvent;
+use crate::machine::plan::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::verdict::Stop;
 use crate::runner::stage::Stream;
 
@@ -30,7 +30,7 @@ impl Task<'_> {
         loop {
             match self.next(deadline)? {
                 None => return Err(Stop::Timeout { stage: None, limit }),
-                Some(GuestEvent::Put(name)) if name == put::RESULT => break,
+                Some(GuestEvent::Put(name)) if name == RESULT => break,
                 Some(_) => {}
             }
         }
@@ -40,7 +40,7 @@ impl Task<'_> {
         self.rss_kib = result.rss_kib_max;
         (self.sizes, self.message) = (result.sizes, result.message);
         self.stages = result.stages;
-        let archive = self.put_file(put::ARTIFACTS);
+        let archive = self.put_file(ARTIFACTS);
         let bytes = archive.metadata().map_or(0, |found| found.len());
         self.unpack(&archive, bytes, &mut outcome)?;
         Ok(outcome)
@@ -52,7 +52,7 @@ impl Task<'_> {
 
     fn result_document(&self) -> Result<ResultDocument, Stop> {
         let mut text = String::new();
-        let read = File::open(self.put_file(put::RESULT))
+        let read = File::open(self.put_file(RESULT))
             .and_then(|file| file.take(RESULT_BYTES_MAX).read_to_string(&mut text));
         read.map_err(|error| self.unreadable(error.to_string()))?;
         ResultDocument::parse(&text).map_err(|error| self.unreadable(chain(&error)))
@@ -75,7 +75,7 @@ impl Task<'_> {
 
     /// The console has shown it live already, so it only goes into the logs.
     fn take_logs(&mut self) -> Result<(), Stop> {
-        for (name, stream) in [(put::LOG, Stream::Out), (put::ERR, Stream::Err)] {
+        for (name, stream) in [(LOG, Stream::Out), (ERR, Stream::Err)] {
             let path = self.put_file(name);
             self.take_log(&path, stream).map_err(|error| cannot_store(&self.job.dir, &error))?;
         }
@@ -95,10 +95,5 @@ impl Task<'_> {
                 Stream::Err => self.output.note_err(&piece[..len])?,
             }
         }
-    }
-
-    /// What a guest that asks by TFTP is given.
-    pub(super) fn tftp_documents(&self, variables: &BTreeMap<String, String>) -> BTreeMap<&'static str, String> {
-        BTreeMap::from([("task", self.document(variables).to_text())])
     }
 }

@@ -18,6 +18,7 @@ use crewboss_protocol::message::Done;
 use crewboss_protocol::{Name, Outcome, StageResult};
 
 use super::guest::{Guest, GuestEvent};
+use super::lock::Place;
 use super::manifest::Exchange;
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
@@ -35,6 +36,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         spec,
         watch: Watch::new(link, job.at),
         guests: Vec::new(),
+        places: Vec::new(),
         output: Output::new(job.at, &job.dir),
         stage: None,
         stages: Vec::new(),
@@ -59,6 +61,8 @@ struct Task<'a> {
     watch: Watch<'a>,
     /// Auxiliary machines in their order, then the build machine.
     guests: Vec<Guest>,
+    /// The locks of their machines, held until all of them are gone.
+    places: Vec<Place>,
     output: Output,
     /// The stage that runs.
     stage: Option<Name>,
@@ -73,9 +77,9 @@ struct Task<'a> {
 
 impl Task<'_> {
     fn run(&mut self) -> Result<Outcome, Stop> {
-        let claims = self.claim()?;
-        let variables = self.start_auxiliaries(&claims)?;
-        self.boot_build_machine(&claims)?;
+        let mut claims = self.claim()?;
+        let variables = self.start_auxiliaries(&mut claims)?;
+        self.boot_build_machine(&mut claims, &variables)?;
         match claims.build.manifest.exchange {
             Exchange::Agent => self.run_by_agent(&variables),
             Exchange::Tftp => self.run_by_tftp(),
@@ -94,7 +98,7 @@ impl Task<'_> {
             match self.watch.next(&mut self.guests, until) {
                 Seen::Cancelled => return Err(Stop::Cancelled),
                 Seen::TimeUp => return Ok(None),
-                Seen::Guest(index, event) if index != build => self.auxiliary_did(index, event)?,
+                Seen::Guest(index, event) if index != build => self.guests[index].as_auxiliary(event)?,
                 Seen::Guest(_, GuestEvent::Ended(how)) => return Err(self.ended(how)),
                 Seen::Guest(_, GuestEvent::Silent(silence)) => {
                     let machine = self.machine.machines.name.clone();

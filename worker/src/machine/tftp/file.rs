@@ -22,6 +22,8 @@ const SPACE_EVERY: u64 = 16 << 20;
 pub enum Offer {
     /// A file of the host. A symbolic link is not followed, and only a regular file is sent.
     File(PathBuf),
+    /// The beginning of such a file: these many bytes, or all if it has fewer.
+    Part(PathBuf, u64),
     /// These bytes.
     Bytes(Arc<[u8]>),
 }
@@ -50,7 +52,7 @@ impl Reading {
     pub fn open(offer: &Offer) -> io::Result<Self> {
         let (source, size) = match offer {
             Offer::Bytes(bytes) => (Source::Bytes(Arc::clone(bytes)), bytes.len() as u64),
-            Offer::File(path) => {
+            Offer::File(path) | Offer::Part(path, _) => {
                 // Non-blocking: nobody may make the host wait by putting a FIFO there.
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
                 let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
@@ -58,7 +60,8 @@ impl Reading {
                 if !metadata.is_file() {
                     return Err(io::Error::other("it is no regular file"));
                 }
-                (Source::File(file), metadata.len())
+                let most = if let Offer::Part(_, bytes) = offer { *bytes } else { u64::MAX };
+                (Source::File(file), metadata.len().min(most))
             }
         };
         Ok(Self { source, size, piece: Vec::new(), start: 0 })

@@ -1,0 +1,221 @@
+//! Bootstrap: from a machine's revision to a copy that tasks start from.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crewboss_protocol::guest::{Ending, FromGuest, ToGuest};
+use crewboss_protocol::machine::{AGENT_VERSION, Accelerator};
+use crewboss_protocol::{SessionId, chain};
+
+use super::boot::{Patience, boot};
+use super::directory::{CopyRecord, MachineDir, Machines, Toolchain};
+use super::exchange;
+use super::guest::{Guest, GuestEvent};
+use super::manifest::Manifest;
+use super::plan::{BOOTSTRAPPED, Plan, Purpose};
+use super::record::{GuestRecord, Owners, Step};
+use super::verdict::Stop;
+use super::watch::{Seen, Watch};
+
+/// The archive with agent and toolchain, in the staging copy until it is done.
+const ARCHIVE: &str = "bootstrap.tar";
+
+/// What is bootstrapped.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    /// The machine directory.
+    pub machines: &'a Machines,
+    /// The machine.
+    pub directory: &'a MachineDir,
+    /// Its manifest.
+    pub manifest: &'a Manifest,
+    /// What it is given.
+    pub toolchain: &'a Toolchain,
+}
+
+/// With what, and on whose account.
+#[derive(Debug)]
+pub struct Means {
+    /// The processes that the guest belongs to.
+    pub owners: Owners,
+    /// The session.
+    pub session: SessionId,
+    /// The work directory.
+    pub work: PathBuf,
+    /// What runs the processor.
+    pub accelerator: Accelerator,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Processors.
+    pub processors: u32,
+}
+
+/// Takes output of the bootstrap as it comes.
+pub type Show<'a> = dyn FnMut(&mut Watch<'_>, &[u8]) + 'a;
+
+/// Makes the copy of a machine for a toolchain and puts it into place. The caller holds the bootstrap lock. A machine that
+/// cannot be bootstrapped is suspended, unless somebody stopped it or the host was the reason. Returns the versions, for a
+/// person.
+///
+/// # Errors
+/// Why there is no new copy. An old one stays as it was.
+pub fn make(bench: &Bench<'_>, means: &Means, watch: &mut Watch<'_>, show: &mut Show<'_>) -> Result<String, Stop> {
+    let tries = bench.manifest.limits.misboots + 1;
+    for number in 1..=tries {
+        match attempt(bench, means, watch, show) {
+            Ok(versions) => return Ok(versions),
+            Err(stop @ (Stop::Cancelled | Stop::Host(_))) => return Err(stop),
+            Err(stop) if number < tries && !matches!(stop, Stop::Misboot { .. }) => {
+                watch.step(format!("the bootstrap failed, try {number} of {tries}: {stop}"));
+            }
+            Err(stop) => {
+                let suspended =
+                    bench.directory.suspend(bench.manifest, bench.toolchain, &stop.to_string(), SystemTime::now());
+                suspended.map_err(|error| Stop::host(&error))?;
+                return Err(stop);
+            }
+        }
+    }
+    Err(Stop::Host("a bootstrap without tries".to_owned()))
+}
+
+fn attempt(bench: &Bench<'_>, means: &Means, watch: &mut Watch<'_>, show: &mut Show<'_>) -> Result<String, Stop> {
+    let mut guests = Vec::new();
+    let patience = Patience { startup: bench.manifest.limits.startup, again: bench.manifest.limits.misboots };
+    boot(watch, &mut guests, &bench.directory.name, patience, &mut || start(bench, means))?;
+    let Some(mut guest) = guests.pop() else { return Err(Stop::Host("a boot without a guest".to_owned())) };
+    guest.advance(Step::Bootstrapping)?;
+    let toolchain = bench.toolchain.name.clone();
+    guest.tell(&ToGuest::Bootstrap { toolchain })?;
+    let versions = install(bench, watch, &mut guest, show)?;
+    guest.advance(Step::Stopping)?;
+    let guest = switch_off(bench, watch, guest)?;
+    publish(bench, guest, versions)
+}
+
+/// A snapshot of the revision, with agent and toolchain beside the disk.
+fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
+    let (machines, directory) = (bench.machines, bench.directory);
+    let toolchain = &bench.toolchain.name;
+    let mut record =
+        GuestRecord::create(machines, directory, toolchain, &means.session, &means.work, means.owners.clone())
+            .map_err(|error| Stop::host(&error))?;
+    super::halt::at(Step::Planned);
+    let snapshot = record.snapshot(machines);
+    let prepared = directory
+        .snapshot_revision(&snapshot)
+        .map_err(|error| Stop::host(&error))
+        .and_then(|manifest| {
+            record.advance(machines, Step::Copied).map_err(|error| Stop::host(&error))?;
+            super::halt::at(Step::Copied);
+            let archive = snapshot.join(ARCHIVE);
+            write_archive(bench, &archive).map_err(|error| {
+                Stop::Host(format!("cannot write {}: {error}", archive.display()))
+            })?;
+            Ok((manifest, archive))
+        });
+    let (manifest, archive) = prepared.inspect_err(|_| {
+        // The first error counts; what stays has a record.
+        let _swept = record.remove(machines);
+    })?;
+    let most = manifest.memory_max.unwrap_or(u64::MAX);
+    let mut guest = Guest::start(Plan {
+        machines,
+        record,
+        manifest: &manifest,
+        accelerator: means.accelerator,
+        memory: means.memory.clamp(manifest.memory_min, most),
+        processors: means.processors,
+        purpose: Purpose::Bootstrap { archive: &archive, document: format!("{toolchain}\n") },
+        shows_console: true,
+    })?;
+    guest.advance(Step::Booting)?;
+    Ok(guest)
+}
+
+fn write_archive(bench: &Bench<'_>, path: &Path) -> std::io::Result<()> {
+    let own = File::open("/proc/self/exe")?;
+    exchange::bootstrap_archive(path, &own, bench.toolchain.path.as_deref())
+}
+
+/// Waits until the toolchain is in. Returns what the guest says of it.
+fn install(
+    bench: &Bench<'_>,
+    watch: &mut Watch<'_>,
+    guest: &mut Guest,
+    show: &mut Show<'_>,
+) -> Result<BTreeMap<String, String>, Stop> {
+    let machine = &bench.directory.name;
+    let limit = bench.manifest.limits.bootstrap;
+    let until = Instant::now() + limit;
+    let unable = |why: String| Stop::Unable { machine: machine.clone(), why };
+    loop {
+        match next(watch, guest, until)? {
+            None => return Err(unable(format!("its bootstrap takes longer than {} s", limit.as_secs()))),
+            Some(GuestEvent::Output(_, bytes)) => show(watch, &bytes),
+            Some(GuestEvent::Said(FromGuest::Bootstrapped { versions })) => return Ok(versions),
+            Some(GuestEvent::Said(FromGuest::Failed { text })) => return Err(unable(text)),
+            Some(GuestEvent::Put(name)) if name == BOOTSTRAPPED => {
+                let text = std::fs::read_to_string(guest.put_file(BOOTSTRAPPED));
+                let text = text.map_err(|error| unable(format!("its report cannot be read: {error}")))?;
+                return Ending::Bootstrapped.parse(&text).map_err(|error| unable(chain(&error)));
+            }
+            Some(GuestEvent::Ended(how)) => {
+                let last_words = guest.console.last_words(3);
+                return Err(unable(format!("it {how} in its bootstrap; its console ended with: {last_words}")));
+            }
+            Some(GuestEvent::Nonsense(why)) => return Err(unable(why)),
+            Some(_) => {}
+        }
+    }
+}
+
+/// The disk is only trusted when the guest has switched itself off.
+fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, mut guest: Guest) -> Result<Guest, Stop> {
+    guest.tell(&ToGuest::PowerOff)?;
+    let limit = bench.manifest.limits.shutdown;
+    let until = Instant::now() + limit;
+    loop {
+        match next(watch, &mut guest, until)? {
+            Some(GuestEvent::Ended(_)) => return Ok(guest),
+            Some(_) => {}
+            None => {
+                let why = format!("it did not switch itself off within {} s", limit.as_secs());
+                return Err(Stop::Unable { machine: bench.directory.name.clone(), why });
+            }
+        }
+    }
+}
+
+fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Option<GuestEvent>, Stop> {
+    match watch.next(std::slice::from_mut(guest), until) {
+        Seen::Cancelled => Err(Stop::Cancelled),
+        Seen::TimeUp => Ok(None),
+        Seen::Guest(_, event) => Ok(Some(event)),
+    }
+}
+
+/// What the guest has made of its snapshot becomes the copy.
+fn publish(bench: &Bench<'_>, guest: Guest, versions: BTreeMap<String, String>) -> Result<String, Stop> {
+    let staging = guest.directory().to_owned();
+    // Neither has a place in a copy.
+    for rest in [staging.join(ARCHIVE), super::plan::put_directory(&staging)] {
+        crate::storage::remove_tree(&rest).map_err(|error| Stop::Host(error.to_string()))?;
+    }
+    let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let shown: Vec<String> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let record = CopyRecord {
+        machine_id: bench.manifest.id.clone(),
+        toolchain: bench.toolchain.name.clone(),
+        toolchain_id: bench.toolchain.id.clone(),
+        agent: AGENT_VERSION,
+        versions,
+        made,
+    };
+    bench.directory.publish(&staging, &record).map_err(|error| Stop::host(&error))?;
+    // Its snapshot has become the copy: what is removed with it is its record, and an old copy that was left there.
+    guest.end();
+    Ok(shown.join(", "))
+}
