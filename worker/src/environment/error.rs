@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crewboss_protocol::TreeId;
 use crewboss_protocol::message::Refusal;
 
+use crate::machine::exchange::SourceArchiveError;
 use crate::source::SourceError;
 use crate::storage::is_no_space;
 
@@ -27,6 +28,15 @@ pub enum EnvError {
         #[source]
         source: SourceError,
     },
+    /// The source cannot be made into a disk for guests.
+    #[error("cannot make a disk for guests of the source of tree {tree}")]
+    Archive {
+        /// The tree.
+        tree: TreeId,
+        /// Why.
+        #[source]
+        source: SourceArchiveError,
+    },
     /// The file system refuses.
     #[error("cannot {what} {}", path.display())]
     Io {
@@ -47,7 +57,8 @@ impl EnvError {
             Self::NoSource { .. } => Refusal::NoSource,
             Self::Update { source, .. } if source.is_no_space() => Refusal::NoSpace,
             Self::Io { source, .. } if is_no_space(source) => Refusal::NoSpace,
-            Self::Update { .. } | Self::Io { .. } => Refusal::Environment,
+            Self::Archive { source, .. } if source.is_no_space() => Refusal::NoSpace,
+            Self::Update { .. } | Self::Archive { .. } | Self::Io { .. } => Refusal::Environment,
         }
     }
 

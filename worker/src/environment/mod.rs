@@ -30,6 +30,7 @@ pub use error::EnvError;
 pub use warm::WarmKey;
 
 use crate::layout::Layout;
+use crate::machine::exchange::source_tar;
 use crate::source::Sources;
 use crate::storage::{Way, remove_tree};
 use fingerprint::Fingerprint;
@@ -144,6 +145,7 @@ impl Preparer {
         }
         self.check(request.tree)?;
         let result = match &request.warm {
+            _ if matches!(request.environment, Environment::Machine(_)) => self.prepare_for_guest(request),
             Some(key) => self.prepare_incremental(request, key),
             None => self.prepare_fresh(request, request.environment == Environment::Directory),
         };
@@ -181,6 +183,16 @@ impl Preparer {
         prepared.hold = Some(hold);
         make_inner(&prepared.home)?;
         make_inner(&prepared.tmp)?;
+        Ok(prepared)
+    }
+
+    /// The source as an archive, and a directory for what comes out of the guest.
+    fn prepare_for_guest(&self, request: &EnvRequest) -> Result<Prepared, EnvError> {
+        let archive = source_tar(&self.layout, request.tree)
+            .map_err(|source| EnvError::Archive { tree: request.tree, source })?;
+        make(&request.attempt_dir)?;
+        let mut prepared = Prepared::at(&request.attempt_dir, request.tree);
+        prepared.src = archive;
         Ok(prepared)
     }
 

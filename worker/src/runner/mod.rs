@@ -19,6 +19,7 @@ use job::{Kept, run_job};
 use link::Link;
 use message::{Spec, ToRunner};
 
+use crate::machine::task::run_in_guest;
 use crate::process::kill_all_descendants;
 use crate::sys;
 
@@ -48,7 +49,10 @@ fn serve(mut link: Link) {
             ToRunner::Run(job) => {
                 // The worker proper defines before it orders; anything else means that one of us is broken.
                 let Some(spec) = specs.get(&job.target) else { return };
-                let done = run_job(&job, spec, &mut link, &mut kept);
+                let done = match &job.machine {
+                    Some(machine) => run_in_guest(&job, machine, spec, &mut link),
+                    None => run_job(&job, spec, &mut link, &mut kept),
+                };
                 link.done(done);
             }
             // It has ended meanwhile.

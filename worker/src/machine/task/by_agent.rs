@@ -1,6 +1,7 @@
 //! A task that the agent in the guest runs, stage by stage, as it is told over its port.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,9 @@ use crewboss_protocol::target::Stage;
 use crewboss_protocol::{FromWorker, Outcome, StageResult, chain};
 
 use super::Task;
-use crate::machine::exchange;
+use crate::machine::exchange::{self, ArchiveError, ArchiveLimits};
 use crate::machine::guest::GuestEvent;
+use crate::machine::plan::result_disk;
 use crate::machine::verdict::Stop;
 use crate::runner::stage::Stream;
 
@@ -19,6 +21,9 @@ const PREPARE_WITHIN: Duration = Duration::from_secs(600);
 
 /// Packing the artifacts takes seconds, too.
 const COLLECT_WITHIN: Duration = Duration::from_secs(600);
+
+/// What was taken out of the guest's archive, in the attempt's directory.
+const UNPACKED: &str = "unpacked";
 
 /// How one stage went.
 struct StageEnd {
@@ -30,7 +35,7 @@ impl Task<'_> {
     /// Runs all stages, then brings out what they made.
     pub(super) fn run_by_agent(&mut self, variables: &BTreeMap<String, String>) -> Result<Outcome, Stop> {
         let document = self.document(variables).to_text();
-        self.tell(&ToGuest::Task { document });
+        self.tell(&ToGuest::Task { document })?;
         self.answer(Instant::now() + PREPARE_WITHIN, |said| matches!(said, FromGuest::Prepared).then_some(()))?;
         let limit = Duration::from_millis(self.spec.target.timeout_ms);
         let deadline = Instant::now() + limit;
@@ -57,7 +62,7 @@ impl Task<'_> {
 
     /// Runs one stage; says whether the next one may start.
     fn run_stage(&mut self, stage: &Stage, deadline: Instant) -> Result<bool, Stop> {
-        self.tell(&ToGuest::Stage { name: stage.name.clone(), variables: BTreeMap::new(), wipe: false });
+        self.tell(&ToGuest::Stage { name: stage.name.clone(), variables: BTreeMap::new(), wipe: false })?;
         let end = self.stage_end(deadline)?;
         if end.stopped || end.result.name != stage.name {
             return Err(self.unreadable(format!("it says that stage {} has ended", end.result.name)));
@@ -118,7 +123,7 @@ impl Task<'_> {
     }
 
     fn collect_from_agent(&mut self, outcome: &mut Outcome) -> Result<(), Stop> {
-        self.tell(&ToGuest::Collect);
+        self.tell(&ToGuest::Collect)?;
         let collected = self.answer(Instant::now() + COLLECT_WITHIN, |said| match said {
             FromGuest::Collected { document, bytes } => Some((document.clone(), *bytes)),
             _ => None,
@@ -134,15 +139,24 @@ impl Task<'_> {
         };
         let result = ResultDocument::parse(&document).map_err(|error| self.unreadable(chain(&error)))?;
         (self.sizes, self.message) = (result.sizes, result.message);
-        let archive = self.guests[self.build()].result_disk();
+        let archive = result_disk(self.guests[self.build()].directory());
         self.unpack(&archive, bytes, outcome)
     }
 
     /// Takes what the task promised out of the archive that a guest wrote.
     pub(super) fn unpack(&mut self, archive: &Path, bytes: u64, outcome: &mut Outcome) -> Result<(), Stop> {
         let target = &self.spec.target;
-        let unpacked = exchange::unpack(archive, bytes, &self.job.out, &target.artifacts);
-        self.found = unpacked.map_err(|error| self.unreadable(chain(&error)))?;
+        // A guest that has put nothing has still promised what its target names.
+        let archive = if bytes == 0 { Path::new("/dev/null") } else { archive };
+        let file = File::open(archive)
+            .map_err(|error| Stop::Host(format!("cannot open {}: {error}", archive.display())))?;
+        let into = self.job.dir.join(UNPACKED);
+        let unpacked = exchange::unpack(&file, bytes, &into, &target.artifacts, ArchiveLimits::default());
+        let unpacked = unpacked.map_err(|error| match error {
+            ArchiveError::Write { .. } => Stop::host(&error),
+            error => self.unreadable(chain(&error)),
+        })?;
+        self.found = unpacked.found;
         if *outcome == Outcome::Success && !self.found.problems.is_empty() {
             *outcome = Outcome::Failure;
             self.message = self.found.problems.join("; ");
@@ -150,9 +164,9 @@ impl Task<'_> {
         Ok(())
     }
 
-    pub(super) fn tell(&mut self, message: &ToGuest) {
+    fn tell(&mut self, message: &ToGuest) -> Result<(), Stop> {
         let build = self.build();
-        self.guests[build].tell(message);
+        self.guests[build].tell(message)
     }
 
     fn unexpected(&self, said: &FromGuest) -> Stop {
