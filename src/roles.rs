@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crewboss_protocol::SessionId;
-use crewboss_worker::{bulk, core, guardian, runner, sweep, verify};
+use crewboss_worker::{agent, bulk, core, guardian, runner, sweep, verify};
 
 use crate::exit::Exit;
 use crate::output::complain;
@@ -40,6 +40,8 @@ pub enum Role {
         /// The work directory, if not the default.
         work: Option<PathBuf>,
     },
+    /// Runs tasks in a guest.
+    Guest(agent::Options),
     /// Says whether this binary arrived whole, after it was uploaded.
     Verify {
         /// The SHA-256 that it must have.
@@ -87,6 +89,7 @@ struct Options {
     work: Option<PathBuf>,
     session: Option<OsString>,
     force: bool,
+    guest: agent::Options,
 }
 
 /// Recognises a role by the first argument, the program's name left out. `None`: it is for a person.
@@ -103,6 +106,8 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
         "clean" => options("clean", &["--work", "--force"], rest)
             .map(|options| Role::Clean { force: options.force, work: options.work }),
+        "guest" => options("guest", &["--root", "--port", "--shell-port"], rest)
+            .map(|options| Role::Guest(options.guest)),
         "verify" => verify(&rest),
         _ => return None,
     })
@@ -123,22 +128,20 @@ fn verify(words: &[OsString]) -> Result<Role, RoleError> {
     }
 }
 
-fn options(role: &'static str, known: &[&str], words: Vec<OsString>) -> Result<Options, RoleError> {
+fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> Result<Options, RoleError> {
     let mut options = Options::default();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
-        let option = word.to_str().filter(|word| known.contains(word));
+        let option = known.iter().copied().find(|option| word == *option);
+        let option = option.ok_or(RoleError::Unexpected { role, argument: word })?;
+        let mut value = || words.next().ok_or(RoleError::NoValue { role, option });
         match option {
-            Some("--work") => {
-                let value = words.next().ok_or(RoleError::NoValue { role, option: "--work" })?;
-                options.work = Some(PathBuf::from(value));
-            }
-            Some("--session") => {
-                let value = words.next().ok_or(RoleError::NoValue { role, option: "--session" })?;
-                options.session = Some(value);
-            }
-            Some("--force") => options.force = true,
-            _ => return Err(RoleError::Unexpected { role, argument: word }),
+            "--work" => options.work = Some(value()?.into()),
+            "--session" => options.session = Some(value()?),
+            "--root" => options.guest.root = Some(value()?.into()),
+            "--port" => options.guest.port = Some(value()?.into()),
+            "--shell-port" => options.guest.shell_port = Some(value()?.into()),
+            _ => options.force = true,
         }
     }
     Ok(options)
@@ -152,6 +155,7 @@ pub fn run(role: Result<Role, RoleError>) -> ExitCode {
         Ok(Role::Runner) => runner::main(),
         Ok(Role::Bulk { session, work }) => bulk::main(work, session),
         Ok(Role::Clean { force, work }) => sweep::clean_main(force, work),
+        Ok(Role::Guest(options)) => agent::main(&options),
         Ok(Role::Verify { sha256 }) => verify::main(&sha256),
         Err(error) => {
             complain(&error);
@@ -180,6 +184,10 @@ mod tests {
             Some(Ok(Role::Bulk { session: "s".parse().unwrap(), work: work() }))
         );
         assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None })));
+        assert_eq!(of("guest"), Some(Ok(Role::Guest(agent::Options::default()))));
+        let given =
+            agent::Options { root: Some("/r".into()), port: Some("-".into()), shell_port: Some("/s".into()) };
+        assert_eq!(of("guest --port - --shell-port /s --root /r"), Some(Ok(Role::Guest(given))));
         assert_eq!(of("verify abc"), Some(Ok(Role::Verify { sha256: "abc".to_owned() })));
         assert_eq!(of("build worker"), None);
         assert_eq!(of(""), None);
@@ -196,6 +204,9 @@ mod tests {
             "clean now",
             "verify",
             "verify a b",
+            "guest --port",
+            "guest --force",
+            "guest x",
         ] {
             assert!(matches!(of(line), Some(Err(_))), "{line}");
         }

@@ -99,6 +99,15 @@ impl LineDecoder {
         }
     }
 
+    /// Takes up to `max` bytes that were added already and follow the last line that was handed out, whatever is in
+    /// them: data whose length that line said.
+    pub fn take_raw(&mut self, max: usize) -> &[u8] {
+        let from = self.start;
+        self.start += max.min(self.buffer.len() - from);
+        self.scanned = self.start;
+        &self.buffer[from..self.start]
+    }
+
     /// Keeps memory bounded while no newline comes.
     fn unfinished(&mut self) -> Option<Line<'_>> {
         let pending = &self.buffer[self.start..];
@@ -195,6 +204,18 @@ mod tests {
         let mut decoder = LineDecoder::new();
         lines(&mut decoder, b"@cb {\"a\"");
         assert!(matches!(decoder.finish(), Err(DecodeError::Torn)));
+    }
+
+    #[test]
+    fn data_after_a_line_is_no_line() {
+        let mut decoder = LineDecoder::new();
+        decoder.push(b"@cb 5\na\n@c");
+        assert_eq!(decoder.next_line(), Some(Line::Ours(b"5")));
+        assert_eq!(decoder.take_raw(5), b"a\n@c");
+        assert_eq!(decoder.take_raw(1), b"");
+        decoder.push(b"x@cb y\n");
+        assert_eq!(decoder.take_raw(1), b"x");
+        assert_eq!(decoder.next_line(), Some(Line::Ours(b"y")));
     }
 
     proptest! {

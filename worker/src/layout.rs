@@ -68,6 +68,11 @@ impl Layout {
         self.sources().join(tree.to_string())
     }
 
+    /// The checked-out source of one tree as an archive, for guests.
+    pub fn source_archive(&self, tree: TreeId) -> PathBuf {
+        self.sources().join(format!("{tree}.tar"))
+    }
+
     /// All warm build directories.
     pub fn warm_root(&self) -> PathBuf {
         self.work.join("warm")

@@ -95,6 +95,8 @@ fn prune_sources(layout: &Layout) -> usize {
             removed += 1;
         }
     }
+    // Archives go with their trees, also if only the tree's directory was taken away.
+    crate::machine::exchange::source::prune(layout);
     removed
 }
 
@@ -198,6 +200,7 @@ mod tests {
         for number in 0..70_u8 {
             let tree = crewboss_protocol::TreeId([number; 20]);
             fs::create_dir_all(layout.source(tree)).unwrap();
+            fs::write(layout.source_archive(tree), "").unwrap();
             let used = File::create(source::used(&layout, tree)).unwrap();
             used.set_modified(SystemTime::now() - Duration::from_secs(u64::from(number))).unwrap();
         }
@@ -205,5 +208,7 @@ mod tests {
         assert_eq!(prune(&layout).unwrap().unwrap().sources, 70 - keep);
         assert!(layout.source(crewboss_protocol::TreeId([0; 20])).exists());
         assert!(!layout.source(crewboss_protocol::TreeId([69; 20])).exists());
+        assert!(layout.source_archive(crewboss_protocol::TreeId([0; 20])).exists());
+        assert!(!layout.source_archive(crewboss_protocol::TreeId([69; 20])).exists());
     }
 }

@@ -157,6 +157,8 @@ impl Sources {
     /// # Errors
     /// As [`Self::check_out`].
     pub fn restore(&self, tree: TreeId) -> Result<(), SourceError> {
+        // It may have been made of the changed source.
+        crate::machine::exchange::source::forget(&self.layout, tree);
         let (place, unfinished) = (self.layout.source(tree), self.unfinished());
         match fs::rename(&place, &unfinished) {
             // Taken away, or somebody else was faster.

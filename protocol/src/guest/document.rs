@@ -396,8 +396,8 @@ mod tests {
 
         #[test]
         fn no_text_makes_it_panic(text in "(crewboss-result 1\n)?(stage |rss |message |[a-z\\\\ 0-9\n])*(end\n)?") {
-            let _ = ResultDocument::parse(&text);
-            let _ = TaskDocument::parse(&text);
+            drop(ResultDocument::parse(&text));
+            drop(TaskDocument::parse(&text));
         }
     }
 }

@@ -23,7 +23,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 const SIZE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a shell says when a command is not there.
-const NOT_FOUND: StageExit = StageExit::Code(127);
+pub(crate) const NOT_FOUND: StageExit = StageExit::Code(127);
 
 /// What a runner keeps from job to job.
 #[derive(Debug, Default)]
@@ -251,7 +251,7 @@ pub(crate) fn shortened(mut text: String) -> String {
     text
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -264,7 +264,7 @@ fn is_of_the_host(error: &io::Error) -> bool {
 }
 
 /// The command of a stage, with an absolute program, since looking through `PATH` would take the slow way of starting.
-fn command(
+pub(crate) fn command(
     command: &StageCommand,
     programs: &mut BTreeMap<String, PathBuf>,
     variables: &[(String, String)],
@@ -285,7 +285,7 @@ fn command(
     }
 }
 
-fn look_up(
+pub(crate) fn look_up(
     program: &str,
     programs: &mut BTreeMap<String, PathBuf>,
     variables: &[(String, String)],

@@ -24,6 +24,9 @@ const BIG_PIPE_BYTES: usize = 1 << 20;
 /// Between two looks whether processes that were asked to end have ended, once the first one has.
 const TERM_POLL: Duration = Duration::from_millis(2);
 
+/// Between two looks whether the first process has ended, where the kernel cannot tell.
+const END_POLL: Duration = Duration::from_millis(20);
+
 /// Which stream a piece of output came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -66,7 +69,8 @@ pub struct Ended {
 
 struct Run<'a> {
     pid: i32,
-    pidfd: OwnedFd,
+    /// A kernel before 5.3, as old guests have it, knows none.
+    pidfd: Option<OwnedFd>,
     pipes: [Option<OwnedFd>; 2],
     big: [bool; 2],
     status: Option<i32>,
@@ -100,7 +104,8 @@ pub fn run(
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let pipes = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
     let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
+        Ok(pidfd) => Some(pidfd),
+        Err(rustix::io::Errno::NOSYS) => None,
         Err(error) => {
             kill_all_descendants(|_| ());
             return Err(error.into());
@@ -215,19 +220,20 @@ impl Run<'_> {
                     add(&mut fds, index, PollFd::new(pipe, PollFlags::IN));
                 }
             }
-            if self.status.is_none() {
-                add(&mut fds, 2, PollFd::new(&self.pidfd, PollFlags::IN));
+            if let Some(pidfd) = self.pidfd.as_ref().filter(|_| self.status.is_none()) {
+                add(&mut fds, 2, PollFd::new(pidfd, PollFlags::IN));
             }
             if !closed {
                 add(&mut fds, 3, PollFd::new(self.link.fd(), PollFlags::IN));
             }
+            let wait = if self.pidfd.is_some() { wait } else { wait.min(END_POLL) };
             sys::poll(&mut fds, Some(wait))?;
             roles.map(|role| role.is_some_and(|index| !fds[index].revents().is_empty()))
         };
         for (index, _) in ready[..2].iter().enumerate().filter(|(_, ready)| **ready) {
             self.read(index, buffer, sink);
         }
-        if ready[2] {
+        if ready[2] || self.pidfd.is_none() {
             self.reap();
         }
         if ready[3] {

@@ -1,0 +1,264 @@
+//! The source of a task as a disk for its guest: a raw tar archive, made once for each tree.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crewboss_protocol::TreeId;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+
+use super::tar::{Attributes, Writer};
+use crate::layout::Layout;
+use crate::source::{UNFINISHED, used};
+
+/// The size of the source's disk, whatever lies on it: a guest that goes on from saved memory must find the disk that it
+/// knows. All but the archive is a hole.
+pub const SOURCE_DISK_BYTES: u64 = 64 << 30;
+
+/// Directories inside directories that are followed, as for check-outs.
+const DEPTH_MAX: usize = 400;
+
+/// Why there is no archive of a source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceArchiveError {
+    /// The source cannot be read.
+    #[error("cannot read the source {}", path.display())]
+    Read {
+        /// What cannot be read.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The archive cannot be written.
+    #[error("cannot write the archive of a source {}", path.display())]
+    Write {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It does not fit.
+    #[error("the source {} is too big for a guest: its archive would have {bytes} bytes, {SOURCE_DISK_BYTES} is the most", path.display())]
+    TooBig {
+        /// The source.
+        path: PathBuf,
+        /// The archive's length.
+        bytes: u64,
+    },
+}
+
+impl SourceArchiveError {
+    /// Whether the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Write { source, .. } if crate::storage::is_no_space(source))
+    }
+}
+
+/// The archive of a tree that is checked out, [`SOURCE_DISK_BYTES`] long; made unless it is there. Several processes may
+/// do so at the same time. The same tree gives the same archive.
+///
+/// # Errors
+/// If the source cannot be read or the archive not be written.
+pub fn source_tar(layout: &Layout, tree: TreeId) -> Result<PathBuf, SourceArchiveError> {
+    let (place, archive) = (layout.source(tree), layout.source_archive(tree));
+    if archive.is_file() {
+        return Ok(archive);
+    }
+    let unfinished = layout.sources().join(format!("{UNFINISHED}{}-{tree}.tar", std::process::id()));
+    let made = write(&place, &unfinished).and_then(|()| {
+        fs::rename(&unfinished, &archive)
+            .map_err(|source| SourceArchiveError::Write { path: archive.clone(), source })
+    });
+    if made.is_err() {
+        // The first error is the one to report, and the next pruning removes what is left.
+        drop(fs::remove_file(&unfinished));
+    }
+    made.map(|()| archive)
+}
+
+/// Removes the archive of a tree. That there is none is fine.
+pub fn forget(layout: &Layout, tree: TreeId) {
+    drop(fs::remove_file(layout.source_archive(tree)));
+}
+
+/// Removes archives whose tree is gone. To be called while nobody uses the work directory. Returns how many.
+pub fn prune(layout: &Layout) -> usize {
+    let Ok(entries) = fs::read_dir(layout.sources()) else { return 0 };
+    let trees = entries.filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.strip_suffix(".tar")?.parse::<TreeId>().ok()
+    });
+    let orphans: Vec<TreeId> = trees.filter(|tree| !layout.source(*tree).exists()).collect();
+    for tree in &orphans {
+        forget(layout, *tree);
+        drop(fs::remove_file(used(layout, *tree)));
+    }
+    orphans.len()
+}
+
+fn write(place: &Path, archive: &Path) -> Result<(), SourceArchiveError> {
+    let failed = |source| SourceArchiveError::Write { path: archive.to_owned(), source };
+    let file = File::create(archive).map_err(failed)?;
+    let mut writer = Writer::new(file);
+    let mut walk = Walk { writer: &mut writer, name: Vec::new(), failed: false };
+    let opened = openat(CWD, place, DIRECTORY, Mode::empty()).map_err(io::Error::from);
+    opened.and_then(|top| walk.directory(&top, 0)).map_err(|source| {
+        if walk.failed {
+            return SourceArchiveError::Write { path: archive.to_owned(), source };
+        }
+        SourceArchiveError::Read { path: place.join(OsStr::from_bytes(&walk.name)), source }
+    })?;
+    let (file, bytes) = writer.finish().map_err(failed)?;
+    if bytes > SOURCE_DISK_BYTES {
+        return Err(SourceArchiveError::TooBig { path: place.to_owned(), bytes });
+    }
+    file.set_len(SOURCE_DISK_BYTES).map_err(failed)
+}
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+struct Walk<'a> {
+    writer: &'a mut Writer<File>,
+    /// The entry being added, so that an error can name it.
+    name: Vec<u8>,
+    /// Whether it was the archive that failed.
+    failed: bool,
+}
+
+impl Walk<'_> {
+    /// Adds everything in a directory, in the order of names.
+    fn directory(&mut self, directory: &rustix::fd::OwnedFd, depth: usize) -> io::Result<()> {
+        if depth > DEPTH_MAX {
+            return Err(io::Error::other(format!("directories are nested more than {DEPTH_MAX} deep")));
+        }
+        let mut names = Vec::new();
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            if entry.file_name() != c"." && entry.file_name() != c".." {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        names.sort();
+        let length = self.name.len();
+        for name in names {
+            if length > 0 {
+                self.name.push(b'/');
+            }
+            self.name.extend_from_slice(name.to_bytes());
+            self.entry(directory, &name, depth)?;
+            self.name.truncate(length);
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        directory: &rustix::fd::OwnedFd,
+        name: &std::ffi::CStr,
+        depth: usize,
+    ) -> io::Result<()> {
+        let state = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        match FileType::from_raw_mode(state.st_mode) {
+            FileType::Directory => {
+                let written = self.writer.directory(&self.name, attributes(&state));
+                self.written(written)?;
+                self.directory(&openat(directory, name, DIRECTORY, Mode::empty())?, depth + 1)
+            }
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mut file = File::from(openat(directory, name, flags, Mode::empty())?);
+                let state = fstat(&file)?;
+                let size = u64::try_from(state.st_size).unwrap_or(0);
+                let written = self.writer.file(&self.name, attributes(&state), size, &mut file);
+                self.written(written)
+            }
+            FileType::Symlink => {
+                let target = readlinkat(directory, name, Vec::new())?;
+                let written = self.writer.link(&self.name, target.to_bytes(), attributes(&state));
+                self.written(written)
+            }
+            // Git stores nothing else.
+            _ => Ok(()),
+        }
+    }
+
+    /// Reading happens into the archive's buffer, so an error there may be of either; a full disk is what matters.
+    fn written(&mut self, result: io::Result<()>) -> io::Result<()> {
+        if result.is_err() {
+            self.failed = true;
+        }
+        result
+    }
+}
+
+fn attributes(state: &Stat) -> Attributes {
+    Attributes { mode: state.st_mode & 0o7777, time: u64::try_from(state.st_mtime).unwrap_or(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::process::Command;
+
+    use crate::machine::exchange::tar::Reader;
+    use crate::testing::run;
+
+    const TREE: TreeId = TreeId([3; 20]);
+
+    fn layout(base: &Path) -> Layout {
+        let layout = Layout::new(base);
+        let source = layout.source(TREE);
+        fs::create_dir_all(source.join("b/c")).unwrap();
+        fs::write(source.join("b/c/file"), "text").unwrap();
+        fs::write(source.join("a.sh"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(source.join("a.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink("b/c/file", source.join("link")).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+        File::open(source.join("a.sh")).unwrap().set_modified(time).unwrap();
+        layout
+    }
+
+    #[test]
+    fn a_source_becomes_a_disk_of_a_fixed_size_with_an_archive_at_its_start() {
+        let base = tempfile::tempdir().unwrap();
+        let layout = layout(base.path());
+        let archive = source_tar(&layout, TREE).unwrap();
+        let state = fs::metadata(&archive).unwrap();
+        assert_eq!(state.len(), SOURCE_DISK_BYTES);
+        assert!(state.blocks() * 512 < 1 << 20, "the rest is a hole");
+        let into = base.path().join("into");
+        fs::create_dir(&into).unwrap();
+        run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&into));
+        assert_eq!(crate::testing::content(&into), crate::testing::content(&layout.source(TREE)));
+        let script = fs::metadata(into.join("a.sh")).unwrap();
+        assert_eq!((script.mode() & 0o777, script.mtime()), (0o755, 1_600_000_000));
+        let mut reader = Reader::new(File::open(&archive).unwrap(), SOURCE_DISK_BYTES);
+        let mut names = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            names.push(String::from_utf8(entry.name).unwrap());
+        }
+        assert_eq!(names, ["a.sh", "b", "b/c", "b/c/file", "link"]);
+    }
+
+    #[test]
+    fn an_archive_is_made_once_and_goes_with_its_tree() {
+        let base = tempfile::tempdir().unwrap();
+        let layout = layout(base.path());
+        let archive = source_tar(&layout, TREE).unwrap();
+        let made = fs::metadata(&archive).unwrap().ino();
+        assert_eq!(fs::metadata(source_tar(&layout, TREE).unwrap()).unwrap().ino(), made);
+        assert_eq!(prune(&layout), 0);
+        fs::remove_dir_all(layout.source(TREE)).unwrap();
+        assert_eq!(prune(&layout), 1);
+        assert!(!archive.exists());
+        let error = source_tar(&layout, TREE).unwrap_err();
+        assert!(matches!(error, SourceArchiveError::Read { .. }), "{error}");
+        assert_eq!(fs::read_dir(layout.sources()).unwrap().count(), 0, "nothing is left of a failure");
+    }
+}
