@@ -10,6 +10,7 @@ pub mod link;
 pub mod log;
 pub mod message;
 pub mod stage;
+pub mod uploads;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
