@@ -125,7 +125,7 @@ mod tests {
         let first = Pause { before: None, on_failure: false, limit_ms: 3_600_000 };
         assert_eq!(pause("guest --interactive"), Some(first.clone()));
         assert_eq!(pause("--interactive guest"), Some(first.clone()), "a target is no stage");
-        assert_eq!(pause("guest --interactive=test"), Some(Pause { before: stage("test"), ..first.clone() }));
+        assert_eq!(pause("guest --interactive=test"), Some(Pause { before: stage("test"), ..first }));
         assert_eq!(
             pause("guest --interactive=failure --interactive-limit 5m"),
             Some(Pause { on_failure: true, limit_ms: 300_000, ..first })

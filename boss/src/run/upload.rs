@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -266,11 +267,15 @@ async fn run(mut command: Command, limit: Duration) -> (Vec<u8>, CommandEnd) {
     };
     let mut output = Vec::new();
     let deadline = Instant::now() + limit;
-    let reading = read(&mut reader, &mut output);
-    let ended = tokio::select! {
-        ended = group.end(deadline) => ended,
-        // The end of output is not the end of the command.
-        () = reading => group.end(deadline).await,
+    let ended = {
+        let reading = read(&mut reader, &mut output);
+        // Begun once only, since it remembers whether the time was over.
+        let mut ending = pin!(group.end(deadline));
+        tokio::select! {
+            ended = &mut ending => ended,
+            // The end of output is not the end of the command.
+            () = reading => ending.await,
+        }
     };
     drop(timeout(DRAIN_WITHIN, read(&mut reader, &mut output)).await);
     let ended = match ended {
@@ -431,7 +436,7 @@ mod tests {
         assert_eq!(end.failure.as_deref(), Some("upload p/a failed: exit code 3"));
         assert!(end.output.contains("no room\n") && end.output.ends_with("failed: exit code 3\n"), "{end:?}");
         let end = upload(&archives, &[("p", "sleep 600 & sleep 600", Duration::from_millis(200))]);
-        assert!(end.failure.unwrap().contains("took longer than 200ms"));
+        assert_eq!(end.failure.as_deref(), Some("upload p/a failed: it took longer than 200ms"));
         assert_eq!(end.stage.unwrap().exit, StageExit::Signal(15));
     }
 
