@@ -29,7 +29,8 @@ pub enum Command {
         crewboss build                              every target, the working tree as it is on disk\n  \
         crewboss build --commits origin/main..HEAD  every target at every commit of a range\n  \
         crewboss build arm64 riscv64 --host lab1    two targets on one host\n  \
-        crewboss build --dry-run                    only show the plan\n\n\
+        crewboss build --dry-run                    only show the plan\n  \
+        crewboss build tests --interactive=failure  let me into the guest when a stage of it fails\n\n\
         Run it again after an interruption: what is done is not built again.")]
     Build(BuildArgs),
     /// Show the hosts: who is there, what they can do, who uses them
@@ -37,6 +38,11 @@ pub enum Command {
         crewboss hosts              all of them\n  \
         crewboss hosts lab1 --json  one, for a program")]
     Hosts(HostsArgs),
+    /// Show the virtual machines of the hosts: what state they are in, who uses them
+    #[command(after_help = "Examples:\n  \
+        crewboss machines              those of all hosts\n  \
+        crewboss machines lab1 --json  those of one, for a program")]
+    Machines(MachinesArgs),
     /// End workers on hosts and remove what they left
     #[command(
         after_help = "Work of live bosses is left alone unless --force is given, and what you may not end always is.\n\n\
@@ -91,6 +97,17 @@ pub struct BuildArgs {
     /// Build again what is done already and did not succeed
     #[arg(long)]
     pub force_failed: bool,
+    /// Keep the guests of failed tasks too, and all for so long [default: `hold` of build.toml, for guests of tasks that
+    /// ran into their time limit or ended strangely]
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true)]
+    pub hold: Option<Option<String>>,
+    /// Let a person into the guest of the one TARGET: before its first stage, before STAGE, or, as `failure`, when a
+    /// stage has failed. Builds again what is done already, with `failure` only what did not succeed
+    #[arg(long, value_name = "STAGE|failure", num_args = 0..=1, require_equals = true)]
+    pub interactive: Option<Option<String>>,
+    /// How long the task then waits for that person [default: 1h]
+    #[arg(long, value_name = "DURATION", requires = "interactive")]
+    pub interactive_limit: Option<String>,
     /// Exit with 101 if nothing failed but there were warnings
     #[arg(long)]
     pub fail_on_warnings: bool,
@@ -123,6 +140,20 @@ pub struct HostsArgs {
     /// Measure speed and try toolchains anew
     #[arg(long)]
     pub refresh: bool,
+}
+
+/// Arguments of `machines`.
+#[derive(Debug, Args)]
+pub struct MachinesArgs {
+    /// The hosts to ask [default: all]
+    #[arg(value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Print JSON: an array with an object per host
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `kill-workers`.
@@ -161,6 +192,7 @@ mod tests {
             "crewboss build --frobnicate",
             "crewboss build -q -v",
             "crewboss build --priority x",
+            "crewboss build --interactive-limit 5m",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(crate::exit::Exit::Usage.code()), "{line}");

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     let exit = match cli.command {
         Command::Build(arguments) => commands::build::run(arguments),
         Command::Hosts(arguments) => commands::hosts::run(&arguments),
+        Command::Machines(arguments) => commands::machines::run(&arguments),
         Command::KillWorkers(arguments) => commands::kill_workers::run(&arguments),
     };
     exit.into()

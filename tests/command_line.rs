@@ -51,6 +51,11 @@ fn wrong_usage_and_wrong_files_end_with_two_and_leave_nothing() {
     check(path, &["build", "--file", "."], 2, "directory");
     check(path, &["build", "--events", "/nonexistent/e"], 2, "cannot create");
     check(path, &["hosts", "nobody"], 2, "has no host");
+    check(path, &["machines", "nobody"], 2, "has no host");
+    check(path, &["build", "--hold"], 2, "none of the targets runs in a machine");
+    check(path, &["build", "--hold=1"], 2, "none of the targets runs in a machine");
+    check(path, &["build", "x", "--interactive"], 2, "x does not run in a machine");
+    check(path, &["build", "--interactive-limit", "1m"], 2, "--interactive");
     std::fs::write(path.join("crew.toml"), "[host.a]\nshh = \"x\"\n").unwrap();
     check(path, &["build"], 2, "did you mean `ssh`");
     let mut left: Vec<_> = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -113,6 +113,60 @@ fn what_is_done_is_not_built_again_unless_asked_or_changed() {
 }
 
 #[test]
+fn uploads_are_brought_back_and_handed_over_before_the_result_counts() {
+    let lab = Lab::shared();
+    let scene = Scene::with_commits(
+        r#"
+commits = "HEAD"
+
+[target.good]
+stages.build = 'mkdir -p "$CREWBOSS_OUT/upload/package/hello" "$CREWBOSS_OUT/upload/log/all" && echo hi > "$CREWBOSS_OUT/upload/package/hello/greeting"'
+
+[target.bad]
+stages.build = 'mkdir -p "$CREWBOSS_OUT/upload/broken/one"'
+
+[target.wrong]
+stages.build = 'mkdir -p "$CREWBOSS_OUT/upload" && touch "$CREWBOSS_OUT/upload/file"'
+
+[upload.package]
+command = ["sh", "-c", "cp \"$CREWBOSS_UPLOAD_FILE\" taken.tar; echo \"took $CREWBOSS_UPLOAD_INSTANCE\""]
+
+[upload.broken]
+command = ["sh", "-c", "echo no room >&2; exit 4"]
+"#,
+        1,
+    );
+    let crew = scene.crew(&lab, User::Plain, &[("host1", "")]);
+    let ended = scene.build(&lab, &crew).run().expect_code(100);
+    let good = ended.results.only("good");
+    let archive = good.join("artifacts/upload/package/hello.tar");
+    let listed = run(Command::new("tar").arg("tf").arg(&archive));
+    assert_eq!(listed, "hello/\nhello/greeting\n");
+    assert!(good.join("artifacts/upload/log/all.tar.sha256").is_file());
+    let taken = std::fs::read(scene.repo().join("taken.tar")).expect("the command's copy");
+    assert_eq!(taken, std::fs::read(&archive).unwrap());
+    assert!(read(&good.join("log")).ends_with("took hello\n"), "{}", read(&good.join("log")));
+
+    let result = |target: &str| -> serde_json::Value {
+        serde_json::from_str(&ended.results.file(target, "result.json")).expect("JSON")
+    };
+    let (good, bad, wrong) = (result("good"), result("bad"), result("wrong"));
+    assert_eq!((&good["outcome"], &good["stages"][1]["name"]), (&"success".into(), &"upload".into()));
+    assert_eq!((&bad["outcome"], &bad["stages"][1]["exit"]["code"]), (&"failure".into(), &4.into()));
+    assert_eq!(bad["message"], "upload broken/one failed: exit code 4");
+    assert!(ended.results.file("bad", "log").contains("no room"));
+    assert_eq!((&wrong["outcome"], wrong["stages"].as_array().map(Vec::len)), (&"failure".into(), Some(1)));
+    assert!(wrong["message"].as_str().is_some_and(|text| text.contains("not a directory")), "{wrong}");
+    lab.expect_clean(&["host1"]);
+
+    let again = scene.build(&lab, &crew).run().expect_code(100);
+    assert!(again.of_kind("task_started").is_empty(), "a failed upload is a result: {again:#?}");
+    let done = again.of_kind("task_done");
+    let skipped = done.iter().find(|event| event["target"] == "good").expect("its event");
+    assert_eq!(skipped["matched"]["key"], good["key"]);
+}
+
+#[test]
 fn failures_warnings_and_timeouts_are_results() {
     let lab = Lab::shared();
     let scene = Scene::with_commits(

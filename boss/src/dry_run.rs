@@ -78,7 +78,7 @@ fn done_counts(plan: &Plan, division: &Division, probed: &[Probed]) -> Vec<u32> 
     }
     let offered: Vec<_> = probed.iter().filter_map(|(_, facts)| facts.as_ref().ok()).collect();
     for (task, records) in &division.candidates {
-        if offered.iter().any(|facts| confirmed(plan, *task, records, &facts.toolchains).is_some()) {
+        if offered.iter().any(|facts| confirmed(plan, *task, records, facts).is_some()) {
             done[plan.target_index(*task)] += 1;
         }
     }

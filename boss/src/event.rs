@@ -1,10 +1,14 @@
 //! What happens in a run, in one ordered stream. Terminal, JSON lines, journal and logs are all made from it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
+use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::{Attempt, HostName, Load, Name, Outcome, RunId, TaskId, TaskRef, TreeId};
 use serde::{Deserialize, Serialize};
+
+use crate::store::{MachineInputs, TaskKey};
 
 /// Version of the event stream. It is raised when a field is removed or changes its meaning; fields and events may be
 /// added without.
@@ -167,7 +171,11 @@ pub enum EventKind {
         host: HostName,
         /// Which attempt.
         at: TaskRef,
-        /// What the guest is called there.
+        /// The task's target.
+        target: Name,
+        /// The short id of its commit.
+        commit: Arc<str>,
+        /// What the guest is called there. `crewboss enter HOST/GUEST` gets in.
         guest: Name,
         /// The stage that comes next, or that has failed.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,6 +238,12 @@ pub struct TaskDone {
     /// For a skipped task: the recorded outcome that stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorded: Option<Outcome>,
+    /// For a skipped task: what is as it was when it was recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matched: Option<Box<Matched>>,
+    /// The guest, if it was kept for a person. `crewboss enter HOST/GUEST` gets in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<Box<HeldGuest>>,
     /// Time from its first stage to its end.
     pub wall_ms: u64,
     /// Bytes of logs and artifacts that were brought back.
@@ -242,6 +256,45 @@ pub struct TaskDone {
     pub tail: String,
     /// The task's directory below the result directory.
     pub path: Arc<str>,
+}
+
+/// What decides that a recorded result stands: all of it is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Matched {
+    /// The tree.
+    pub tree: TreeId,
+    /// The hash over tree and target definition.
+    pub key: TaskKey,
+    /// The version of the toolchain, if the target names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub toolchain: Option<String>,
+    /// The machine, if the target runs in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineInputs>,
+}
+
+impl fmt::Display for Matched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tree {:.12}, target definition", self.tree)?;
+        if let Some(toolchain) = &self.toolchain {
+            write!(f, ", toolchain {toolchain}")?;
+        }
+        if let Some(MachineInputs { name, id, toolchain_id, agent }) = &self.machine {
+            write!(f, ", machine {name} ({id}), toolchain id {toolchain_id}, guest agent {agent}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A guest that was kept for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HeldSummary {
+    /// Where it is.
+    pub host: HostName,
+    /// The guest.
+    pub guest: HeldGuest,
+    /// The short id of the task's commit.
+    pub commit: Arc<str>,
 }
 
 /// What a run came to.
@@ -259,6 +312,9 @@ pub struct Summary {
     pub slowest: Vec<(String, u64)>,
     /// Per host: what it did.
     pub hosts: BTreeMap<HostName, HostSummary>,
+    /// Guests that were kept for a person.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldSummary>,
     /// What ended the run early, if anything did: a person, or an error at the boss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,

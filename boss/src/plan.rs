@@ -1,6 +1,8 @@
 //! What is to be built: targets at commits, and what each needs of a host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use crewboss_protocol::{Feature, Name, Target};
 
@@ -35,4 +37,22 @@ pub struct Needs {
     pub memory: u64,
     /// Free space on the host in bytes.
     pub disk: u64,
+}
+
+/// What takes uploads of one type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadCommand {
+    /// The program and its arguments. No shell looks at them.
+    pub words: Vec<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// What is done at the boss with the uploads of tasks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Uploads {
+    /// Where commands are run.
+    pub directory: PathBuf,
+    /// The commands by type. An upload of another type is only brought back.
+    pub commands: BTreeMap<Name, UploadCommand>,
 }

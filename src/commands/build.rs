@@ -4,9 +4,11 @@ use std::io::IsTerminal;
 
 use crewboss_boss::dry_run::{DryTarget, dry_run as plan_run};
 use crewboss_boss::event::{EventSink, Summary};
+use crewboss_boss::plan::Uploads;
 use crewboss_boss::run::{self, Force, RunRequest};
 use tokio::sync::watch;
 
+use super::guests::guests;
 use super::{CommandError, crew, finish, palette, whoami, working_directory};
 use crate::cli::BuildArgs;
 use crate::config;
@@ -69,6 +71,8 @@ fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
     let found = config::find_build(arguments.file.as_deref(), &from)?;
     let mut build = config::load_build(&found.file)?;
     build.select(&arguments.targets)?;
+    let guests = guests(arguments, &build)?;
+    let interactive = guests.pause.as_ref().map(|pause| pause.on_failure);
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let selection = match &arguments.commits {
         Some(range) => {
@@ -81,12 +85,20 @@ fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
         crew,
         selection,
         targets: build.targets,
+        guests,
+        uploads: Uploads {
+            directory: from.join(found.file.parent().unwrap_or(&from)),
+            commands: build.uploads,
+        },
         out: arguments.out.as_ref().map_or_else(beside, |out| from.join(out)),
         repository: found.repository,
-        force: match (arguments.force, arguments.force_failed) {
-            (true, _) => Force::Everything,
-            (false, true) => Force::Failed,
-            (false, false) => Force::Nothing,
+        force: match interactive {
+            // Nobody can be let into a task that is not run.
+            Some(false) => Force::Everything,
+            _ if arguments.force => Force::Everything,
+            Some(true) => Force::Failed,
+            None if arguments.force_failed => Force::Failed,
+            None => Force::Nothing,
         },
         priority: arguments.priority,
         boss: whoami(),

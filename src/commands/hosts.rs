@@ -6,7 +6,7 @@ use crewboss_boss::crew::Crew;
 use crewboss_boss::probe::probe;
 
 use super::build::in_runtime;
-use super::{CommandError, crew, finish, palette, whoami};
+use super::{CommandError, crew, finish, now, palette, whoami};
 use crate::cli::HostsArgs;
 use crate::exit::Exit;
 use crate::output::print;
@@ -26,13 +26,15 @@ fn try_run(arguments: &HostsArgs) -> Result<Exit, CommandError> {
         print(&json);
         print("\n");
     } else {
-        print(&hosts::render(&reports, palette(&arguments.common, std::io::stdout().is_terminal())));
+        let palette = palette(&arguments.common, std::io::stdout().is_terminal());
+        print(&hosts::render(&reports, palette, now()));
     }
     let all = reports.iter().all(|report| report.facts.is_ok());
     Ok(if all { Exit::Good } else { Exit::CouldNotRun })
 }
 
-async fn ask(crew: Crew, refresh: bool) -> Result<Vec<HostReport>, CommandError> {
+/// Asks all hosts of a crew.
+pub async fn ask(crew: Crew, refresh: bool) -> Result<Vec<HostReport>, CommandError> {
     let answers = probe(&crew, whoami(), refresh).await?;
     Ok(answers.into_iter().map(|(name, facts)| HostReport { name, facts }).collect())
 }

@@ -1,8 +1,10 @@
 //! The commands, each from its arguments to its exit code.
 
 pub mod build;
+pub mod guests;
 pub mod hosts;
 pub mod kill_workers;
+pub mod machines;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,12 @@ use crate::config::{self, ConfigError};
 use crate::exit::Exit;
 use crate::output::complain_with_hint;
 use crate::terminal::text::Palette;
+
+/// The time in seconds since 1970, by which what hosts tell of their guests is read.
+pub fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
 
 /// Why a command could not do its work.
 #[derive(Debug, thiserror::Error)]

@@ -5,24 +5,26 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crewboss_boss::plan::{Needs, Selection, TargetPlan};
-use crewboss_protocol::limits::{STAGES_MAX, TARGETS_MAX};
+use crewboss_boss::plan::{Needs, Selection, TargetPlan, UploadCommand};
+use crewboss_protocol::limits::{HOLD, STAGES_MAX, TARGETS_MAX};
 use crewboss_protocol::message::is_variable;
 use crewboss_protocol::{Command, Environment, Feature, Name, Stage, Target, Validate};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
 
 use super::crew::unknown;
 use super::document::{Document, Ordered};
+use super::environment::{EnvironmentValue, environment};
 use super::error::{ConfigError, nearest};
-use super::units::{Amount, TimeSpan};
+use super::units::{Amount, TimeSpan, TimeSpanOrNone};
+use super::upload::{UploadTable, uploads};
 
 /// Time limit of a target that names none.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 
 /// Variables whose names begin so are set by crewboss.
-const RESERVED: &str = "CREWBOSS_";
+pub(super) const RESERVED: &str = "CREWBOSS_";
 
 /// Keys that are not known, with what to say about them.
 const LATER: &[(&str, &str)] = &[
@@ -34,6 +36,9 @@ const LATER: &[(&str, &str)] = &[
     ("features", "what a host must have is listed under `needs`: needs.features = [\"...\"]"),
     ("memory", "what a host must have is listed under `needs`: needs.memory = \"4 GiB\""),
     ("disk", "what a host must have is listed under `needs`: needs.disk = \"20 GiB\""),
+    ("machine", "the machine that tasks run in is their environment: environment = { machine = \"NAME\" }"),
+    ("machines", "the machine that tasks run in is their environment: environment = { machine = \"NAME\" }"),
+    ("uploads", "each type of upload has a table of its own: [upload.TYPE]"),
 ];
 
 /// Features that a target may ask for.
@@ -49,21 +54,23 @@ const FEATURES: [(&str, Feature); 5] = [
 #[serde(deny_unknown_fields)]
 struct BuildFile {
     commits: Option<Spanned<String>>,
-    environment: Option<EnvironmentWord>,
+    environment: Option<Spanned<EnvironmentValue>>,
     timeout: Option<TimeSpan>,
+    hold: Option<TimeSpanOrNone>,
     #[serde(default)]
     variables: Ordered<Spanned<String>>,
     #[serde(default)]
     target: Ordered<TargetTable>,
+    #[serde(default)]
+    upload: Ordered<UploadTable>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TargetTable {
     toolchain: Option<Spanned<String>>,
-    #[serde(default)]
-    incremental: bool,
-    environment: Option<EnvironmentWord>,
+    incremental: Option<Spanned<bool>>,
+    environment: Option<Spanned<EnvironmentValue>>,
     timeout: Option<TimeSpan>,
     #[serde(default)]
     stages: Ordered<Spanned<CommandValue>>,
@@ -99,6 +106,10 @@ pub struct BuildPlan {
     pub selection: Selection,
     /// The targets, in the order of the file.
     pub targets: Vec<TargetPlan>,
+    /// How long a guest is kept for a person; not at all if zero.
+    pub hold: Duration,
+    /// Commands for uploads, by type.
+    pub uploads: BTreeMap<Name, UploadCommand>,
 }
 
 impl BuildPlan {
@@ -136,13 +147,19 @@ pub fn load_build(path: &Path) -> Result<BuildPlan, ConfigError> {
     };
     let reader = Reader {
         document: &document,
-        environment: file.environment.map_or_else(Environment::default, |word| word.0),
+        environment: file
+            .environment
+            .as_ref()
+            .map_or_else(|| Ok(Environment::default()), |value| environment(&document, value))?,
         timeout: file.timeout.map_or(TIMEOUT_DEFAULT, |span| span.0),
         variables: variables(&document, &file.variables)?,
     };
     let targets: Result<Vec<TargetPlan>, ConfigError> =
         file.target.0.iter().map(|(key, table)| reader.target(key, table)).collect();
-    Ok(BuildPlan { targets: targets?, selection, path: document.path })
+    let targets = targets?;
+    let uploads = uploads(&document, &file.upload)?;
+    let hold = file.hold.map_or(HOLD, |span| span.0);
+    Ok(BuildPlan { targets, selection, hold, uploads, path: document.path })
 }
 
 const RANGE_HINT: &str = "any git revision or range will do: \"HEAD\", \"v1.2\", \"origin/main..HEAD\"; \
@@ -175,13 +192,11 @@ impl Reader<'_> {
         let timeout = table.timeout.map_or(self.timeout, |span| span.0);
         let mut all_variables = self.variables.clone();
         all_variables.extend(variables(self.document, &table.variables)?);
+        let environment = self.environment(table)?;
         let target = Target {
             toolchain: table.toolchain.as_ref().map(|name| self.name(name)).transpose()?,
-            incremental: table.incremental,
-            environment: table
-                .environment
-                .as_ref()
-                .map_or_else(|| self.environment.clone(), |word| word.0.clone()),
+            incremental: self.incremental(key, table, &environment)?,
+            environment,
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             stages: self.stages(key, table)?,
             variables: all_variables,
@@ -192,6 +207,33 @@ impl Reader<'_> {
         // What the worker would refuse must not get as far as a host.
         target.validate().map_err(|invalid| self.document.wrong(key.span(), invalid.to_string(), None))?;
         Ok(TargetPlan { target, needs: self.needs(&table.needs)?, priority: table.priority })
+    }
+
+    fn environment(&self, table: &TargetTable) -> Result<Environment, ConfigError> {
+        match &table.environment {
+            Some(value) => environment(self.document, value),
+            None => Ok(self.environment.clone()),
+        }
+    }
+
+    /// Whether the target is incremental, which one in a machine cannot be: its guest is gone afterwards.
+    fn incremental(
+        &self,
+        key: &Spanned<String>,
+        table: &TargetTable,
+        environment: &Environment,
+    ) -> Result<bool, ConfigError> {
+        let Some(incremental) = table.incremental.as_ref().filter(|wanted| *wanted.get_ref()) else {
+            return Ok(false);
+        };
+        if let Environment::Machine(machine) = environment {
+            let message =
+                format!("target {} cannot be incremental in machine {}", key.get_ref(), machine.name);
+            let hint = "a guest is gone after its task, and nothing is left to start from; remove `incremental`, or give the \
+                        target environment = \"snapshot\"";
+            return Err(self.document.wrong(incremental.span(), message, Some(hint.to_owned())));
+        }
+        Ok(true)
     }
 
     fn name(&self, text: &Spanned<String>) -> Result<Name, ConfigError> {
@@ -293,42 +335,6 @@ fn variables(
         all.insert(name.clone(), value.get_ref().clone());
     }
     Ok(all)
-}
-
-/// `"snapshot"` or `"directory"`.
-#[derive(Debug)]
-struct EnvironmentWord(Environment);
-
-impl<'de> Deserialize<'de> for EnvironmentWord {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(EnvironmentVisitor).map(EnvironmentWord)
-    }
-}
-
-struct EnvironmentVisitor;
-
-impl<'de> Visitor<'de> for EnvironmentVisitor {
-    type Value = Environment;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"snapshot\" or \"directory\"")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Environment, E> {
-        match text {
-            "snapshot" => Ok(Environment::Snapshot),
-            "directory" => Ok(Environment::Directory),
-            other => Err(E::custom(format!(
-                "there is no environment {other:?}; it is \"snapshot\" or \"directory\""
-            ))),
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Environment, A::Error> {
-        Err(A::Error::custom(
-            "virtual machines are not there yet in this version; it is \"snapshot\" or \"directory\"",
-        ))
-    }
 }
 
 /// A line for the shell, or the words of a program.

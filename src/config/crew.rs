@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crewboss_boss::crew::{Crew, Host, HostKeys, Ssh, Timing, Transport};
-use crewboss_protocol::machine::AccelChoice;
+use crewboss_protocol::machine::{AccelChoice, Accelerator};
 use crewboss_protocol::{HostName, Name};
 use serde::Deserialize;
 use toml::Spanned;
@@ -15,12 +15,8 @@ use super::document::{Document, Ordered};
 use super::error::{ConfigError, nearest};
 use super::units::TimeSpan;
 
-/// Keys that are not known yet, with what to say about them.
-const LATER: &[(&str, &str)] = &[
-    ("machines", "virtual machines are not there yet in this version; remove it"),
-    ("accel", "virtual machines are not there yet in this version; remove it"),
-    ("hosts", "each host has a table of its own: [host.NAME]"),
-];
+/// Keys that are not known, with what to say about them.
+const LATER: &[(&str, &str)] = &[("hosts", "each host has a table of its own: [host.NAME]")];
 
 /// Most slots of one host; a worker refuses more.
 const SLOTS_MAX: i64 = 65_536;
@@ -65,6 +61,8 @@ struct HostTable {
     local: Option<Spanned<bool>>,
     work: Option<Spanned<String>>,
     slots: Option<Spanned<i64>>,
+    machines: Option<Spanned<String>>,
+    accel: Option<Spanned<String>>,
     #[serde(default)]
     tags: Vec<Spanned<String>>,
     #[serde(default)]
@@ -182,9 +180,13 @@ fn host(document: &Document, key: &Spanned<String>, table: &HostTable) -> Result
     Ok(Host {
         name,
         transport,
-        work: table.work.as_ref().map(|work| work_directory(document, work)).transpose()?,
-        machines: None,
-        accel: AccelChoice::Auto,
+        work: table.work.as_ref().map(|work| directory(document, work, "a work directory")).transpose()?,
+        machines: table
+            .machines
+            .as_ref()
+            .map(|machines| directory(document, machines, "a directory of machines"))
+            .transpose()?,
+        accel: table.accel.as_ref().map_or(Ok(AccelChoice::Auto), |accel| accelerator(document, accel))?,
         slots: table.slots.as_ref().map(|slots| slot_cap(document, slots)).transpose()?,
         tags: tags.collect::<Result<_, _>>()?,
         toolchains: toolchains(document, &table.toolchains)?,
@@ -251,8 +253,9 @@ fn words(document: &Document, command: &Spanned<Vec<String>>) -> Result<Vec<Stri
     Ok(words.clone())
 }
 
-fn work_directory(document: &Document, work: &Spanned<String>) -> Result<String, ConfigError> {
-    let text = work.get_ref();
+/// A directory on the host, which is called `what` in an error.
+fn directory(document: &Document, path: &Spanned<String>, what: &str) -> Result<String, ConfigError> {
+    let text = path.get_ref();
     let why = if !text.starts_with('/') {
         "it does not begin with `/`"
     } else if text.split('/').any(|part| part == "..") {
@@ -264,8 +267,21 @@ fn work_directory(document: &Document, work: &Spanned<String>) -> Result<String,
     } else {
         return Ok(text.clone());
     };
-    let message = format!("{text:?} cannot be a work directory: {why}");
-    Err(document.wrong(work.span(), message, Some("it is an absolute path on the host".to_owned())))
+    let message = format!("{text:?} cannot be {what}: {why}");
+    Err(document.wrong(path.span(), message, Some("it is an absolute path on the host".to_owned())))
+}
+
+fn accelerator(document: &Document, accel: &Spanned<String>) -> Result<AccelChoice, ConfigError> {
+    match accel.get_ref().as_str() {
+        "auto" => Ok(AccelChoice::Auto),
+        "kvm" => Ok(AccelChoice::Only(Accelerator::Kvm)),
+        "tcg" => Ok(AccelChoice::Only(Accelerator::Tcg)),
+        other => {
+            let message = format!("there is no accelerator {other:?}; it is \"auto\", \"kvm\" or \"tcg\"");
+            let hint = "\"auto\" takes KVM if a trial guest runs in it, else software".to_owned();
+            Err(document.wrong(accel.span(), message, Some(hint)))
+        }
+    }
 }
 
 fn slot_cap(document: &Document, slots: &Spanned<i64>) -> Result<u32, ConfigError> {

@@ -5,14 +5,17 @@
 mod build;
 mod crew;
 mod document;
+mod environment;
 mod error;
 mod search;
 mod units;
+mod upload;
 
-pub use build::{load_build, selection};
+pub use build::{BuildPlan, load_build, selection};
 pub use crew::{load_crew, local_crew, select_hosts};
 pub use error::ConfigError;
 pub use search::{find_build, find_crew};
+pub use units::{parse_duration, parse_duration_or_none};
 
 #[cfg(test)]
 mod tests;

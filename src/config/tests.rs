@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_boss::crew::{Crew, HostKeys, Transport};
 use crewboss_boss::plan::Selection;
+use crewboss_protocol::machine::{AccelChoice, Accelerator};
 use crewboss_protocol::{Command, Environment, Feature};
 
 use super::build::BuildPlan;
@@ -108,6 +109,55 @@ fn a_build_file_has_defaults() {
 }
 
 #[test]
+fn a_build_file_names_machines_and_what_takes_uploads() {
+    let plan = build(
+        r#"
+environment = { machine = "debian12" }
+hold = "0"
+
+[target.here]
+stages.build = "make"
+environment = "directory"
+incremental = true
+
+[target.there]
+toolchain = "gcc12"
+stages.build = "make"
+
+[target.served]
+stages.build = "make"
+environment = { machine = "windows", auxiliary = { web = "nginx", db = "postgres15" } }
+
+[target.also.environment]
+machine = "freebsd"
+[target.also.stages]
+build = "make"
+
+[upload.package]
+command = ["./publish", "--now"]
+timeout = "5m"
+"#,
+    )
+    .unwrap();
+    let shown: Vec<String> = plan
+        .targets
+        .iter()
+        .map(|plan| match &plan.target.environment {
+            Environment::Machine(machine) => {
+                let auxiliary = machine.auxiliary.iter().map(|one| format!(" {}:{}", one.name, one.machine));
+                format!("{}{}", machine.name, auxiliary.collect::<String>())
+            }
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(shown, ["Directory", "debian12", "windows web:nginx db:postgres15", "freebsd"]);
+    assert_eq!(plan.hold, Duration::ZERO);
+    let upload = &plan.uploads[&"package".parse().unwrap()];
+    assert_eq!((upload.words.len(), upload.timeout), (2, Duration::from_secs(300)));
+    assert_eq!(build("[target.x]\nstages.build = \"make\"").unwrap().hold, Duration::from_secs(3600));
+}
+
+#[test]
 fn a_build_file_that_is_wrong_is_refused_with_place_and_hint() {
     let stage = "stages.build = \"make\"";
     let texts = [
@@ -128,7 +178,27 @@ fn a_build_file_that_is_wrong_is_refused_with_place_and_hint() {
         "timeout = \"90 seconds ago\"\n",
         "timeout = 30\n",
         "environment = \"container\"\n",
-        "environment = { machine = \"debian12\" }\n",
+        "environment = { }\n[target.x]\nstages.build = \"make\"\n",
+        "environment = { machine = \"a/b\" }\n[target.x]\nstages.build = \"make\"\n",
+        "environment = { machine = 5 }\n",
+        "environment = { machine = \"a\", auxilary = { db = \"pg\" } }\n",
+        "environment = { machine = \"a\", auxiliary = [\"pg\"] }\n",
+        "environment.machine = \"a\"\nenvironment.auxiliary = { db-1 = \"pg\", DB_1 = \"my\" }\n[target.x]\nstages.build = \"make\"\n",
+        "environment = { machine = \"a\", auxiliary = { crewboss = \"pg\" } }\n[target.x]\nstages.build = \"make\"\n",
+        &format!(
+            "environment = {{ machine = \"a\", auxiliary = {{ {} }} }}\n[target.x]\n{stage}\n",
+            (0..10).map(|n| format!("a{n} = \"m\"")).collect::<Vec<_>>().join(", ")
+        ),
+        "environment = { machine = \"a\" }\n[target.x]\nstages.build = \"make\"\nincremental = true\n",
+        "machine = \"a\"\n",
+        "hold = \"0\"\nhold = \"1\"\n",
+        "hold = \"1\"\n",
+        "hold = 0\n",
+        "[upload.bin]\n[target.x]\nstages.build = \"make\"\n",
+        "[upload.bin]\ncommand = [\"\"]\n[target.x]\nstages.build = \"make\"\n",
+        "[upload.bin]\ncommand = \"./publish\"\n",
+        "[upload.\"a b\"]\ncommand = [\"./publish\"]\n[target.x]\nstages.build = \"make\"\n",
+        "[upload.bin]\nshell = \"x\"\n",
         "commits = \"\"\n[target.x]\nstages.build = \"make\"",
         "commits = \"--all\"\n[target.x]\nstages.build = \"make\"",
         "comits = \"HEAD\"\n",
@@ -237,15 +307,108 @@ build.toml:1:11: invalid type: integer `30`, expected a duration in quotes, such
 1 | timeout = 30
   |           ^^
 
-build.toml:1:15: there is no environment "container"; it is "snapshot" or "directory"
+build.toml:1:15: there is no environment "container"; it is "snapshot", "directory" or { machine = "NAME" }
   |
 1 | environment = "container"
   |               ^^^^^^^^^^^
 
-build.toml:1:15: virtual machines are not there yet in this version; it is "snapshot" or "directory"
+build.toml:1:15: an environment of machines lacks `machine`
   |
-1 | environment = { machine = "debian12" }
-  |               ^^^^^^^^^^^^^^^^^^^^^^^^
+1 | environment = { }
+  |               ^^^
+  hint: name the one that tasks run in: environment = { machine = "debian12" }
+
+build.toml:1:27: "a/b" has the character '/'; names are made of letters, digits and `. _ + -`
+  |
+1 | environment = { machine = "a/b" }
+  |                           ^^^^^
+
+build.toml:1:27: invalid type: integer `5`, expected a text in quotes
+  |
+1 | environment = { machine = 5 }
+  |                           ^
+
+build.toml:1:32: unknown key `auxilary`, expected `machine` or `auxiliary`
+  |
+1 | environment = { machine = "a", auxilary = { db = "pg" } }
+  |                                ^^^^^^^^
+  hint: did you mean `auxiliary`?
+
+build.toml:1:44: invalid type: sequence, expected a table
+  |
+1 | environment = { machine = "a", auxiliary = ["pg"] }
+  |                                            ^^^^^^
+
+build.toml:2:40: variables of db-1 and DB_1 would both begin with DB_1_
+  |
+2 | environment.auxiliary = { db-1 = "pg", DB_1 = "my" }
+  |                                        ^^^^
+  hint: what tells names apart are letters (of either case) and digits
+
+build.toml:1:46: variables of crewboss would begin with CREWBOSS_
+  |
+1 | environment = { machine = "a", auxiliary = { crewboss = "pg" } }
+  |                                              ^^^^^^^^
+  hint: names that begin with CREWBOSS_ are set by crewboss itself; call it otherwise
+
+build.toml:1:136: there are more than 9 auxiliary machines
+  |
+1 | a4 = "m", a5 = "m", a6 = "m", a7 = "m", a8 = "m", a9 = "m" } }
+  |                                                   ^^
+
+build.toml:4:15: target x cannot be incremental in machine a
+  |
+4 | incremental = true
+  |               ^^^^
+  hint: a guest is gone after its task, and nothing is left to start from; remove `incremental`, or give the target environment = "snapshot"
+
+build.toml:1:1: unknown key `machine`, expected one of `commits`, `environment`, `timeout`, `hold`, `variables`, `target`, `upload`
+  |
+1 | machine = "a"
+  | ^^^^^^^
+  hint: the machine that tasks run in is their environment: environment = { machine = "NAME" }
+
+build.toml:2:1: duplicate key
+  |
+2 | hold = "1"
+  | ^^^^
+  hint: the same name is used twice; rename or remove one of them
+
+build.toml:1:8: "1" is no duration: its unit is missing; write it as "30m" or "1h 30m", or "0" for never
+  |
+1 | hold = "1"
+  |        ^^^
+
+build.toml:1:8: invalid type: integer `0`, expected a duration in quotes, such as "1h", or "0" for never
+  |
+1 | hold = 0
+  |        ^
+
+build.toml:1:9: upload bin has no `command`
+  |
+1 | [upload.bin]
+  |         ^^^
+  hint: say what takes the file: command = ["./publish"]
+
+build.toml:2:11: upload bin: command: it is empty
+  |
+2 | command = [""]
+  |           ^^^^
+
+build.toml:2:11: invalid type: string "./publish", expected a list in brackets, such as ["one", "two"]
+  |
+2 | command = "./publish"
+  |           ^^^^^^^^^^^
+
+build.toml:1:9: "a b" has the character ' '; names are made of letters, digits and `. _ + -`
+  |
+1 | [upload."a b"]
+  |         ^^^^^
+
+build.toml:2:1: unknown key `shell`, expected `command` or `timeout`
+  |
+2 | shell = "x"
+  | ^^^^^
 
 build.toml:1:11: "" names no commits: it is empty
   |
@@ -259,7 +422,7 @@ build.toml:1:11: "--all" names no commits: it begins with a dash
   |           ^^^^^^^
   hint: any git revision or range will do: "HEAD", "v1.2", "origin/main..HEAD"; without it the working tree is built
 
-build.toml:1:1: unknown key `comits`, expected one of `commits`, `environment`, `timeout`, `variables`, `target`
+build.toml:1:1: unknown key `comits`, expected one of `commits`, `environment`, `timeout`, `hold`, `variables`, `target`, `upload`
   |
 1 | comits = "HEAD"
   | ^^^^^^
@@ -350,7 +513,7 @@ build.toml:1:10: unclosed table, expected `]`
 1 | [target.x
   |          ^
 
-build.toml:1:2: unknown key `targets`, expected one of `commits`, `environment`, `timeout`, `variables`, `target`
+build.toml:1:2: unknown key `targets`, expected one of `commits`, `environment`, `timeout`, `hold`, `variables`, `target`, `upload`
   |
 1 | [targets.x]
   |  ^^^^^^^
@@ -439,6 +602,8 @@ ssh = "builder@lab1"
 work = "/srv/crewboss"
 slots = 8
 tags = ["kvm", "big-memory"]
+machines = "/srv/machines"
+accel = "tcg"
 toolchains.riscv64 = "/opt/riscv/bin/riscv64-gcc"
 [host.pod]
 command = ["kubectl", "exec", "-i", "builder-0", "--"]
@@ -455,6 +620,9 @@ local = true
     assert_eq!(crew.hosts[0].transport, Transport::Ssh("builder@lab1".to_owned()));
     assert_eq!((crew.hosts[0].slots, crew.hosts[0].tags.len()), (Some(8), 2));
     assert_eq!(crew.hosts[0].toolchains.len(), 1);
+    assert_eq!(crew.hosts[0].machines.as_deref(), Some("/srv/machines"));
+    assert_eq!(crew.hosts[0].accel, AccelChoice::Only(Accelerator::Tcg));
+    assert_eq!((&crew.hosts[1].machines, crew.hosts[1].accel), (&None, AccelChoice::Auto));
     assert_eq!(crew.hosts[2].transport, Transport::Local);
     let refused = select_hosts(&mut crew, &["pot".to_owned()], "crew.toml").unwrap_err().to_string();
     assert_eq!(refused, "crew.toml has no host \"pot\"\n  hint: did you mean pod?");
@@ -486,8 +654,8 @@ fn a_crew_file_that_is_wrong_is_refused_with_place_and_hint() {
         "[host.a]\nssh = \"x\"\nslots = \"8\"\n",
         "[host.a]\nssh = \"x\"\nwork = \"crew\"\n",
         "[host.a]\nssh = \"x\"\nwork = \"/\"\n",
-        "[host.a]\nssh = \"x\"\nmachines = \"/srv/machines\"\n",
-        "[host.a]\nssh = \"x\"\naccel = \"kvm\"\n",
+        "[host.a]\nssh = \"x\"\nmachines = \"machines\"\n",
+        "[host.a]\nssh = \"x\"\naccel = \"hvf\"\n",
         "[host.a]\nssh = \"x\"\nslot = 4\n",
         "[host.a]\nssh = \"x\"\ntags = [\"a\", \"b c\"]\n",
         "[host.a]\nssh = \"x\"\ntoolchains.\"x/y\" = \"gcc\"\n",
@@ -581,19 +749,19 @@ crew.toml:3:8: "/" cannot be a work directory: it is the root directory
   |        ^^^
   hint: it is an absolute path on the host
 
-crew.toml:3:1: unknown key `machines`, expected one of `ssh`, `command`, `local`, `work`, `slots`, `tags`, `toolchains`
+crew.toml:3:12: "machines" cannot be a directory of machines: it does not begin with `/`
   |
-3 | machines = "/srv/machines"
-  | ^^^^^^^^
-  hint: virtual machines are not there yet in this version; remove it
+3 | machines = "machines"
+  |            ^^^^^^^^^^
+  hint: it is an absolute path on the host
 
-crew.toml:3:1: unknown key `accel`, expected one of `ssh`, `command`, `local`, `work`, `slots`, `tags`, `toolchains`
+crew.toml:3:9: there is no accelerator "hvf"; it is "auto", "kvm" or "tcg"
   |
-3 | accel = "kvm"
-  | ^^^^^
-  hint: virtual machines are not there yet in this version; remove it
+3 | accel = "hvf"
+  |         ^^^^^
+  hint: "auto" takes KVM if a trial guest runs in it, else software
 
-crew.toml:3:1: unknown key `slot`, expected one of `ssh`, `command`, `local`, `work`, `slots`, `tags`, `toolchains`
+crew.toml:3:1: unknown key `slot`, expected one of `ssh`, `command`, `local`, `work`, `slots`, `machines`, `accel`, `tags`, `toolchains`
   |
 3 | slot = 4
   | ^^^^
@@ -666,7 +834,9 @@ fn known_keys<T>(table: &str, load: impl Fn(&str) -> Result<T, String>) -> Vec<S
 fn every_setting_is_documented_and_nothing_else() {
     let documentation = include_str!("../../CONFIGURATION.md");
     let tables = [
-        ("build.toml", known_keys("", build), vec!["target"]),
+        ("build.toml", known_keys("", build), vec!["target", "upload"]),
+        ("environment", known_keys("[target.x]\nenvironment.", build), vec![]),
+        ("[upload.TYPE]", known_keys("[upload.x]\n", build), vec![]),
         ("[target.NAME]", known_keys("[target.x]\n", build), vec!["needs"]),
         ("needs", known_keys("[target.x.needs]\n", build), vec![]),
         ("[ssh]", known_keys("[ssh]\n", crew), vec![]),

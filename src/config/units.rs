@@ -15,6 +15,10 @@ const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeSpan(pub Duration);
 
+/// As [`TimeSpan`], or `"0"` for no time at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeSpanOrNone(pub Duration);
+
 /// An amount of bytes such as `"4 GiB"` or `"500 MB"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Amount(pub u64);
@@ -27,6 +31,14 @@ impl<'de> Deserialize<'de> for TimeSpan {
     }
 }
 
+impl<'de> Deserialize<'de> for TimeSpanOrNone {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, "a duration in quotes, such as \"1h\", or \"0\" for never", |text| {
+            parse_duration_or_none(text).map(TimeSpanOrNone)
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for Amount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text(deserializer, "a size in quotes, such as \"4 GiB\" or \"500 MB\"", |text| {
@@ -35,7 +47,22 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// A duration, or `0` for none at all.
+///
+/// # Errors
+/// What is wrong with it, for a person.
+pub fn parse_duration_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    parse_duration(text).map_err(|why| format!("{why}, or \"0\" for never"))
+}
+
+/// A duration.
+///
+/// # Errors
+/// What is wrong with it, for a person.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let refuse = |why: &str| format!("{text:?} is no duration: {why}; write it as \"30m\" or \"1h 30m\"");
     let number = text.starts_with(|c: char| c.is_ascii_digit());
     if number && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -122,6 +149,9 @@ mod tests {
         for text in refused {
             assert!(parse_duration(text).is_err(), "{text:?} was accepted");
         }
+        assert_eq!(parse_duration_or_none("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_duration_or_none("1h"), Ok(Duration::from_secs(3600)));
+        assert!(parse_duration_or_none("00").is_err());
     }
 
     #[test]

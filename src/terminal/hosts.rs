@@ -1,11 +1,12 @@
 //! The table of `crewboss hosts`: who is there, what they can do, who uses them.
 
 use crewboss_protocol::host::SpeedSource;
+use crewboss_protocol::machine::{HeldGuest, MachineState};
 use crewboss_protocol::{Feature, HostFacts, HostName, Toolchain};
 use serde::Serialize;
 
 use super::table::Table;
-use super::text::{Palette, bytes, one_line, put, shortened, tail};
+use super::text::{Palette, bytes, duration, one_line, put, shortened, tail};
 
 /// Longest version of a toolchain in the table; `--json` has them in full.
 const VERSION_CHARS_MAX: usize = 48;
@@ -20,7 +21,7 @@ pub struct HostReport {
 }
 
 /// Everything for a person.
-pub fn render(reports: &[HostReport], palette: Palette) -> String {
+pub fn render(reports: &[HostReport], palette: Palette, now: u64) -> String {
     let heading = [
         "host",
         "state",
@@ -32,6 +33,8 @@ pub fn render(reports: &[HostReport], palette: Palette) -> String {
         "load",
         "arch",
         "kernel",
+        "guests",
+        "machines",
         "features",
     ];
     let mut table = Table::new(&heading);
@@ -43,7 +46,7 @@ pub fn render(reports: &[HostReport], palette: Palette) -> String {
     }
     let mut text = table.render("");
     for report in reports {
-        details(report, palette, &mut text);
+        details(report, palette, now, &mut text);
     }
     text
 }
@@ -63,6 +66,8 @@ fn row(name: &HostName, facts: &HostFacts) -> Vec<String> {
         format!("{}.{:02}", facts.load.load_percent / 100, facts.load.load_percent % 100),
         shortened(&one_line(&facts.architecture), 16),
         shortened(&kernel(&facts.kernel), 20),
+        facts.emulator.as_ref().map_or("none", |emulator| emulator.accelerator.as_str()).to_owned(),
+        machine_count(facts),
         features.join(","),
     ]
 }
@@ -78,13 +83,19 @@ fn feature_word(feature: Feature) -> Option<&'static str> {
     }
 }
 
+/// How many machines can be used, of how many.
+fn machine_count(facts: &HostFacts) -> String {
+    let usable = facts.machines.iter().filter(|machine| machine.state == MachineState::Usable).count();
+    if facts.machines.is_empty() { String::new() } else { format!("{usable}/{}", facts.machines.len()) }
+}
+
 /// `Linux 6.1.0-18-amd64` without what nearly all have in common.
 fn kernel(text: &str) -> String {
     let line = one_line(text);
     line.strip_prefix("Linux ").map(str::to_owned).unwrap_or(line)
 }
 
-fn details(report: &HostReport, palette: Palette, text: &mut String) {
+fn details(report: &HostReport, palette: Palette, now: u64, text: &mut String) {
     put(text, format_args!("\n{}\n", palette.strong(&report.name)));
     let facts = match &report.facts {
         Ok(facts) => facts,
@@ -106,6 +117,14 @@ fn details(report: &HostReport, palette: Palette, text: &mut String) {
         let why = shortened(&one_line(&broken.why), 160);
         table.row([broken.name.to_string(), format!("does not work: {}: {why}", one_line(&broken.compiler))]);
     }
+    if let Some(emulator) = &facts.emulator {
+        let (version, accelerator) = (one_line(&emulator.version), emulator.accelerator.as_str());
+        let why = shortened(&one_line(&emulator.why), 160);
+        table.row(["guests".to_owned(), format!("QEMU {version} with {accelerator}: {why}")]);
+    }
+    for guest in &facts.held {
+        table.row(["held".to_owned(), held(&report.name, guest, now)]);
+    }
     for holder in &facts.holders {
         let run = &holder.run;
         let who = shortened(&one_line(&holder.boss), 60);
@@ -115,6 +134,21 @@ fn details(report: &HostReport, palette: Palette, text: &mut String) {
         ]);
     }
     text.push_str(&table.render("  "));
+}
+
+/// A guest that is kept for a person, and how to get in.
+pub fn held(host: &HostName, guest: &HeldGuest, now: u64) -> String {
+    let stage = guest.stage.as_ref().map(|stage| format!(" in stage {stage}")).unwrap_or_default();
+    let left = match guest.until.saturating_sub(now) {
+        0 => "its time is over".to_owned(),
+        left => format!("{} left", duration(left.saturating_mul(1000))),
+    };
+    let entered = guest.entered.map(|pid| format!(", entered by process {pid}")).unwrap_or_default();
+    let who = shortened(&one_line(&guest.boss), 60);
+    format!(
+        "{}@{:.8} of {who}: {}{stage}, {left}{entered}: crewboss enter {host}/{}",
+        guest.target, guest.commit, guest.outcome, guest.id
+    )
 }
 
 /// Each compiler once, with all names under which it is offered.
@@ -154,53 +188,15 @@ pub fn json(reports: &[HostReport]) -> serde_json::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::terminal::samples::{host, name};
-    use crewboss_protocol::host::BrokenToolchain;
-    use crewboss_protocol::{Load, SlotHolder};
-
-    fn facts() -> HostFacts {
-        let native = Toolchain {
-            name: name("native"),
-            version: "gcc (Debian 12.2.0-14) 12.2.0\x1b[2J".to_owned(),
-            compiler: "/usr/bin/gcc".to_owned(),
-            prefix: String::new(),
-        };
-        let holder = SlotHolder {
-            slot: 0,
-            boss: "ann@laptop".to_owned(),
-            run: "20260102-030405-1".parse().unwrap(),
-            host: host("lab1"),
-            pid: 4711,
-            priority: 0,
-        };
-        let broken = BrokenToolchain {
-            name: name("arm"),
-            compiler: "/usr/bin/arm-linux-gnueabi-gcc".to_owned(),
-            why: "cannot find crt1.o\n".to_owned(),
-        };
-        HostFacts {
-            kernel: "Linux 6.1.0-18-amd64".to_owned(),
-            architecture: "x86_64".to_owned(),
-            threads: 16,
-            memory: 64 << 30,
-            disk_free: 500 << 30,
-            work: "/srv/crewboss".to_owned(),
-            slots: 16,
-            speed: 1234,
-            speed_source: SpeedSource::Measured,
-            toolchains: vec![native.clone(), Toolchain { name: name("x86_64"), ..native }],
-            broken_toolchains: vec![broken],
-            features: [Feature::Btrfs, Feature::Cgroup, Feature::Unknown].into(),
-            load: Load { load_percent: 125, ..Load::default() },
-            holders: vec![holder],
-            trees: Vec::new(),
-            emulator: None,
-            machines: Vec::new(),
-            held: Vec::new(),
-        }
-    }
+    use crate::terminal::samples::{NOW, emulator, held_guest, host, host_facts, machines};
 
     fn reports() -> Vec<HostReport> {
+        let facts = || HostFacts {
+            emulator: Some(emulator()),
+            machines: machines(),
+            held: vec![held_guest()],
+            ..host_facts()
+        };
         let small = HostFacts {
             slots: 2,
             threads: 2,
@@ -210,6 +206,9 @@ mod tests {
             toolchains: Vec::new(),
             broken_toolchains: Vec::new(),
             holders: Vec::new(),
+            emulator: None,
+            machines: Vec::new(),
+            held: Vec::new(),
             ..facts()
         };
         let away = "cannot connect to pod: connection refused\nhint: is it running?".to_owned();
@@ -222,16 +221,18 @@ mod tests {
 
     #[test]
     fn the_table_of_hosts() {
-        insta::assert_snapshot!(render(&reports(), Palette::PLAIN), @r"
-HOST   STATE   SLOTS  THREADS  SPEED    MEMORY  DISK FREE  LOAD  ARCH    KERNEL          FEATURES
-lab1   in use   1/16       16   1.23  64.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  btrfs,cgroup
-board  free      0/2        2  0.08~   2.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  btrfs,cgroup
+        insta::assert_snapshot!(render(&reports(), Palette::PLAIN, NOW), @r"
+HOST   STATE   SLOTS  THREADS  SPEED    MEMORY  DISK FREE  LOAD  ARCH    KERNEL          GUESTS  MACHINES  FEATURES
+lab1   in use   1/16       16   1.23  64.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  tcg          2/4  btrfs,cgroup
+board  free      0/2        2  0.08~   2.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  none              btrfs,cgroup
 pod    away
 
 lab1
   work            /srv/crewboss
   native, x86_64  /usr/bin/gcc  gcc (Debian 12.2.0-14) 12.2.0
   arm             does not work: /usr/bin/arm-linux-gnueabi-gcc: cannot find crt1.o
+  guests          QEMU 7.2.22 with tcg: KVM: a trial guest hung in it
+  held            arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
   slot 0          ann@laptop, run 20260102-030405-1, priority 0, pid 4711
 
 board
@@ -249,6 +250,8 @@ pod
         let value: serde_json::Value = serde_json::from_str(&json(&reports()).unwrap()).unwrap();
         assert_eq!(value[0]["host"], "lab1");
         assert_eq!(value[0]["threads"], 16);
+        assert_eq!(value[0]["emulator"]["accelerator"], "tcg");
+        assert_eq!(value[0]["held"][0]["id"], "debian12-gcc12-k3x9");
         assert_eq!(value[0]["error"], serde_json::Value::Null);
         assert_eq!(value[2].as_object().unwrap().len(), 2);
         assert!(value[2]["error"].as_str().unwrap().contains("refused"));

@@ -4,6 +4,7 @@ pub mod bars;
 pub mod clean;
 pub mod events;
 pub mod hosts;
+pub mod machines;
 pub mod plain;
 pub mod plan;
 pub mod progress;

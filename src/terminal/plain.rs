@@ -127,6 +127,16 @@ impl Lines {
                     line!(into, "    {host}: {}", one_line(reason));
                 }
             }
+            EventKind::TaskWaiting { host, target, commit, guest, stage, until, .. } => {
+                let stage = stage.as_ref().map(|stage| format!(" at stage {stage}")).unwrap_or_default();
+                let left = until.saturating_mul(1000).saturating_sub(event.time_ms);
+                let waits = self.palette.strong("waits for you");
+                line!(
+                    into,
+                    "{target}@{commit} {waits}{stage} for {}: crewboss enter {host}/{guest}",
+                    duration(left)
+                );
+            }
             kind if self.verbosity >= Verbosity::Normal => self.normal(kind, into),
             _ => {}
         }
@@ -204,11 +214,18 @@ impl Lines {
         if !done.message.is_empty() {
             into.push_str(&tail(&done.message, "    "));
         }
+        if let Some(matched) = &done.matched {
+            line!(into, "    unchanged: {}", one_line(&matched.to_string()));
+        }
         if !good {
             into.push_str(&tail(&done.tail, "    | "));
             if ran {
                 line!(into, "    see {}", one_line(&done.path));
             }
+        }
+        if let (Some(host), Some(held)) = (&done.host, &done.held) {
+            let time = duration(held.until.saturating_sub(held.since).saturating_mul(1000));
+            line!(into, "    its guest is kept for {time}: crewboss enter {host}/{}", held.id);
         }
     }
 }
@@ -228,6 +245,9 @@ fn verbose(kind: &EventKind, into: &mut String) {
         ),
         EventKind::TaskStarted { host, at, target, commit } => {
             line!(into, "{target}@{commit} starts on {host} (task {}, attempt {})", at.task, at.attempt);
+        }
+        EventKind::TaskStep { host, at, text } => {
+            line!(into, "task {} on {host}: {}", at.task, one_line(text));
         }
         EventKind::TaskStage { host, at, stage } => line!(into, "task {} on {host}: stage {stage}", at.task),
         _ => {}
@@ -255,6 +275,7 @@ host lab1: ready, 4 slots, 8 threads, speed 1.00, 2 toolchains
 host lab1: no btrfs here: copies are made
 no host can build sparc (1 task):
     lab1: no toolchain sparc
+x86@1a2b3c4d waits for you at stage check for 29m 59s: crewboss enter lab1/debian12-gcc12-p0q1
 host lab2: lost, tried again in 2.0s
     connection refused
 host lab2: out of this run
@@ -267,6 +288,7 @@ arm64@abc1234 did not come to its end on lab1, tried again: the disk is full
     | cc -c main.c
     | main.c:3: error: no such thing
     see 1_of_1_g1a2b3c4d_subject/arm
+    its guest is kept for 1h 00m: crewboss enter lab1/debian12-gcc12-k3x9
 [6/6] success  x86@1a2b3c4d on lab1 4.8s
 ");
     }
@@ -276,6 +298,7 @@ arm64@abc1234 did not come to its end on lab1, tried again: the disk is full
         insta::assert_snapshot!(shown(Verbosity::Quiet), @r"
 no host can build sparc (1 task):
     lab1: no toolchain sparc
+x86@1a2b3c4d waits for you at stage check for 29m 59s: crewboss enter lab1/debian12-gcc12-p0q1
 host lab2: out of this run
     cannot connect to lab2: connection refused
     hint: is sshd running there?
@@ -283,6 +306,7 @@ host lab2: out of this run
     | cc -c main.c
     | main.c:3: error: no such thing
     see 1_of_1_g1a2b3c4d_subject/arm
+    its guest is kept for 1h 00m: crewboss enter lab1/debian12-gcc12-k3x9
 ");
     }
 
@@ -296,6 +320,8 @@ host lab2: out of this run
             "starts on lab1",
             "stage test",
             "done before: failure",
+            "unchanged: tree 070707070707, target definition, machine debian12 (debian12-7), toolchain id 8d2f0c",
+            "task 2 on lab1: booting debian12",
         ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }

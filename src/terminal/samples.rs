@@ -2,8 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use crewboss_boss::event::{EVENT_SCHEMA, Event, EventKind, HostSummary, Summary, TaskDone};
-use crewboss_protocol::{Attempt, HostName, Load, Name, Outcome, TaskId, TaskRef};
+use crewboss_boss::event::{
+    EVENT_SCHEMA, Event, EventKind, HeldSummary, HostSummary, Matched, Summary, TaskDone,
+};
+use crewboss_boss::store::{MachineInputs, TaskKey};
+use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
+use crewboss_protocol::machine::{
+    Accelerator, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts, MachineHolder, MachineRole,
+    MachineState,
+};
+use crewboss_protocol::{
+    Attempt, Feature, HostFacts, HostName, Load, Name, Outcome, SlotHolder, TaskId, TaskRef, Toolchain,
+    TreeId,
+};
+
+/// The time at which everything here is looked at, in seconds since 1970.
+pub const NOW: u64 = 1_783_166_400;
 
 /// A host's name.
 pub fn host(name: &str) -> HostName {
@@ -28,6 +42,8 @@ fn done(task: u32, target: &str, outcome: Outcome, tail: &str) -> EventKind {
         host: Some(host("lab1")),
         outcome,
         recorded: None,
+        matched: None,
+        held: None,
         wall_ms: 1_200 * u64::from(task + 1),
         bytes: 2_048,
         message: String::new(),
@@ -36,9 +52,27 @@ fn done(task: u32, target: &str, outcome: Outcome, tail: &str) -> EventKind {
     }))
 }
 
+/// The same, its guest kept.
+fn held(done: EventKind) -> EventKind {
+    let EventKind::TaskDone(mut task) = done else { unreachable!() };
+    task.held = Some(Box::new(held_guest()));
+    EventKind::TaskDone(task)
+}
+
 fn skipped() -> EventKind {
     let EventKind::TaskDone(mut task) = done(4, "riscv64", Outcome::Skipped, "") else { unreachable!() };
     task.recorded = Some(Outcome::Failure);
+    task.matched = Some(Box::new(Matched {
+        tree: TreeId([7; 20]),
+        key: TaskKey([1; 32]),
+        toolchain: None,
+        machine: Some(MachineInputs {
+            name: name("debian12"),
+            id: "debian12-7".to_owned(),
+            toolchain_id: "8d2f0c".to_owned(),
+            agent: 1,
+        }),
+    }));
     task.attempt = Attempt(0);
     task.host = None;
     task.bytes = 0;
@@ -109,6 +143,16 @@ fn middle() -> Vec<EventKind> {
         started(0, "native"),
         started(1, "aarch64"),
         EventKind::TaskStage { host: host("lab1"), at: at(0, 1), stage: name("test") },
+        EventKind::TaskStep { host: host("lab1"), at: at(2, 1), text: "booting\x1b[2J debian12".to_owned() },
+        EventKind::TaskWaiting {
+            host: host("lab1"),
+            at: at(3, 1),
+            target: name("x86"),
+            commit: "1a2b3c4d".into(),
+            guest: name("debian12-gcc12-p0q1"),
+            stage: Some(name("check")),
+            until: 1_700_000_000 + 1801,
+        },
         EventKind::TaskOutput {
             host: host("lab1"),
             at: at(0, 1),
@@ -133,12 +177,12 @@ fn middle() -> Vec<EventKind> {
             commit: "abc1234".into(),
             reason: "the disk is full".to_owned(),
         },
-        done(
+        held(done(
             2,
             "arm",
             Outcome::Failure,
             "cc -c main.c\r\n\x1b[31mmain.c:3: error: \x1b]0;owned\x07no such thing\n",
-        ),
+        )),
         done(3, "x86", Outcome::Success, ""),
     ]
 }
@@ -169,6 +213,135 @@ pub fn summary() -> Summary {
         wall_ms: 2_200,
         slowest: vec![("arm@1a2b3c4d".to_owned(), 3_600), ("aarch64@1a2b3c4d".to_owned(), 2_400)],
         hosts: BTreeMap::from([(host("lab1"), lab1), (host("lab2"), lab2)]),
+        held: vec![HeldSummary { host: host("lab1"), guest: held_guest(), commit: "1a2b3c4d".into() }],
         stopped: None,
     }
+}
+
+/// A host without machines.
+pub fn host_facts() -> HostFacts {
+    let native = Toolchain {
+        name: name("native"),
+        version: "gcc (Debian 12.2.0-14) 12.2.0\x1b[2J".to_owned(),
+        compiler: "/usr/bin/gcc".to_owned(),
+        prefix: String::new(),
+    };
+    let holder = SlotHolder {
+        slot: 0,
+        boss: "ann@laptop".to_owned(),
+        run: "20260102-030405-1".parse().unwrap(),
+        host: host("lab1"),
+        pid: 4711,
+        priority: 0,
+    };
+    let broken = BrokenToolchain {
+        name: name("arm"),
+        compiler: "/usr/bin/arm-linux-gnueabi-gcc".to_owned(),
+        why: "cannot find crt1.o\n".to_owned(),
+    };
+    HostFacts {
+        kernel: "Linux 6.1.0-18-amd64".to_owned(),
+        architecture: "x86_64".to_owned(),
+        threads: 16,
+        memory: 64 << 30,
+        disk_free: 500 << 30,
+        work: "/srv/crewboss".to_owned(),
+        slots: 16,
+        speed: 1234,
+        speed_source: SpeedSource::Measured,
+        toolchains: vec![native.clone(), Toolchain { name: name("x86_64"), ..native }],
+        broken_toolchains: vec![broken],
+        features: [Feature::Btrfs, Feature::Cgroup, Feature::Unknown].into(),
+        load: Load { load_percent: 125, ..Load::default() },
+        holders: vec![holder],
+        trees: Vec::new(),
+        emulator: None,
+        machines: Vec::new(),
+        held: Vec::new(),
+    }
+}
+
+/// What it runs guests with.
+pub fn emulator() -> Emulator {
+    let why = "KVM: a trial guest hung in it".to_owned();
+    Emulator { version: "7.2.22".to_owned(), accelerator: Accelerator::Tcg, why }
+}
+
+/// A guest that is kept.
+pub fn held_guest() -> HeldGuest {
+    HeldGuest {
+        id: name("debian12-gcc12-k3x9"),
+        machine: name("debian12"),
+        target: name("arm"),
+        commit: TreeId([0x1a; 20]),
+        at: at(2, 1),
+        stage: Some(name("test")),
+        outcome: Outcome::Timeout,
+        boss: "ann@laptop".to_owned(),
+        run: "20260102-030405-1".parse().unwrap(),
+        since: NOW - 120,
+        until: NOW + 3480,
+        memory: true,
+        entered: None,
+    }
+}
+
+fn copy(toolchain: &str, state: CopyState, users: usize) -> CopyFacts {
+    let holder = MachineHolder {
+        boss: "bob@ci".to_owned(),
+        run: "20260102-020000-1".parse().unwrap(),
+        host: host("lab1"),
+        pid: 4711,
+        priority: 100,
+        task: Some(at(7, 1)),
+        since: NOW - 60,
+    };
+    CopyFacts {
+        toolchain: name(toolchain),
+        toolchain_id: "8d2f0c".to_owned(),
+        state,
+        made: 0,
+        versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
+        holders: vec![holder; users],
+    }
+}
+
+/// Machines in every state.
+pub fn machines() -> Vec<MachineFacts> {
+    let why = |text: &str| text.to_owned();
+    let debian = MachineFacts {
+        volume: name("default"),
+        name: name("debian12"),
+        role: MachineRole::Build,
+        id: "debian12-7".to_owned(),
+        summary: "Debian 12, gcc".to_owned(),
+        state: MachineState::Usable,
+        copies: vec![
+            copy("clang", CopyState::Ready, 0),
+            copy("default", CopyState::Bootstrapping, 0),
+            copy("gcc11", CopyState::Newer { agent: 2 }, 0),
+            copy("gcc12", CopyState::Ready, 2),
+            copy("gcc13", CopyState::NeedsBootstrap { why: why("its toolchain has changed") }, 0),
+            copy("gcc14", CopyState::Suspended { why: why("it did not boot, 3 times") }, 0),
+        ],
+        memory_min: 256 << 20,
+        memory_max: Some(1 << 30),
+    };
+    let other = |text: &str, role, state| MachineFacts {
+        name: name(text),
+        role,
+        id: format!("{text}-1"),
+        state,
+        copies: Vec::new(),
+        memory_max: None,
+        ..debian.clone()
+    };
+    let little = MachineState::LittleMemory { needs: 128 << 30, has: 64 << 30 };
+    let unusable = MachineState::Unusable { why: why("/m/v/win/win-1:\x1b[2J leads nowhere") };
+    let others = [
+        other("postgres15", MachineRole::Auxiliary, MachineState::Usable),
+        other("hurd", MachineRole::Build, little),
+        other("win", MachineRole::Build, unusable),
+    ];
+    std::iter::once(debian.clone()).chain(others).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crewboss_boss::event::{Stopped, Summary};
+use crewboss_boss::event::{HeldSummary, Stopped, Summary};
 use crewboss_protocol::Outcome;
 
 use super::Verbosity;
@@ -17,6 +17,7 @@ pub fn render(summary: &Summary, out: &Path, verbosity: Verbosity, palette: Pale
         slowest(summary, &mut text);
         hosts(summary, &mut text);
     }
+    held(summary, &mut text);
     match &summary.stopped {
         Some(Stopped::Interrupted) => {
             text.push_str("\nstopped on request; the same command goes on from here\n");
@@ -94,6 +95,24 @@ fn hosts(summary: &Summary, text: &mut String) {
     text.push_str(&table.render("  "));
 }
 
+/// Guests that wait for a person. Also said quietly: nobody else will remember them.
+fn held(summary: &Summary, text: &mut String) {
+    if summary.held.is_empty() {
+        return;
+    }
+    text.push_str("\nguests that are kept\n");
+    let mut table = Table::new(&[]);
+    for HeldSummary { host, guest, commit } in &summary.held {
+        table.row([
+            format!("{}@{commit}", guest.target),
+            guest.outcome.to_string(),
+            format!("for {}", duration(guest.until.saturating_sub(guest.since).saturating_mul(1000))),
+            format!("crewboss enter {host}/{}", guest.id),
+        ]);
+    }
+    text.push_str(&table.render("  "));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +138,9 @@ slowest tasks
   lab1      4  3.8 MiB   8.0 KiB
   lab2      0      0 B       0 B  1 time
 
+guests that are kept
+  arm@1a2b3c4d  timeout  for 1h 00m  crewboss enter lab1/debian12-gcc12-k3x9
+
 results: /src/crewboss-results
 ");
     }
@@ -136,6 +158,9 @@ results: /src/crewboss-results
   infrastructure       1
   skipped              1  (done before: 1 failure)
   not done             7
+
+guests that are kept
+  arm@1a2b3c4d  timeout  for 1h 00m  crewboss enter lab1/debian12-gcc12-k3x9
 
 stopped on request; the same command goes on from here
 

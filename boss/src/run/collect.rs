@@ -8,11 +8,12 @@ use std::sync::Arc;
 use crewboss_protocol::message::{Done, LogEnd};
 use crewboss_protocol::{HostName, Outcome, RunId, TaskId, TaskRef};
 
-use crate::event::TaskDone;
+use crate::event::{Matched, TaskDone};
 use crate::run::events::unix_ms;
 use crate::run::hosts::Fetch;
 use crate::run::plan::Plan;
-use crate::store::{AttemptStory, RESULT_SCHEMA, Recorded, ResultFile, Submission};
+use crate::run::upload::UploadsEnd;
+use crate::store::{AttemptStory, MachineInputs, RESULT_SCHEMA, Recorded, ResultFile, Submission};
 
 /// How much of the end of a log is shown when a task did not go well.
 const TAIL_BYTES_MAX: usize = 2000;
@@ -33,6 +34,8 @@ pub struct Collected {
     pub part: PathBuf,
     /// Whether that directory exists.
     pub fetched: bool,
+    /// What the boss itself adds to the log.
+    pub log_more: String,
 }
 
 impl Collected {
@@ -60,6 +63,8 @@ impl Collected {
             host: self.host.clone(),
             outcome: done.outcome,
             recorded: None,
+            matched: None,
+            held: done.held.clone(),
             wall_ms: wall_ms(done),
             bytes: done.log.bytes + done.artifacts.bytes,
             message: self.reason(),
@@ -82,8 +87,19 @@ impl Collected {
     /// The last lines of output.
     fn tail(&self) -> String {
         match &self.done.log.text {
+            _ if !self.log_more.is_empty() => last_lines(&self.log_more),
             Some(text) => last_lines(text),
             None => last_lines(&String::from_utf8_lossy(&end_of(&self.part.join("log")))),
+        }
+    }
+
+    /// Takes note of what became of its uploads.
+    pub fn uploaded(&mut self, end: UploadsEnd) {
+        self.log_more = end.output;
+        self.done.stages.extend(end.stage);
+        if let Some(why) = end.failure {
+            self.done.outcome = Outcome::Failure;
+            self.done.message = why;
         }
     }
 
@@ -94,6 +110,7 @@ impl Collected {
         let recorded = Recorded {
             key: result.key,
             toolchain: result.toolchain.clone(),
+            machine: result.machine.as_deref().map(MachineInputs::from),
             target: result.target.clone(),
             commit: plan.commit(task).short.clone(),
             outcome: result.outcome,
@@ -110,6 +127,7 @@ impl Collected {
             part: self.part,
             fetched: self.fetched,
             log: text(self.done.log),
+            log_more: self.log_more,
             err: text(self.done.err),
             sizes: self.done.sizes,
         }
@@ -135,8 +153,10 @@ impl Collected {
             rss_kib_max: done.rss_kib_max,
             stages: done.stages.clone(),
             toolchain: done.toolchain.clone(),
+            machine: done.machine.clone(),
+            held: done.held.clone(),
             warm: done.warm,
-            log_bytes: done.log.bytes,
+            log_bytes: done.log.bytes + self.log_more.len() as u64,
             err_bytes: done.err.bytes,
             artifacts: done.artifacts,
             message: done.message.clone(),
@@ -178,6 +198,13 @@ pub fn skipped(plan: &Plan, task: TaskId, record: &Recorded) -> TaskDone {
         host: record.host.clone(),
         outcome: Outcome::Skipped,
         recorded: Some(record.outcome),
+        matched: Some(Box::new(Matched {
+            tree: plan.commit(task).tree,
+            key: record.key,
+            toolchain: record.toolchain.clone(),
+            machine: record.machine.clone(),
+        })),
+        held: None,
         wall_ms: record.wall_ms,
         bytes: 0,
         message: String::new(),

@@ -1,6 +1,6 @@
 //! Which tasks are done already, as far as the journal and the result directory agree.
 //!
-//! The version of a target's toolchain is known only once hosts have answered. Until then a task with a recorded result
+//! The version of a target's toolchain, and the ids of its machine, are known only once hosts have answered. Until then a task with a recorded result
 //! is a candidate: it is not handed out before every host has answered or failed, or [`SETTLE_WITHIN`] has passed.
 
 use std::collections::{BTreeMap, HashMap};
@@ -8,10 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crewboss_protocol::{Outcome, TaskId, Toolchain};
+use crewboss_protocol::machine::{AGENT_VERSION, DEFAULT_TOOLCHAIN, MachineRole, MachineState};
+use crewboss_protocol::{Environment, HostFacts, Name, Outcome, Target, TaskId};
 
 use crate::run::plan::Plan;
-use crate::store::{Recorded, ResultFile, TaskKey};
+use crate::store::{MachineInputs, Recorded, ResultFile, TaskKey};
 
 /// How long candidates wait for hosts that answer late.
 pub const SETTLE_WITHIN: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ pub struct Division {
     pub open: Vec<TaskId>,
     /// Done, whatever the hosts say.
     pub done: Vec<(TaskId, Recorded)>,
-    /// Done if a host offers one of the recorded toolchain versions.
+    /// Done if a host offers one of the recorded toolchain versions, or machines.
     pub candidates: BTreeMap<TaskId, Vec<Recorded>>,
 }
 
@@ -49,16 +50,16 @@ pub fn divide(
     let mut division = Division::default();
     for task in (0..plan.tasks()).map(TaskId) {
         let key = plan.key(task);
-        let needs_toolchain = plan.target(task).target.toolchain.is_some();
+        let target = &plan.target(task).target;
         let usable = |record: &&Recorded| stands(record.outcome, force) && is_in_place(record, root);
         let mut known: Vec<Recorded> = match recorded.get(&key) {
             Some(records) if force != Force::Everything => records.iter().filter(usable).cloned().collect(),
             _ => Vec::new(),
         };
-        known.retain(|record| record.toolchain.is_some() == needs_toolchain);
+        known.retain(|record| says_enough(record, target));
         match known.pop() {
             None => division.open.push(task),
-            Some(record) if !needs_toolchain => division.done.push((task, record)),
+            Some(record) if !needs_host(target) => division.done.push((task, record)),
             Some(record) => {
                 known.push(record);
                 division.candidates.insert(task, known);
@@ -68,16 +69,58 @@ pub fn divide(
     division
 }
 
-/// The recorded result that a host's toolchains confirm.
+fn in_machine(target: &Target) -> bool {
+    matches!(target.environment, Environment::Machine(_))
+}
+
+/// Whether it takes a host to say that a result stands.
+fn needs_host(target: &Target) -> bool {
+    in_machine(target) || target.toolchain.is_some()
+}
+
+/// Whether a record says of what it was built with as much as has to be compared.
+fn says_enough(record: &Recorded, target: &Target) -> bool {
+    if in_machine(target) {
+        record.machine.is_some()
+    } else {
+        record.machine.is_none() && record.toolchain.is_some() == target.toolchain.is_some()
+    }
+}
+
+/// The recorded result that a host confirms: it offers the toolchain, or the machine with its toolchain, that was used.
 pub fn confirmed<'a>(
     plan: &Plan,
     task: TaskId,
     records: &'a [Recorded],
-    offered: &[Toolchain],
+    facts: &HostFacts,
 ) -> Option<&'a Recorded> {
-    let wanted = plan.target(task).target.toolchain.as_ref()?;
-    let version = &offered.iter().find(|toolchain| toolchain.name == *wanted)?.version;
+    let target = &plan.target(task).target;
+    if in_machine(target) {
+        let machine =
+            |record: &Recorded| record.machine.as_ref().is_some_and(|used| offers(facts, used, target));
+        return records.iter().find(|record| machine(record));
+    }
+    let wanted = target.toolchain.as_ref()?;
+    let version = &facts.toolchains.iter().find(|toolchain| toolchain.name == *wanted)?.version;
     records.iter().find(|record| record.toolchain.as_ref() == Some(version))
+}
+
+/// Whether a task of this target would run in the same machine on this host.
+fn offers(facts: &HostFacts, used: &MachineInputs, target: &Target) -> bool {
+    let toolchain = target.toolchain.as_ref().map_or(DEFAULT_TOOLCHAIN, Name::as_str);
+    let same_copy = |copies: &[crewboss_protocol::machine::CopyFacts]| {
+        copies
+            .iter()
+            .any(|copy| copy.toolchain.as_str() == toolchain && copy.toolchain_id == used.toolchain_id)
+    };
+    used.agent == AGENT_VERSION
+        && facts.emulator.is_some()
+        && facts.machines.iter().any(|machine| {
+            machine.role == MachineRole::Build
+                && machine.state == MachineState::Usable
+                && (&machine.name, &machine.id) == (&used.name, &used.id)
+                && same_copy(&machine.copies)
+        })
 }
 
 /// Whether a recorded outcome is a result that is not tried again by itself.
@@ -94,7 +137,9 @@ fn is_in_place(record: &Recorded, root: &Path) -> bool {
     let Ok(text) = fs::read(root.join(&*record.path).join("result.json")) else { return false };
     let file: Option<ResultFile> = serde_json::from_slice(&text).ok();
     file.is_some_and(|file| {
+        let machine = file.machine.as_deref().map(MachineInputs::from);
         (file.key, &file.toolchain, file.outcome) == (record.key, &record.toolchain, record.outcome)
+            && machine == record.machine
     })
 }
 
@@ -104,8 +149,13 @@ mod tests {
     use crate::plan::{Needs, TargetPlan};
     use crate::run::plan::Commit;
     use crate::store::RESULT_SCHEMA;
+    use crewboss_protocol::host::SpeedSource;
+    use crewboss_protocol::machine::{
+        Accelerator, CopyFacts, CopyState, Emulator, MachineFacts, MachineResult, MachineUse,
+    };
     use crewboss_protocol::message::ArtifactCount;
-    use crewboss_protocol::{Attempt, Command, Environment, Stage, Target, TreeId};
+    use crewboss_protocol::{Attempt, Command, Load, Stage, Toolchain, TreeId};
+    use std::collections::BTreeSet;
 
     fn target(name: &str, toolchain: Option<&str>) -> TargetPlan {
         let stage = Stage { name: "build".parse().unwrap(), command: Command::Shell("make".to_owned()) };
@@ -157,6 +207,8 @@ mod tests {
             rss_kib_max: 1,
             stages: Vec::new(),
             toolchain: toolchain.clone(),
+            machine: None,
+            held: None,
             warm: false,
             log_bytes: 0,
             err_bytes: 0,
@@ -171,6 +223,7 @@ mod tests {
         Recorded {
             key,
             toolchain,
+            machine: None,
             target: name,
             commit,
             outcome,
@@ -212,21 +265,124 @@ mod tests {
         }
     }
 
+    fn facts(toolchain: &str, machine: Option<MachineFacts>) -> HostFacts {
+        let toolchain = Toolchain {
+            name: "aarch64".parse().unwrap(),
+            version: toolchain.to_owned(),
+            compiler: String::new(),
+            prefix: String::new(),
+        };
+        HostFacts {
+            kernel: String::new(),
+            architecture: String::new(),
+            threads: 1,
+            memory: 1,
+            disk_free: 1,
+            work: String::new(),
+            slots: 1,
+            speed: 1,
+            speed_source: SpeedSource::Measured,
+            toolchains: vec![toolchain],
+            broken_toolchains: Vec::new(),
+            features: BTreeSet::new(),
+            load: Load::default(),
+            holders: Vec::new(),
+            trees: Vec::new(),
+            emulator: machine.is_some().then(|| Emulator {
+                version: "7.2".to_owned(),
+                accelerator: Accelerator::Tcg,
+                why: String::new(),
+            }),
+            machines: machine.into_iter().collect(),
+            held: Vec::new(),
+        }
+    }
+
     #[test]
     fn a_candidate_is_confirmed_by_the_same_toolchain_version_only() {
         let dir = tempfile::tempdir().unwrap();
         let now = plan(1);
         let records = [record(&now, 1, Outcome::Success, Some("gcc 12"), dir.path())];
-        let offer = |version: &str| {
-            [Toolchain {
-                name: "aarch64".parse().unwrap(),
-                version: version.to_owned(),
-                compiler: String::new(),
-                prefix: String::new(),
-            }]
+        let confirmed = |facts| confirmed(&now, TaskId(1), &records, &facts);
+        assert_eq!(confirmed(facts("gcc 12", None)), Some(&records[0]));
+        assert_eq!(confirmed(facts("gcc 13", None)), None);
+        let none = HostFacts { toolchains: Vec::new(), ..facts("gcc 12", None) };
+        assert_eq!(confirmed(none), None);
+    }
+
+    /// A machine with a copy, as a host tells of it.
+    fn machine(id: &str, toolchain: &str, toolchain_id: &str) -> MachineFacts {
+        MachineFacts {
+            volume: "default".parse().unwrap(),
+            name: "debian".parse().unwrap(),
+            role: MachineRole::Build,
+            id: id.to_owned(),
+            summary: String::new(),
+            state: MachineState::Usable,
+            copies: vec![CopyFacts {
+                toolchain: toolchain.parse().unwrap(),
+                toolchain_id: toolchain_id.to_owned(),
+                state: CopyState::NeedsBootstrap { why: "it is old".to_owned() },
+                made: 0,
+                versions: BTreeMap::new(),
+                holders: Vec::new(),
+            }],
+            memory_min: 1,
+            memory_max: None,
+        }
+    }
+
+    #[test]
+    fn a_candidate_in_a_machine_is_confirmed_by_the_same_machine_toolchain_and_agent_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut inside = target("inside", Some("gcc12"));
+        let name: Name = "debian".parse().unwrap();
+        inside.target.environment =
+            Environment::Machine(MachineUse { name: name.clone(), auxiliary: Vec::new() });
+        let now = Plan::new(plan(1).commits().to_vec(), vec![inside]).unwrap();
+        let mut recorded = record(&now, 0, Outcome::Success, None, dir.path());
+        let division =
+            |recorded: &Recorded| divided(&now, std::slice::from_ref(recorded), dir.path(), Force::Nothing);
+        assert_eq!(division(&recorded), (1, 0, 0), "it is not said which machine it ran in");
+        let used =
+            MachineInputs { name, id: "1".to_owned(), toolchain_id: "a".to_owned(), agent: AGENT_VERSION };
+        recorded.machine = Some(used.clone());
+        assert_eq!(division(&recorded), (1, 0, 0), "result.json says something else");
+        let path = dir.path().join(&*recorded.path).join("result.json");
+        let mut file: ResultFile = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        file.machine = Some(Box::new(MachineResult {
+            name: used.name.clone(),
+            id: used.id.clone(),
+            toolchain_id: used.toolchain_id.clone(),
+            agent: used.agent,
+            accelerator: Accelerator::Tcg,
+            memory: 1,
+            processors: 1,
+            boot_ms: 1,
+            boots: 1,
+            versions: BTreeMap::new(),
+        }));
+        fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
+        assert_eq!(division(&recorded), (0, 0, 1));
+
+        let is_confirmed = |record: &Recorded, machine| {
+            confirmed(&now, TaskId(0), std::slice::from_ref(record), &facts("gcc 12", machine)).is_some()
         };
-        assert_eq!(confirmed(&now, TaskId(1), &records, &offer("gcc 12")), Some(&records[0]));
-        assert_eq!(confirmed(&now, TaskId(1), &records, &offer("gcc 13")), None);
-        assert_eq!(confirmed(&now, TaskId(1), &records, &[]), None);
+        assert!(is_confirmed(&recorded, Some(machine("1", "gcc12", "a"))));
+        for (offered, what) in [
+            (None, "no machine"),
+            (Some(machine("2", "gcc12", "a")), "another image"),
+            (Some(machine("1", "gcc12", "b")), "another toolchain"),
+            (Some(machine("1", "default", "a")), "another toolchain's name"),
+            (
+                Some(MachineFacts { role: MachineRole::Auxiliary, ..machine("1", "gcc12", "a") }),
+                "another role",
+            ),
+        ] {
+            assert!(!is_confirmed(&recorded, offered), "{what}");
+        }
+        let older = MachineInputs { agent: AGENT_VERSION + 1, ..used };
+        recorded.machine = Some(older);
+        assert!(!is_confirmed(&recorded, Some(machine("1", "gcc12", "a"))), "another agent");
     }
 }

@@ -63,6 +63,11 @@ impl BossLog {
             status.done += 1;
             status.failed += u32::from(!done.outcome.is_good());
         }
+        if let (Some(host), Some(held)) = (&done.host, &done.held) {
+            let line =
+                format_args!("{} @ {}: its guest is kept: {host}/{}", done.target, done.commit, held.id);
+            self.line(time_ms, line);
+        }
         if !done.outcome.is_good() {
             let mut text = format!("{} {} @ {}", done.outcome, done.target, done.commit);
             if let Some(host) = &done.host {
@@ -148,8 +153,8 @@ impl EventSink for BossLog {
             EventKind::TaskStep { host, at: task, text } => {
                 self.line(at, format_args!("{host}: task {task}: {text}"));
             }
-            EventKind::TaskWaiting { host, at: task, guest, .. } => {
-                self.line(at, format_args!("{host}: task {task} waits for a person in {guest}"));
+            EventKind::TaskWaiting { host, target, commit, guest, .. } => {
+                self.line(at, format_args!("{target} @ {commit} waits for a person in {host}/{guest}"));
             }
             EventKind::HostConnecting { .. } | EventKind::TaskStage { .. } | EventKind::TaskOutput { .. } => {
             }

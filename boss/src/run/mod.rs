@@ -20,6 +20,7 @@ mod session_error;
 mod site;
 mod start;
 mod tally;
+mod upload;
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 pub use done::Force;
-pub use plan::{PlanError, TASKS_MAX};
+pub use plan::{Guests, PlanError, TASKS_MAX};
 pub use start::{RunError, RunRequest};
 
 pub(crate) use dispatch::{offer, requirements};
@@ -40,9 +41,11 @@ pub(crate) use start::{make_plan, run_id};
 
 use crate::event::{EventSink, Stopped, Summary};
 use crate::store::StoreReply;
+use crewboss_protocol::TaskRef;
 use crewboss_protocol::limits::STOP_WITHIN;
 use dispatch::Dispatcher;
 use done::SETTLE_WITHIN;
+use upload::UploadsEnd;
 
 /// Carries out a run, and tells the sinks about it as it goes.
 ///
@@ -64,6 +67,7 @@ pub async fn run(
 struct Inbox {
     reports: mpsc::Receiver<Report>,
     stored: mpsc::UnboundedReceiver<StoreReply>,
+    uploaded: mpsc::UnboundedReceiver<(TaskRef, UploadsEnd)>,
 }
 
 async fn drive(started: &mut start::Started, mut stop: watch::Receiver<bool>) {
@@ -76,6 +80,7 @@ async fn drive(started: &mut start::Started, mut stop: watch::Receiver<bool>) {
             biased;
             Ok(_) = stop.wait_for(|&asked| asked), if stop_by.is_none() => dispatcher.stop(Stopped::Interrupted),
             Some(reply) = inbox.stored.recv() => dispatcher.stored(reply),
+            Some((at, end)) = inbox.uploaded.recv() => dispatcher.uploaded(at, end),
             Some(report) = inbox.reports.recv(), if !dispatcher.is_backed_up() => dispatcher.report(report),
             () = sleep_until(wake) => {
                 if settle.take_if(|at| *at <= Instant::now()).is_some() {

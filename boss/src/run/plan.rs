@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crewboss_protocol::message::TaskOrder;
-use crewboss_protocol::{TaskId, TaskRef, TreeId};
+use crewboss_protocol::message::{Hold, Pause, TaskOrder};
+use crewboss_protocol::{Environment, TaskId, TaskRef, TreeId};
 
 use crate::plan::TargetPlan;
 use crate::store::{TargetDigest, TaskKey, task_path};
@@ -39,6 +39,16 @@ pub struct Plan {
     targets: Vec<TargetPlan>,
     digests: Vec<TargetDigest>,
     tasks: u32,
+    guests: Guests,
+}
+
+/// What is asked for a person who wants to look into guests. It is no part of what a task builds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guests {
+    /// After which ends they are kept.
+    pub hold: Hold,
+    /// Where tasks wait.
+    pub pause: Option<Pause>,
 }
 
 /// There is nothing to do, or too much.
@@ -69,7 +79,12 @@ impl Plan {
         let tasks = u32::try_from(tasks).ok().filter(|&tasks| tasks as usize <= TASKS_MAX);
         let tasks = tasks.ok_or(PlanError::TooMany { targets: targets.len(), commits: commits.len() })?;
         let digests = targets.iter().map(|plan| TargetDigest::new(&plan.target)).collect();
-        Ok(Self { commits, targets, digests, tasks })
+        Ok(Self { commits, targets, digests, tasks, guests: Guests::default() })
+    }
+
+    /// The same plan, with other wishes about guests.
+    pub fn with_guests(self, guests: Guests) -> Self {
+        Self { guests, ..self }
     }
 
     /// How many tasks there are; their ids count from 0.
@@ -123,15 +138,9 @@ impl Plan {
     pub fn order(&self, at: TaskRef) -> TaskOrder {
         let commit = self.commit(at.task);
         let target = u32::try_from(self.target_index(at.task)).unwrap_or(u32::MAX);
-        TaskOrder {
-            at,
-            target,
-            tree: commit.tree,
-            commit: commit.id,
-            cold: false,
-            hold: Default::default(),
-            pause: None,
-        }
+        let in_guest = matches!(self.target(at.task).target.environment, Environment::Machine(_));
+        let Guests { hold, pause } = if in_guest { self.guests.clone() } else { Guests::default() };
+        TaskOrder { at, target, tree: commit.tree, commit: commit.id, cold: false, hold, pause }
     }
 
     /// The indexes of the commits whose tree is among these.

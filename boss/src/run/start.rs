@@ -13,14 +13,15 @@ use super::dispatch::{Dispatcher, HostState};
 use super::done::{Force, divide};
 use super::events::{EventStream, unix_ms};
 use super::log::BossLog;
-use super::plan::{Commit, Plan, PlanError};
+use super::plan::{Commit, Guests, Plan, PlanError};
 use super::session::Supervisor;
 use super::site::{Common, Work};
+use super::upload::Uploader;
 use super::{Inbox, Traffic};
 use crate::crew::Crew;
 use crate::event::{EventSink, Summary};
 use crate::link::{Connector, LinkError, ShipError};
-use crate::plan::{Selection, TargetPlan};
+use crate::plan::{Selection, TargetPlan, Uploads};
 use crate::scheduler::HostIndex;
 use crate::source::{Source, SourceError};
 use crate::store::{Journal, JournalError, OutDir, StoreError, Writer};
@@ -43,6 +44,10 @@ pub struct RunRequest {
     pub out: PathBuf,
     /// Which recorded results are built again.
     pub force: Force,
+    /// What is asked of guests for a person.
+    pub guests: Guests,
+    /// What is done with uploads.
+    pub uploads: Uploads,
     /// Priority of the run; 0 is ordinary.
     pub priority: u32,
     /// Who asks, as `user@computer`.
@@ -139,6 +144,7 @@ pub(super) async fn start(
     // Logging in takes longer than anything below, so it begins first.
     let Sessions { hosts, reports, work, supervisors } = Sessions::start(&request.crew, common);
     let (source, plan) = make_plan(request.repository, request.selection, request.targets).await?;
+    let plan = plan.with_guests(request.guests);
     let out = OutDir::open(&request.out, &run)?;
     let (mut journal, recorded) = Journal::open(out.root())?;
     journal.begin(&run, unix_ms())?;
@@ -151,12 +157,14 @@ pub(super) async fn start(
         replies.send(reply).ok();
     });
     let store = store.map_err(RunError::Thread)?;
+    let (ends, uploaded) = mpsc::unbounded_channel();
+    let uploader = Uploader::new(request.uploads, ends);
     let plan = Arc::new(plan);
     work.send_replace(Some(Arc::new(Work { plan: plan.clone(), source, root: out.root().to_owned() })));
-    let mut dispatcher = Dispatcher::new(run, plan, hosts, events, out, store);
+    let mut dispatcher = Dispatcher::new(run, plan, hosts, events, out, store, uploader);
     dispatcher.begin();
     dispatcher.add(division);
-    Ok(Started { dispatcher, inbox: Inbox { reports, stored }, supervisors })
+    Ok(Started { dispatcher, inbox: Inbox { reports, stored, uploaded }, supervisors })
 }
 
 /// Reads the repository on a thread that may wait.

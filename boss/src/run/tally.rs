@@ -1,8 +1,9 @@
 //! Counts what a run comes to, from the same events that everybody sees.
 
 use crewboss_protocol::Outcome;
+use crewboss_protocol::machine::HeldGuest;
 
-use crate::event::{Event, EventKind, EventSink, Stopped, Summary, TaskDone};
+use crate::event::{Event, EventKind, EventSink, HeldSummary, Stopped, Summary, TaskDone};
 
 /// Entries in the list of slowest tasks.
 const SLOWEST_MAX: usize = 10;
@@ -37,6 +38,10 @@ impl Tally {
         }
         if let Some(host) = &done.host {
             self.summary.hosts.entry(host.clone()).or_default().tasks += 1;
+        }
+        if let (Some(host), Some(held)) = (&done.host, &done.held) {
+            let (host, guest, commit) = (host.clone(), HeldGuest::clone(held), done.commit.clone());
+            self.summary.held.push(HeldSummary { host, guest, commit });
         }
         let slowest = &mut self.summary.slowest;
         let place = slowest.partition_point(|(_, wall_ms)| *wall_ms >= done.wall_ms);

@@ -200,8 +200,10 @@ impl Scheduler {
         }
         self.release(host, at.task);
         let reason = format!("refused: {text}");
-        if why == Refusal::NoToolchain {
-            self.drop_toolchain(host, at.task);
+        match why {
+            Refusal::NoToolchain => self.drop_toolchain(host, at.task),
+            Refusal::NoMachine => self.drop_machines(host, at.task, text),
+            _ => {}
         }
         match why {
             Refusal::NoToolchain
@@ -244,6 +246,16 @@ impl Scheduler {
         let name: Name = name.clone();
         if let Some(offer) = &mut self.host_mut(host).offer {
             offer.toolchains.remove(&name);
+        }
+        self.refresh_host(host);
+    }
+
+    /// The same of machines. If there are several it is not said which one is missing, so it counts for these together.
+    fn drop_machines(&mut self, host: HostIndex, task: TaskId, text: &str) {
+        let class = &self.classes[self.task(task).class as usize];
+        let machines = class.requirement.machines.clone();
+        if let Some(offer) = self.host_mut(host).offer.as_mut().filter(|_| !machines.is_empty()) {
+            offer.refused_machines.insert(machines, text.to_owned());
         }
         self.refresh_host(host);
     }

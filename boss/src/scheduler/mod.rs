@@ -39,7 +39,7 @@ pub use chain::SPLIT_MIN;
 pub use explain::Impossible;
 pub use hand_out::LOOK_AHEAD;
 pub use host::{AHEAD_MAX, JITTER_COVER_MICROS, PAUSE_FIRST_MS, PAUSE_MAX_MS, PAUSES_MAX, STRIKES_MAX};
-pub use requirement::{Offer, Requirement, Unfit, fits};
+pub use requirement::{MachineNeed, MachineOffer, Offer, Requirement, Unfit, fits};
 pub use task::{ATTEMPTS_MAX, LOST_MAX, REFUSALS_MAX};
 pub use types::{
     Action, AttemptStory, ChainId, Counts, Ended, GiveUp, HostIndex, HostView, Input, Millis, RequirementId,

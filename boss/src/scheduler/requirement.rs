@@ -1,16 +1,19 @@
 //! What tasks need and whether a host has it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crewboss_protocol::{Feature, Name};
+use crewboss_protocol::machine::{DEFAULT_TOOLCHAIN, MachineRole};
+use crewboss_protocol::{Environment, Feature, Name, Target};
 
 use crate::plan::Needs;
 
 /// What a host must have. Tasks with equal requirements form a class and are matched to hosts together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Requirement {
-    /// The toolchain, if the target names one.
+    /// The toolchain of the host, if the target names one and does not run in a machine.
     pub toolchain: Option<Name>,
+    /// Machines, the build machine first. One that is used twice is there twice, since each is a guest of its own.
+    pub machines: Vec<MachineNeed>,
     /// Features of kernel and file system.
     pub features: BTreeSet<Feature>,
     /// Words from the crew file.
@@ -23,15 +26,54 @@ pub struct Requirement {
 
 impl Requirement {
     /// From a target's plan.
-    pub fn new(toolchain: Option<Name>, needs: &Needs) -> Self {
+    pub fn new(target: &Target, needs: &Needs) -> Self {
+        let (toolchain, machines) = match &target.environment {
+            Environment::Machine(machine) => {
+                let build = MachineNeed {
+                    role: MachineRole::Build,
+                    name: machine.name.clone(),
+                    toolchain: target.toolchain.clone(),
+                };
+                let auxiliary = machine.auxiliary.iter().map(|one| MachineNeed {
+                    role: MachineRole::Auxiliary,
+                    name: one.machine.clone(),
+                    toolchain: None,
+                });
+                (None, std::iter::once(build).chain(auxiliary).collect())
+            }
+            Environment::Directory | Environment::Snapshot => (target.toolchain.clone(), Vec::new()),
+        };
         Self {
             toolchain,
+            machines,
             features: needs.features.clone(),
             tags: needs.tags.clone(),
             memory: needs.memory,
             disk: needs.disk,
         }
     }
+}
+
+/// A machine that a target runs in, or that serves it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MachineNeed {
+    /// Build or auxiliary.
+    pub role: MachineRole,
+    /// Its name.
+    pub name: Name,
+    /// The toolchain in it; `None` for whatever it has.
+    pub toolchain: Option<Name>,
+}
+
+/// A machine as a host offers it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MachineOffer {
+    /// Why it cannot be used, if it cannot.
+    pub unusable: Option<String>,
+    /// Toolchains with which it cannot be used, and why.
+    pub without: BTreeMap<Name, String>,
+    /// Least memory of a guest in bytes.
+    pub memory_min: u64,
 }
 
 /// What a host offers.
@@ -43,6 +85,12 @@ pub struct Offer {
     pub speed: u32,
     /// Toolchains that work there.
     pub toolchains: BTreeSet<Name>,
+    /// Its virtual machines, also those that cannot be used.
+    pub machines: BTreeMap<(MachineRole, Name), MachineOffer>,
+    /// Why no machine can be used there, if that is so.
+    pub no_machines: Option<String>,
+    /// Machines that it has refused to take a task for, and with which words.
+    pub refused_machines: BTreeMap<Vec<MachineNeed>, String>,
     /// What its kernel and file system allow.
     pub features: BTreeSet<Feature>,
     /// Words from the crew file.
@@ -82,6 +130,24 @@ pub enum Unfit {
         wanted: Name,
         /// What the host has.
         has: BTreeSet<Name>,
+    },
+    /// No such machine, or it cannot be used.
+    #[error("{}", no_machine(wanted, has, why.as_deref()))]
+    NoMachine {
+        /// What is needed.
+        wanted: MachineNeed,
+        /// Machines of this role that can be used there.
+        has: BTreeSet<Name>,
+        /// Why it cannot be used; `None` if it is not there.
+        why: Option<String>,
+    },
+    /// Too little memory for the machines of one task.
+    #[error("memory of {has} bytes is less than the {needs} that its machines need together")]
+    MachineMemory {
+        /// Bytes needed.
+        needs: u64,
+        /// Bytes there.
+        has: u64,
     },
     /// No such feature.
     #[error("lacks the feature {}", format!("{missing:?}").to_lowercase())]
@@ -139,6 +205,8 @@ impl Unfit {
         matches!(
             self,
             Unfit::NoToolchain { .. }
+                | Unfit::NoMachine { .. }
+                | Unfit::MachineMemory { .. }
                 | Unfit::NoFeature { .. }
                 | Unfit::NoTag { .. }
                 | Unfit::Memory { .. }
@@ -152,6 +220,17 @@ fn list(names: &BTreeSet<Name>) -> String {
         return "none".to_owned();
     }
     names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn no_machine(wanted: &MachineNeed, has: &BTreeSet<Name>, why: Option<&str>) -> String {
+    let role = match wanted.role {
+        MachineRole::Build => "machine",
+        MachineRole::Auxiliary => "auxiliary machine",
+    };
+    match why {
+        Some(why) => format!("cannot use {role} {}: {why}", wanted.name),
+        None => format!("no {role} {} (has: {})", wanted.name, list(has)),
+    }
 }
 
 /// Whether an offer meets a requirement; the first thing that is missing otherwise.
@@ -177,5 +256,113 @@ pub(super) fn lasting_fit(requirement: &Requirement, offer: &Offer) -> Result<()
     if requirement.memory > offer.memory {
         return Err(Unfit::Memory { needs: requirement.memory, has: offer.memory });
     }
-    Ok(())
+    machines_fit(&requirement.machines, offer)
+}
+
+fn machines_fit(needs: &[MachineNeed], offer: &Offer) -> Result<(), Unfit> {
+    let Some(first) = needs.first() else { return Ok(()) };
+    let refuse = |wanted: &MachineNeed, why: Option<&String>| {
+        let usable = offer.machines.iter().filter(|((role, _), machine)| {
+            *role == wanted.role && machine.unusable.is_none() && offer.no_machines.is_none()
+        });
+        let has = usable.map(|((_, name), _)| name.clone()).collect();
+        Err(Unfit::NoMachine { wanted: wanted.clone(), has, why: why.cloned() })
+    };
+    let mut memory = 0_u64;
+    for wanted in needs {
+        let Some(machine) = offer.machines.get(&(wanted.role, wanted.name.clone())) else {
+            return refuse(wanted, offer.no_machines.as_ref());
+        };
+        let toolchain = wanted.toolchain.as_ref().map_or(DEFAULT_TOOLCHAIN, Name::as_str);
+        let without = machine.without.iter().find(|(name, _)| name.as_str() == toolchain);
+        let why = machine.unusable.as_ref().or(offer.no_machines.as_ref());
+        if let Some(why) = why.or(without.map(|(_, why)| why)) {
+            return refuse(wanted, Some(why));
+        }
+        memory = memory.saturating_add(machine.memory_min);
+    }
+    if memory > offer.memory {
+        return Err(Unfit::MachineMemory { needs: memory, has: offer.memory });
+    }
+    match offer.refused_machines.get(needs) {
+        Some(why) => refuse(first, Some(why)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn need(role: MachineRole, name: &str, toolchain: Option<&str>) -> MachineNeed {
+        let toolchain = toolchain.map(|name| name.parse().unwrap());
+        MachineNeed { role, name: name.parse().unwrap(), toolchain }
+    }
+
+    fn host() -> Offer {
+        let machine = |memory_min| MachineOffer { memory_min, ..MachineOffer::default() };
+        let suspended = MachineOffer {
+            without: BTreeMap::from([("gcc13".parse().unwrap(), "suspended: no boot".to_owned())]),
+            ..machine(10)
+        };
+        let broken = MachineOffer { unusable: Some("no disk".to_owned()), ..machine(10) };
+        let key = |role, name: &str| (role, name.parse().unwrap());
+        let machines = [
+            (key(MachineRole::Build, "debian"), suspended),
+            (key(MachineRole::Build, "broken"), broken),
+            (key(MachineRole::Auxiliary, "pg"), machine(60)),
+        ];
+        Offer { memory: 100, machines: machines.into(), ..Offer::default() }
+    }
+
+    fn why(machines: &[MachineNeed], offer: &Offer) -> String {
+        let requirement = Requirement { machines: machines.to_vec(), ..Requirement::default() };
+        fits(&requirement, offer).map_or_else(|unfit| unfit.to_string(), |()| "fits".to_owned())
+    }
+
+    #[test]
+    fn a_host_without_the_machine_says_why() {
+        let debian = |toolchain| need(MachineRole::Build, "debian", toolchain);
+        let pg = need(MachineRole::Auxiliary, "pg", None);
+        assert_eq!(why(&[debian(None)], &host()), "fits");
+        assert_eq!(why(&[debian(Some("gcc12"))], &host()), "fits");
+        assert_eq!(why(&[debian(Some("gcc13"))], &host()), "cannot use machine debian: suspended: no boot");
+        let broken = need(MachineRole::Build, "broken", None);
+        assert_eq!(why(&[broken], &host()), "cannot use machine broken: no disk");
+        let other = need(MachineRole::Build, "pg", None);
+        assert_eq!(why(&[other], &host()), "no machine pg (has: debian)");
+        let other = need(MachineRole::Auxiliary, "mysql", None);
+        assert_eq!(why(&[debian(None), other], &host()), "no auxiliary machine mysql (has: pg)");
+        assert_eq!(why(&[debian(None), pg.clone()], &host()), "fits");
+        assert_eq!(
+            why(&[debian(None), pg.clone(), pg], &host()),
+            "memory of 100 bytes is less than the 130 that its machines need together"
+        );
+        let without = Offer { no_machines: Some("no QEMU".to_owned()), ..host() };
+        assert_eq!(why(&[debian(None)], &without), "cannot use machine debian: no QEMU");
+        let nothing = Offer { machines: BTreeMap::new(), ..without };
+        assert_eq!(why(&[debian(None)], &nothing), "cannot use machine debian: no QEMU");
+        assert_eq!(why(&[debian(None)], &Offer::default()), "no machine debian (has: none)");
+    }
+
+    #[test]
+    fn the_toolchain_of_a_machine_is_not_asked_of_the_host() {
+        let target = |environment| Target {
+            name: "x".parse().unwrap(),
+            toolchain: Some("gcc12".parse().unwrap()),
+            incremental: false,
+            environment,
+            timeout_ms: 1,
+            stages: Vec::new(),
+            variables: BTreeMap::new(),
+            artifacts: Vec::new(),
+            sizes: Vec::new(),
+        };
+        let machine =
+            crewboss_protocol::MachineUse { name: "debian".parse().unwrap(), auxiliary: Vec::new() };
+        let inside = Requirement::new(&target(Environment::Machine(machine)), &Needs::default());
+        assert_eq!(fits(&inside, &host()), Ok(()));
+        let outside = Requirement::new(&target(Environment::Snapshot), &Needs::default());
+        assert!(matches!(fits(&outside, &host()), Err(Unfit::NoToolchain { .. })));
+    }
 }

@@ -1,5 +1,6 @@
 //! One test per rule.
 
+use crewboss_protocol::machine::MachineRole;
 use crewboss_protocol::message::Refusal;
 use crewboss_protocol::{Attempt, Feature, Name, TaskId, TaskRef};
 use proptest::prelude::*;
@@ -92,6 +93,41 @@ fn given_up(actions: &[Action]) -> Vec<(u32, GiveUp, usize)> {
         _ => None,
     };
     actions.iter().filter_map(give_up).collect()
+}
+
+/// The words by which a host is said not to take a class.
+fn unfit(desk: &Desk, class: RequirementId) -> String {
+    match &desk.scheduler.explain_class(class)[0] {
+        Ok(()) => "takes it".to_owned(),
+        Err(why) => why.to_string(),
+    }
+}
+
+#[test]
+fn a_refused_machine_is_dropped_and_other_machines_of_the_host_are_not() {
+    let mut desk = Desk::new(2);
+    let need = |name_: &str| MachineNeed { role: MachineRole::Build, name: name(name_), toolchain: None };
+    let machines = |names: &[&str]| Requirement {
+        machines: names.iter().map(|name| need(name)).collect(),
+        ..Requirement::default()
+    };
+    let gone = desk.scheduler.intern(machines(&["debian"]));
+    let there = desk.scheduler.intern(machines(&["windows"]));
+    let offered = ["debian", "windows"].map(|one| ((MachineRole::Build, name(one)), MachineOffer::default()));
+    let with = Offer { machines: offered.into(), ..offer(2, 1000) };
+    desk.say(Input::HostUp { host: HOST, offer: with.clone() });
+    desk.say(Input::HostUp { host: OTHER, offer: offer(2, 1000) });
+    let entry = TaskEntry { requirement: gone, ..desk.entry(0) };
+    assert_eq!(sends(&desk.say(Input::AddTasks(vec![entry]))), [(0, 0)], "the other host has no machines");
+    let refused =
+        Input::Refused { host: HOST, at: at(0, 1), reason: Refusal::NoMachine, text: "withdrawn".to_owned() };
+    let actions = desk.say(refused);
+    assert_eq!(given_up(&actions).len(), 1, "nobody else has it: {actions:?}");
+    assert_eq!(unfit(&desk, gone), "cannot use machine debian: withdrawn");
+    assert_eq!(unfit(&desk, there), "takes it");
+    desk.down(HOST);
+    desk.say(Input::HostUp { host: HOST, offer: with });
+    assert_eq!(unfit(&desk, gone), "takes it", "a new session offers it again");
 }
 
 #[test]
@@ -443,6 +479,7 @@ fn what_no_host_can_take_is_named_with_reasons_once_all_are_known() {
 #[test]
 fn each_need_is_checked() {
     let all = Requirement {
+        machines: Vec::new(),
         toolchain: Some(name("arm")),
         features: [Feature::Kvm].into(),
         tags: [name("big")].into(),

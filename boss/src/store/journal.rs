@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crewboss_protocol::{Attempt, HostName, Name, Outcome, RunId};
 use serde::{Deserialize, Serialize};
 
-use super::result::TaskKey;
+use super::result::{MachineInputs, TaskKey};
 
 /// Version of the journal. A newer one is refused, since it may say things that this build does not know.
 const JOURNAL_SCHEMA: u32 = 1;
@@ -78,6 +78,9 @@ pub struct Recorded {
     /// With which toolchain version, if the target names a toolchain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub toolchain: Option<String>,
+    /// In which machine, if the target runs in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineInputs>,
     /// The target, for readers.
     pub target: Name,
     /// The commit, for readers.
@@ -104,7 +107,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal of a result directory and reads what is recorded: the last result for each key and toolchain.
+    /// Opens the journal of a result directory and reads what is recorded: the last result for each key, toolchain and machine.
     pub fn open(root: &Path) -> Result<(Self, HashMap<TaskKey, Vec<Recorded>>), JournalError> {
         let path = root.join("run.jsonl");
         let error = |action| {
@@ -196,7 +199,9 @@ fn read(text: &[u8], path: &Path) -> Result<HashMap<TaskKey, Vec<Recorded>>, Jou
         })?;
         if let Line::Result(result) = line {
             let known = recorded.entry(result.key).or_default();
-            known.retain(|earlier| earlier.toolchain != result.toolchain);
+            known.retain(|earlier| {
+                (&earlier.toolchain, &earlier.machine) != (&result.toolchain, &result.machine)
+            });
             known.push(result);
         }
     }
@@ -228,6 +233,7 @@ mod tests {
         Recorded {
             key: TaskKey([key; 32]),
             toolchain: toolchain.map(str::to_owned),
+            machine: None,
             target: "native".parse().unwrap(),
             commit: "abc1234".into(),
             outcome,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::ArtifactCount;
 use crewboss_protocol::{Attempt, HostName, Name, Outcome, RunId, StageResult, Target, TreeId};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub const RESULT_SCHEMA: u32 = 1;
 
 /// What a task builds: the hash of its tree and of its target's definition, environment included. Together with the
-/// toolchain's version it decides whether a task is already done.
+/// version of the toolchain, or for a target in a machine with [`MachineInputs`], it decides whether a task is already done.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskKey(pub [u8; 32]);
@@ -71,6 +72,26 @@ impl From<TaskKey> for String {
     }
 }
 
+/// The machine that a task ran in, as far as it decides whether the result still stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInputs {
+    /// The machine.
+    pub name: Name,
+    /// Its id.
+    pub id: String,
+    /// The toolchain's id.
+    pub toolchain_id: String,
+    /// The version of the guest agent.
+    pub agent: u32,
+}
+
+impl From<&MachineResult> for MachineInputs {
+    fn from(result: &MachineResult) -> Self {
+        let MachineResult { name, id, toolchain_id, agent, .. } = result;
+        Self { name: name.clone(), id: id.clone(), toolchain_id: toolchain_id.clone(), agent: *agent }
+    }
+}
+
 /// An attempt that did not become the result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptStory {
@@ -119,6 +140,12 @@ pub struct ResultFile {
     /// Version of the toolchain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub toolchain: Option<String>,
+    /// The machine that it ran in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Box<MachineResult>>,
+    /// The guest, if it was kept for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Box<HeldGuest>>,
     /// Whether it started from an earlier build directory.
     pub warm: bool,
     /// Length of `log` in bytes.

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -32,6 +32,8 @@ pub struct Submission {
     pub fetched: bool,
     /// The log, if it came with the message.
     pub log: Option<String>,
+    /// What the boss itself adds to the log.
+    pub log_more: String,
     /// Standard error, if it came with the message.
     pub err: Option<String>,
     /// Goes into `sizes`, if there is any.
@@ -149,6 +151,9 @@ impl<R: FnMut(StoreReply)> Work<R> {
         if let Some(log) = &submission.log {
             write(part, "log", log.as_bytes())?;
         }
+        if !submission.log_more.is_empty() {
+            append(part, "log", submission.log_more.as_bytes())?;
+        }
         match &submission.err {
             Some(err) if !err.is_empty() => write(part, "err", err.as_bytes())?,
             _ => {}
@@ -200,6 +205,12 @@ fn write(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
     fs::write(&path, content).map_err(StoreError::io("write", &path))
 }
 
+fn append(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    let file = fs::File::options().append(true).create(true).open(&path);
+    file.and_then(|mut file| file.write_all(content)).map_err(StoreError::io("write", &path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,6 +237,8 @@ mod tests {
             rss_kib_max: 100,
             stages: vec![stage],
             toolchain: None,
+            machine: None,
+            held: None,
             warm: false,
             log_bytes: 4,
             err_bytes: 0,
@@ -236,6 +249,7 @@ mod tests {
         let recorded = Recorded {
             key: result.key,
             toolchain: None,
+            machine: None,
             target: result.target.clone(),
             commit: "0101010".into(),
             outcome,
@@ -251,6 +265,7 @@ mod tests {
             part: root.join("1.1"),
             fetched: false,
             log: Some("out\n".to_owned()),
+            log_more: "more\n".to_owned(),
             err: Some(String::new()),
             sizes: String::new(),
         }
@@ -276,7 +291,7 @@ mod tests {
         let place = root.join("01_of_01_g0101010_x/native");
         store(root, vec![submission(root, Outcome::Failure, StageExit::Code(2))]);
         assert_eq!(fs::read_to_string(place.join("done")).unwrap(), "2\n");
-        assert_eq!(fs::read_to_string(place.join("log")).unwrap(), "out\n");
+        assert_eq!(fs::read_to_string(place.join("log")).unwrap(), "out\nmore\n");
         assert!(!place.join("err").exists());
         fs::write(place.join("stale"), "").unwrap();
 

@@ -34,6 +34,13 @@ impl Found {
         ArtifactCount { files: u32::try_from(self.files.len()).unwrap_or(u32::MAX), bytes: self.bytes }
     }
 
+    /// Takes note of something that is wrong. One sentence says it; a million of them say less.
+    pub fn problem(&mut self, problem: String) {
+        if self.problems.len() < 16 && !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
     /// Forgets files that were not changed since then.
     pub fn keep_changed_since(&mut self, begun: Timespec) {
         let since = (begun.tv_sec, begun.tv_nsec);
@@ -163,12 +170,7 @@ fn add(root: &Path, path: &Path, found: &mut Found, named: bool) -> bool {
         Some(Ok(_)) => None,
     };
     match problem {
-        Some(problem) => {
-            // One sentence says it; a million of them say less.
-            if found.problems.len() < 16 && !found.problems.contains(&problem) {
-                found.problems.push(problem);
-            }
-        }
+        Some(problem) => found.problem(problem),
         None => {
             if let std::collections::btree_map::Entry::Vacant(entry) = found.files.entry(shown) {
                 entry.insert(file);

@@ -16,6 +16,7 @@ use super::link::Link;
 use super::message::{Job, Spec};
 use super::output::Output;
 use super::stage::{Ended, Stopped, Stream, run};
+use super::uploads;
 use crate::process::kill_all_descendants;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
@@ -161,13 +162,17 @@ impl Attempt<'_> {
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Found {
-        if self.spec.target.artifacts.is_empty() {
-            return Found::default();
-        }
         let mut found = find(&self.spec.target.artifacts, &[&self.job.out, &self.job.src]);
         if *outcome == Outcome::Failure && self.job.warm {
             // What lies there from the last good build is not what this commit has made.
             found.keep_changed_since(self.begun);
+        }
+        if *outcome == Outcome::Success
+            && let Err(error) = uploads::add(&self.job.out, &self.job.dir, &mut found)
+        {
+            *outcome = Outcome::Infrastructure;
+            self.message =
+                format!("cannot make the archives of uploads in {}: {error}", self.job.dir.display());
         }
         if *outcome == Outcome::Success && !found.problems.is_empty() {
             *outcome = Outcome::Failure;

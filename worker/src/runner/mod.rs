@@ -11,6 +11,7 @@ pub mod log;
 pub mod message;
 pub mod output;
 pub mod stage;
+pub mod uploads;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

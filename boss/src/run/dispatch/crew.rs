@@ -1,7 +1,7 @@
 //! Hosts that come and go.
 
-use crewboss_protocol::TaskRef;
 use crewboss_protocol::message::Ready;
+use crewboss_protocol::{HostFacts, TaskRef};
 
 use super::super::collect::skipped;
 use super::super::done::confirmed;
@@ -14,7 +14,6 @@ impl Dispatcher {
         let facts = &ready.facts;
         let state = &mut self.hosts[host.0 as usize];
         state.trees = facts.trees.iter().copied().collect();
-        state.toolchains = facts.toolchains.clone();
         state.settled = true;
         let offer = offer(facts, &state.tags, &self.plan);
         self.events.emit(EventKind::HostReady {
@@ -24,19 +23,18 @@ impl Dispatcher {
             speed: facts.speed,
             toolchains: offer.toolchains.iter().cloned().collect(),
         });
-        self.confirm(host);
+        self.confirm(facts);
         self.input(Input::HostUp { host, offer });
         self.settle_if_all_answered();
     }
 
-    /// Announces the candidates that this host's toolchains confirm.
-    fn confirm(&mut self, host: HostIndex) {
-        let offered = &self.hosts[host.0 as usize].toolchains;
+    /// Announces the candidates that this host confirms.
+    fn confirm(&mut self, facts: &HostFacts) {
         let confirmed: Vec<TaskDone> = self
             .candidates
             .iter()
             .filter_map(|(&task, records)| {
-                let record = confirmed(&self.plan, task, records, offered)?;
+                let record = confirmed(&self.plan, task, records, facts)?;
                 Some(skipped(&self.plan, task, record))
             })
             .collect();

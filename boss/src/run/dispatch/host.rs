@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crewboss_protocol::{HostName, Name, Toolchain, TreeId};
+use crewboss_protocol::{HostName, Name, TreeId};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::super::hosts::{Order, Traffic};
@@ -23,8 +23,6 @@ pub struct HostState {
     pub traffic: Arc<Traffic>,
     /// Trees that are there or on their way.
     pub trees: BTreeSet<TreeId>,
-    /// What it offers.
-    pub toolchains: Vec<Toolchain>,
     /// Time for a line there and back, in microseconds.
     pub round_trip_us: u64,
     /// It has answered or failed once: nobody waits for its first answer any more.
@@ -48,7 +46,6 @@ impl HostState {
             session: 0,
             traffic,
             trees: BTreeSet::new(),
-            toolchains: Vec::new(),
             round_trip_us: 0,
             settled: false,
             over: false,

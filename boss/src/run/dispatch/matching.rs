@@ -1,11 +1,12 @@
 //! Targets and hosts in the words of the scheduler.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crewboss_protocol::machine::{CopyState, MachineFacts, MachineRole, MachineState};
 use crewboss_protocol::{HostFacts, Name, TaskId};
 
 use super::super::plan::Plan;
-use crate::scheduler::{ChainId, Offer, Requirement, RequirementId, Scheduler, TaskEntry};
+use crate::scheduler::{ChainId, MachineOffer, Offer, Requirement, RequirementId, Scheduler, TaskEntry};
 
 /// What a host offers to the tasks of a plan.
 pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
@@ -14,6 +15,9 @@ pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
         slots: facts.slots,
         speed: facts.speed,
         toolchains: facts.toolchains.iter().map(|toolchain| toolchain.name.clone()).collect(),
+        machines: machines(&facts.machines),
+        no_machines: facts.emulator.is_none().then(|| "no QEMU that can be used".to_owned()),
+        refused_machines: BTreeMap::new(),
         features: facts.features.clone(),
         tags: tags.clone(),
         memory: facts.memory,
@@ -22,11 +26,41 @@ pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
     }
 }
 
+/// The machines of a host. Volumes may have machines of the same name: one that can be used counts.
+fn machines(all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer> {
+    let mut offered: BTreeMap<(MachineRole, Name), MachineOffer> = BTreeMap::new();
+    for machine in all {
+        let unusable = match &machine.state {
+            MachineState::Usable => None,
+            MachineState::LittleMemory { needs, has } => {
+                Some(format!("it needs {needs} bytes of memory, and {has} are there"))
+            }
+            MachineState::Unusable { why } => Some(why.clone()),
+        };
+        let without = machine.copies.iter().filter_map(|copy| match &copy.state {
+            CopyState::Suspended { why } => {
+                Some((copy.toolchain.clone(), format!("suspended until a person has looked: {why}")))
+            }
+            CopyState::Newer { agent } => {
+                Some((copy.toolchain.clone(), format!("a newer crewboss made its copy (agent {agent})")))
+            }
+            CopyState::Ready | CopyState::NeedsBootstrap { .. } | CopyState::Bootstrapping => None,
+        });
+        let offer = MachineOffer { unusable, without: without.collect(), memory_min: machine.memory_min };
+        let key = (machine.role, machine.name.clone());
+        let better = offered.get(&key).is_none_or(|known| known.unusable.is_some());
+        if better {
+            offered.insert(key, offer);
+        }
+    }
+    offered
+}
+
 /// The class of each target's tasks.
 pub fn requirements(plan: &Plan, scheduler: &mut Scheduler) -> Vec<RequirementId> {
     plan.targets()
         .iter()
-        .map(|target| scheduler.intern(Requirement::new(target.target.toolchain.clone(), &target.needs)))
+        .map(|target| scheduler.intern(Requirement::new(&target.target, &target.needs)))
         .collect()
 }
 

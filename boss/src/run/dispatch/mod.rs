@@ -20,6 +20,7 @@ use super::done::Division;
 use super::events::EventStream;
 use super::hosts::{News, Order, Report};
 use super::plan::Plan;
+use super::upload::Uploader;
 use crate::event::{EventKind, HostSummary, Stopped, Summary, TaskDone};
 use crate::scheduler::{Action, HostIndex, Input, Millis, RequirementId, Scheduler};
 use crate::store::{AttemptStory, JournalError, OutDir, Recorded, StoreReply, Writer};
@@ -55,6 +56,9 @@ pub struct Dispatcher {
     ended: BTreeMap<TaskRef, Box<Done>>,
     /// Results that are being fetched, and from where.
     fetching: BTreeMap<TaskRef, (HostIndex, Collected)>,
+    /// Results whose uploads are being handed over, and where they came from.
+    uploading: BTreeMap<TaskRef, (HostIndex, Collected)>,
+    uploader: Uploader,
     storing: BTreeMap<TaskId, Storing>,
     stories: BTreeMap<TaskId, Vec<AttemptStory>>,
     candidates: BTreeMap<TaskId, Vec<Recorded>>,
@@ -75,6 +79,7 @@ impl Dispatcher {
         events: EventStream,
         out: OutDir,
         store: Writer,
+        uploader: Uploader,
     ) -> Self {
         let mut scheduler = Scheduler::new(u32::try_from(hosts.len()).unwrap_or(u32::MAX));
         let requirements = requirements(&plan, &mut scheduler);
@@ -89,6 +94,8 @@ impl Dispatcher {
             following: BTreeMap::new(),
             ended: BTreeMap::new(),
             fetching: BTreeMap::new(),
+            uploading: BTreeMap::new(),
+            uploader,
             storing: BTreeMap::new(),
             stories: BTreeMap::new(),
             candidates: BTreeMap::new(),
@@ -185,6 +192,8 @@ impl Dispatcher {
         };
         self.events.emit(EventKind::Stopping { reason });
         self.stopped = Some(why);
+        self.uploading.clear();
+        self.uploader.stop();
         self.input(Input::Stop);
         self.quit();
     }
@@ -297,8 +306,10 @@ impl Dispatcher {
                 self.events.emit(EventKind::TaskStep { host, at, text });
             }
             FromWorker::Waiting { at, guest, stage, until } => {
-                let host = self.name(host);
-                self.events.emit(EventKind::TaskWaiting { host, at, guest, stage, until });
+                let (host, task) = (self.name(host), at.task);
+                let target = self.plan.target(task).target.name.clone();
+                let commit = self.plan.commit(task).short.clone();
+                self.events.emit(EventKind::TaskWaiting { host, at, target, commit, guest, stage, until });
             }
             FromWorker::Log { at, text, lost, .. } => {
                 let host = self.name(host);

@@ -7,6 +7,7 @@ use crewboss_protocol::{HostName, TaskId, TaskRef, ToWorker};
 
 use super::super::collect::{Collected, given_up};
 use super::super::hosts::Order;
+use super::super::upload::{UploadJob, Uploader, UploadsEnd};
 use super::{Dispatcher, Storing};
 use crate::event::{EventKind, Stopped};
 use crate::scheduler::{Ended, GiveUp, HostIndex, Input, Unfit};
@@ -50,6 +51,7 @@ impl Dispatcher {
             earlier: self.stories.get(&at.task).cloned().unwrap_or_default(),
             part: self.out.part(at),
             fetched: false,
+            log_more: String::new(),
         };
         let fetch = collected.fetch();
         if fetch.is_empty() && !self.following.contains_key(&at) {
@@ -64,6 +66,27 @@ impl Dispatcher {
         self.following.remove(&at);
         if let Some((host, mut collected)) = self.fetching.remove(&at) {
             collected.fetched = true;
+            if !collected.done.outcome.is_good() || !Uploader::is_wanted(&collected.part) {
+                self.submit(Some((host, at)), collected);
+            } else if self.stopped.is_none() {
+                self.upload(host, collected);
+            }
+        }
+    }
+
+    /// A failed upload is a failed task, so the result is not stored before its uploads are where they belong.
+    fn upload(&mut self, host: HostIndex, collected: Collected) {
+        let at = collected.done.at;
+        let target = self.plan.target(at.task).target.name.clone();
+        let (commit, part) = (self.plan.commit(at.task).id, collected.part.clone());
+        self.uploading.insert(at, (host, collected));
+        self.uploader.start(UploadJob { at, target, commit, part });
+    }
+
+    /// Takes what became of a result's uploads.
+    pub fn uploaded(&mut self, at: TaskRef, end: UploadsEnd) {
+        if let Some((host, mut collected)) = self.uploading.remove(&at) {
+            collected.uploaded(end);
             self.submit(Some((host, at)), collected);
         }
     }
@@ -107,7 +130,7 @@ impl Dispatcher {
         }
         let done = given_up(at, message);
         let part = self.out.part(at);
-        self.submit(None, Collected { done, host, earlier, part, fetched: false });
+        self.submit(None, Collected { done, host, earlier, part, fetched: false, log_more: String::new() });
     }
 
     fn reasons(&self, reasons: &[Unfit]) -> BTreeMap<HostName, String> {

@@ -1,0 +1,475 @@
+//! Uploads of tasks that have ended well: checked after they were fetched, then handed to the command of their type.
+//!
+//! This happens before a result is stored, since a failed upload is a failed task. Commands run beside the run loop, a few at
+//! a time; when the run is stopped they are ended and their tasks count as not done.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crewboss_protocol::limits::KILL_GRACE;
+use crewboss_protocol::{Name, StageExit, StageResult, TaskRef, TreeId};
+use rustix::process::{Pid, Signal, kill_process_group};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::plan::{UploadCommand, Uploads};
+
+/// Results whose uploads are handed over at the same time.
+const AT_ONCE: usize = 4;
+
+/// Output of one command that is kept.
+const OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+/// How long the output of a command that has ended is waited for: something that it left running may hold the pipe.
+const DRAIN_WITHIN: Duration = Duration::from_millis(500);
+
+/// What a shell says when a command is not there.
+const NOT_FOUND: StageExit = StageExit::Code(127);
+
+/// A result whose uploads are to be handed over.
+#[derive(Debug, Clone)]
+pub struct UploadJob {
+    /// Whose.
+    pub at: TaskRef,
+    /// Its target.
+    pub target: Name,
+    /// Its commit.
+    pub commit: TreeId,
+    /// Where its files are gathered.
+    pub part: PathBuf,
+}
+
+/// What became of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct UploadsEnd {
+    /// The stage, if there was anything to do.
+    pub stage: Option<StageResult>,
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+    /// What belongs into the task's log.
+    pub output: String,
+}
+
+/// Hands uploads over. Dropping it ends what is under way.
+#[derive(Debug)]
+pub struct Uploader {
+    shared: Arc<Shared>,
+    ends: mpsc::UnboundedSender<(TaskRef, UploadsEnd)>,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    uploads: Uploads,
+    permits: Semaphore,
+    stopped: AtomicBool,
+}
+
+impl Uploader {
+    /// Tells `ends` what becomes of each job.
+    pub fn new(uploads: Uploads, ends: mpsc::UnboundedSender<(TaskRef, UploadsEnd)>) -> Self {
+        let (permits, stopped) = (Semaphore::new(AT_ONCE), AtomicBool::new(false));
+        Self { shared: Arc::new(Shared { uploads, permits, stopped }), ends, tasks: JoinSet::new() }
+    }
+
+    /// Whether a result that was fetched has uploads.
+    pub fn is_wanted(part: &Path) -> bool {
+        directory_of(part).is_dir()
+    }
+
+    /// Begins to hand over what a result has.
+    pub fn start(&mut self, job: UploadJob) {
+        while self.tasks.try_join_next().is_some() {}
+        let (shared, ends) = (self.shared.clone(), self.ends.clone());
+        self.tasks.spawn(async move {
+            let end = shared.hand_over(&job).await;
+            // If nobody listens, the run is over.
+            ends.send((job.at, end)).ok();
+        });
+    }
+
+    /// Ends what is under way; nothing more is told of it.
+    pub fn stop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        self.tasks.abort_all();
+    }
+}
+
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    async fn hand_over(self: &Arc<Self>, job: &UploadJob) -> UploadsEnd {
+        let Ok(_permit) = self.permits.acquire().await else { return UploadsEnd::default() };
+        let begun = Instant::now();
+        let mut output = String::new();
+        let (shared, part) = (self.clone(), job.part.clone());
+        let found = tokio::task::spawn_blocking(move || find(&part, &shared.stopped)).await;
+        let (exit, failure) = match found.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(found) => self.run_all(job, found, &mut output).await,
+            Err(why) => (StageExit::Code(1), Some(why)),
+        };
+        if let Some(why) = &failure {
+            output.push_str(&format!("crewboss: {why}\n"));
+        }
+        if failure.is_none() && output.is_empty() {
+            return UploadsEnd::default();
+        }
+        let wall_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let stage = stage_name().map(|name| StageResult { name, exit, wall_ms, cpu_ms: 0 });
+        UploadsEnd { stage, failure, output }
+    }
+
+    /// Runs the commands one after the other until one fails.
+    async fn run_all(
+        &self,
+        job: &UploadJob,
+        found: Vec<Upload>,
+        output: &mut String,
+    ) -> (StageExit, Option<String>) {
+        for upload in found {
+            let Some(command) = self.uploads.commands.get(&upload.kind) else { continue };
+            let label = format!("upload {}/{}", upload.kind, upload.instance);
+            output.push_str(&format!("crewboss: {label}: {}\n", command.words.join(" ")));
+            let (bytes, ended) = run(self.command(job, &upload, command), command.timeout).await;
+            output.push_str(&String::from_utf8_lossy(&bytes));
+            if !output.ends_with('\n') {
+                output.push('\n');
+            }
+            match ended {
+                Ok(StageExit::Code(0)) => {}
+                Ok(exit) => return (exit, Some(format!("{label} failed: {exit}"))),
+                Err((exit, why)) => return (exit, Some(format!("{label} failed: {why}"))),
+            }
+        }
+        (StageExit::Code(0), None)
+    }
+
+    fn command(&self, job: &UploadJob, upload: &Upload, command: &UploadCommand) -> Command {
+        let mut words = VecDeque::from(command.words.clone());
+        let mut program = Command::new(words.pop_front().unwrap_or_default());
+        program
+            .args(words)
+            .current_dir(&self.uploads.directory)
+            .env("CREWBOSS_UPLOAD_TYPE", upload.kind.as_str())
+            .env("CREWBOSS_UPLOAD_INSTANCE", upload.instance.as_str())
+            .env("CREWBOSS_UPLOAD_TARGET", job.target.as_str())
+            .env("CREWBOSS_UPLOAD_COMMIT", job.commit.to_string())
+            .env("CREWBOSS_UPLOAD_FILE", &upload.file)
+            .env("CREWBOSS_UPLOAD_SHA256", &upload.sha256);
+        program
+    }
+}
+
+fn stage_name() -> Option<Name> {
+    "upload".parse().ok()
+}
+
+fn directory_of(part: &Path) -> PathBuf {
+    part.join("artifacts/upload")
+}
+
+/// An archive that is what the host said it is.
+#[derive(Debug, PartialEq, Eq)]
+struct Upload {
+    kind: Name,
+    instance: Name,
+    file: PathBuf,
+    sha256: String,
+}
+
+/// The archives of a result by type and instance, each compared with its SHA-256.
+fn find(part: &Path, stopped: &AtomicBool) -> Result<Vec<Upload>, String> {
+    let mut found = Vec::new();
+    for kind in sorted(&directory_of(part))?.into_iter().filter(|kind| kind.is_dir()) {
+        for file in sorted(&kind)? {
+            let text = |path: &Path| path.file_name().and_then(|name| name.to_str().map(str::to_owned));
+            let Some(instance) = text(&file).and_then(|name| Some(name.strip_suffix(".tar")?.to_owned()))
+            else {
+                continue;
+            };
+            let name = |text: String| text.parse::<Name>().map_err(|error| format!("an upload: {error}"));
+            let (kind, instance) = (name(text(&kind).unwrap_or_default())?, name(instance)?);
+            let sha256 = check(&file, stopped).map_err(|why| format!("upload {kind}/{instance}: {why}"))?;
+            found.push(Upload { kind, instance, file, sha256 });
+        }
+    }
+    Ok(found)
+}
+
+fn sorted(directory: &Path) -> Result<Vec<PathBuf>, String> {
+    let read = || {
+        let entries: io::Result<Vec<PathBuf>> =
+            fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect();
+        let mut entries = entries?;
+        entries.sort();
+        Ok(entries)
+    };
+    read().map_err(|error: io::Error| format!("cannot read {}: {error}", directory.display()))
+}
+
+/// The SHA-256 of an archive, which must be the one that came with it.
+fn check(file: &Path, stopped: &AtomicBool) -> Result<String, String> {
+    const SUM_BYTES_MAX: u64 = 4096;
+    let beside = file.with_extension("tar.sha256");
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| format!("cannot read {path}: {error}")
+    };
+    let mut said = String::new();
+    let open = File::open(&beside).map_err(failed(&beside))?;
+    open.take(SUM_BYTES_MAX).read_to_string(&mut said).map_err(failed(&beside))?;
+    let said = said.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+    let mut hash = Sha256::new();
+    let mut data = File::open(file).map_err(failed(file))?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let count = data.read(&mut buffer).map_err(failed(file))?;
+        if count == 0 {
+            break;
+        }
+        if stopped.load(Ordering::Relaxed) {
+            return Err("the run was stopped".to_owned());
+        }
+        hash.update(&buffer[..count]);
+    }
+    let sum: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if sum == said { Ok(sum) } else { Err(format!("its SHA-256 is {sum}, and {said:?} was announced")) }
+}
+
+/// How a command ended; with the reason if it did not end by itself.
+type CommandEnd = Result<StageExit, (StageExit, String)>;
+
+/// Runs a command to its end or its time limit, and gives what it printed.
+async fn run(mut command: Command, limit: Duration) -> (Vec<u8>, CommandEnd) {
+    let started = start(&mut command);
+    // It holds the writing end of the pipe, whose end would never be seen.
+    drop(command);
+    let (mut group, mut reader) = match started {
+        Ok(started) => started,
+        Err(error) => return (Vec::new(), Err((NOT_FOUND, format!("it cannot be started: {error}")))),
+    };
+    let mut output = Vec::new();
+    let deadline = Instant::now() + limit;
+    let ended = {
+        let reading = read(&mut reader, &mut output);
+        // Begun once only, since it remembers whether the time was over.
+        let mut ending = pin!(group.end(deadline));
+        tokio::select! {
+            ended = &mut ending => ended,
+            // The end of output is not the end of the command.
+            () = reading => ending.await,
+        }
+    };
+    drop(timeout(DRAIN_WITHIN, read(&mut reader, &mut output)).await);
+    let ended = match ended {
+        Ok((status, true)) => Ok(exit_of(status)),
+        Ok((status, false)) => Err((exit_of(status), format!("it took longer than {limit:?}"))),
+        Err(error) => Err((StageExit::Code(1), format!("it cannot be waited for: {error}"))),
+    };
+    (output, ended)
+}
+
+fn start(command: &mut Command) -> io::Result<(Group, pipe::Receiver)> {
+    let (reader, writer) = io::pipe()?;
+    let (out, err) = (writer.try_clone()?, writer);
+    let reader = pipe::Receiver::from_owned_fd(reader.into())?;
+    command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+    Ok((Group { child: command.spawn()?, ended: false }, reader))
+}
+
+/// Reads to the end; keeps the beginning.
+async fn read(reader: &mut pipe::Receiver, output: &mut Vec<u8>) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = reader.read(&mut buffer).await {
+        let room = OUTPUT_BYTES_MAX.saturating_sub(output.len());
+        output.extend_from_slice(&buffer[..count.min(room)]);
+    }
+}
+
+fn exit_of(status: ExitStatus) -> StageExit {
+    let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+    match (status.code(), status.signal()) {
+        (Some(code), _) => StageExit::Code(number(code)),
+        (None, signal) => StageExit::Signal(number(signal.unwrap_or(0))),
+    }
+}
+
+/// A command with all that it started in its process group.
+#[derive(Debug)]
+struct Group {
+    child: Child,
+    ended: bool,
+}
+
+impl Group {
+    /// Waits until it ends, or ends it at the deadline. Whether it ended by itself.
+    async fn end(&mut self, deadline: Instant) -> io::Result<(ExitStatus, bool)> {
+        let mut in_time = true;
+        let status = match timeout_at(deadline, self.child.wait()).await {
+            Ok(status) => status,
+            Err(_) => {
+                in_time = false;
+                self.kill(Signal::TERM);
+                tokio::select! {
+                    status = self.child.wait() => status,
+                    () = sleep(KILL_GRACE) => {
+                        self.kill(Signal::KILL);
+                        self.child.wait().await
+                    }
+                }
+            }
+        };
+        self.ended = status.is_ok();
+        Ok((status?, in_time))
+    }
+
+    fn kill(&self, signal: Signal) {
+        let id = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        // That it is gone already is what is wanted.
+        if let Some(id) = id {
+            kill_process_group(id, signal).ok();
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.kill(Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: TreeId = TreeId([7; 20]);
+
+    /// A result with these archives, and what an uploader with these commands does with it.
+    fn upload(archives: &[(&str, &str)], commands: &[(&str, &str, Duration)]) -> UploadsEnd {
+        let part = tempfile::tempdir().unwrap();
+        for (name, data) in archives {
+            let file = part.path().join("artifacts/upload").join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, data).unwrap();
+        }
+        let commands = commands.iter().map(|(kind, line, limit)| {
+            let words = ["sh", "-c", line].map(str::to_owned).to_vec();
+            (kind.parse().unwrap(), UploadCommand { words, timeout: *limit })
+        });
+        let uploads = Uploads { directory: part.path().to_owned(), commands: commands.collect() };
+        let at = "3.1".parse().unwrap();
+        let job =
+            UploadJob { at, target: "x".parse().unwrap(), commit: COMMIT, part: part.path().to_owned() };
+        assert!(Uploader::is_wanted(&job.part));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ends, mut ended) = mpsc::unbounded_channel();
+            let mut uploader = Uploader::new(uploads, ends);
+            uploader.start(job);
+            let (whose, end) = ended.recv().await.unwrap();
+            assert_eq!(whose, at);
+            end
+        })
+    }
+
+    fn sum(data: &str) -> String {
+        Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_command_gets_each_archive_of_its_type_and_its_output_is_kept() {
+        let sums = ["one", "two"].map(|data| format!("{}  x.tar\n", sum(data)));
+        let archives = [
+            ("package/a.tar", "one"),
+            ("package/a.tar.sha256", &*sums[0]),
+            ("package/b.tar", "two"),
+            ("package/b.tar.sha256", &*sums[1]),
+        ];
+        let line = "echo \"$CREWBOSS_UPLOAD_TYPE/$CREWBOSS_UPLOAD_INSTANCE of $CREWBOSS_UPLOAD_TARGET at \
+                    $CREWBOSS_UPLOAD_COMMIT\"; echo \"$CREWBOSS_UPLOAD_SHA256  $CREWBOSS_UPLOAD_FILE\" | sha256sum -c >&2 | cat";
+        let end = upload(&archives, &[("package", line, LONG)]);
+        assert_eq!(end.failure, None, "{}", end.output);
+        let stage = end.stage.unwrap();
+        assert_eq!((stage.name.as_str(), stage.exit), ("upload", StageExit::Code(0)));
+        for part in [format!("package/a of x at {COMMIT}\n"), "b.tar: OK\n".to_owned()] {
+            assert!(end.output.contains(&part), "{part:?} is missing in {}", end.output);
+        }
+    }
+
+    #[test]
+    fn an_upload_without_a_command_is_only_checked() {
+        let good = sum("one");
+        assert_eq!(upload(&[("p/a.tar", "one"), ("p/a.tar.sha256", &good)], &[]), UploadsEnd::default());
+        for (said, why) in [("p/a.tar.sha256", "was announced"), ("p/b.tar.sha256", "cannot read")] {
+            let end = upload(&[("p/a.tar", "two"), (said, &good)], &[]);
+            assert!(end.failure.as_deref().unwrap().contains(why), "{end:?}");
+            assert_eq!(end.stage.unwrap().exit, StageExit::Code(1));
+        }
+    }
+
+    #[test]
+    fn a_command_that_fails_hangs_or_is_not_there_says_so() {
+        let good = sum("one");
+        let archives = [("p/a.tar", "one"), ("p/a.tar.sha256", &*good)];
+        let end = upload(&archives, &[("p", "echo no room >&2; exit 3", LONG)]);
+        assert_eq!(end.failure.as_deref(), Some("upload p/a failed: exit code 3"));
+        assert!(end.output.contains("no room\n") && end.output.ends_with("failed: exit code 3\n"), "{end:?}");
+        let end = upload(&archives, &[("p", "sleep 600 & sleep 600", Duration::from_millis(200))]);
+        assert_eq!(end.failure.as_deref(), Some("upload p/a failed: it took longer than 200ms"));
+        assert_eq!(end.stage.unwrap().exit, StageExit::Signal(15));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named_and_output_has_a_limit() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_, ended) = run(Command::new("/nonexistent/publish"), LONG).await;
+            assert!(matches!(ended, Err((NOT_FOUND, why)) if why.contains("cannot be started")));
+            let mut loud = Command::new("sh");
+            loud.args(["-c", "head -c 3000000 /dev/zero; sleep 600 & exit 0"]);
+            let begun = Instant::now();
+            let (output, ended) = run(loud, LONG).await;
+            assert_eq!((output.len(), ended), (OUTPUT_BYTES_MAX, Ok(StageExit::Code(0))));
+            assert!(begun.elapsed() < LONG, "what it left running was waited for");
+        });
+    }
+
+    #[test]
+    fn stopping_ends_commands() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
+        runtime.block_on(async {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo up; exec sleep 600"]).stdin(Stdio::null());
+            command.stdout(writer.try_clone().unwrap()).process_group(0);
+            let group = Group { child: command.spawn().unwrap(), ended: false };
+            drop((command, writer));
+            let mut reader = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
+            let mut said = [0; 3];
+            reader.read_exact(&mut said).await.unwrap();
+            drop(group);
+            assert_eq!(reader.read(&mut said).await.unwrap(), 0, "it lives on");
+        });
+    }
+}

@@ -1,0 +1,350 @@
+//! Uploads: what a task leaves below `$CREWBOSS_OUT/upload/<type>/<instance>/` becomes one archive per instance, with its
+//! SHA-256 beside it, and is brought back like artifacts.
+//!
+//! The same files give the same archive: entries are sorted, and times and owners are left out.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, BufWriter, Read as _, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use crewboss_protocol::Name;
+use crewboss_protocol::limits::ARTIFACTS_MAX;
+use sha2::{Digest as _, Sha256};
+
+use super::artifacts::Found;
+
+/// Directories in each other that are looked through.
+const DEPTH_MAX: usize = 256;
+
+/// What a tar archive is made of.
+const BLOCK: usize = 512;
+
+/// Makes the archives of a task below `dir` and adds them to what was found. That there are none is the ordinary case.
+///
+/// # Errors
+/// If an archive cannot be written, or a file of it not be read. What the task did wrong is among the problems of `found`.
+pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
+    let uploads = out.join("upload");
+    if !uploads.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        return Ok(());
+    }
+    for kind in sorted(&uploads)? {
+        let Some(kind_name) = directory(&uploads, &kind, found) else { continue };
+        let place = dir.join("uploads").join(kind_name.as_str());
+        for instance in sorted(&uploads.join(&kind))? {
+            let Some(name) = directory(&uploads.join(&kind), &instance, found) else { continue };
+            fs::create_dir_all(&place)?;
+            let root = uploads.join(&kind).join(&instance);
+            let file = place.join(format!("{name}.tar"));
+            let sum = match archive(&root, &name, &file, found) {
+                Ok(Some(sum)) => sum,
+                Ok(None) => continue,
+                // The task took the right away from itself, so trying again elsewhere would not help.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    found.problem(format!("the upload {name} cannot be archived: {error}"));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let beside = place.join(format!("{name}.tar.sha256"));
+            // As `sha256sum` writes it, so that `sha256sum -c` reads it.
+            fs::write(&beside, format!("{sum}  {name}.tar\n"))?;
+            for (path, end) in [(file, ""), (beside, ".sha256")] {
+                found.bytes += path.metadata()?.len();
+                found.files.insert(format!("upload/{kind_name}/{name}.tar{end}"), path);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sorted(directory: &Path) -> io::Result<Vec<OsString>> {
+    let names: io::Result<Vec<OsString>> =
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect();
+    let mut names = names?;
+    names.sort();
+    Ok(names)
+}
+
+/// The name of a type or instance, if it is a directory that can have one.
+fn directory(parent: &Path, entry: &OsString, found: &mut Found) -> Option<Name> {
+    let shown = entry.to_string_lossy();
+    if !parent.join(entry).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        found.problem(format!("the upload {shown:?} is not a directory; it is upload/<type>/<instance>/"));
+        return None;
+    }
+    match shown.parse() {
+        Ok(name) => Some(name),
+        Err(error) => {
+            found.problem(format!("an upload cannot be brought back: {error}"));
+            None
+        }
+    }
+}
+
+/// Writes the archive of one instance and returns its SHA-256, or `None` if something in it cannot be archived.
+fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Result<Option<String>> {
+    let mut tar = Tar::new(File::create(file)?);
+    let mut entries = 0;
+    let mut open = vec![PathBuf::new()];
+    while let Some(path) = open.pop() {
+        let full = root.join(&path);
+        let meta = full.symlink_metadata()?;
+        entries += 1;
+        let shown = Path::new(name.as_str()).join(&path);
+        let problem = if meta.is_dir() {
+            tar.directory(&shown)?;
+            let names = sorted(&full)?;
+            // Taken from the end, so that the first one is next.
+            open.extend(names.into_iter().rev().map(|name| path.join(name)));
+            (path.components().count() >= DEPTH_MAX).then_some("directories are too deep in each other")
+        } else if meta.is_file() {
+            tar.file(&shown, &full, &meta)?;
+            None
+        } else if meta.is_symlink() {
+            let target = fs::read_link(&full)?;
+            tar.link(&shown, &target)?;
+            (!stays_below(&path, &target)).then_some("a link leads out of it")
+        } else {
+            Some("it has what is neither file, directory nor link")
+        };
+        let problem = problem.or((entries > ARTIFACTS_MAX).then_some("it has too many files"));
+        if let Some(problem) = problem {
+            found.problem(format!("the upload {name} cannot be archived: {problem} ({:?})", shown.display()));
+            return Ok(None);
+        }
+    }
+    tar.finish().map(Some)
+}
+
+/// Whether a link in an archive leads to a place in the same archive.
+fn stays_below(link: &Path, target: &Path) -> bool {
+    let mut depth = link.components().count().saturating_sub(1);
+    target.components().all(|part| match part {
+        Component::CurDir => true,
+        Component::Normal(_) => {
+            depth += 1;
+            true
+        }
+        Component::ParentDir => depth.checked_sub(1).is_some_and(|up| {
+            depth = up;
+            true
+        }),
+        Component::RootDir | Component::Prefix(_) => false,
+    })
+}
+
+/// A tar archive that is being written, in the format that GNU tar writes.
+struct Tar {
+    out: BufWriter<File>,
+    hash: Sha256,
+}
+
+impl Tar {
+    fn new(file: File) -> Self {
+        Self { out: BufWriter::with_capacity(256 << 10, file), hash: Sha256::new() }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hash.update(bytes);
+        self.out.write_all(bytes)
+    }
+
+    fn pad(&mut self, written: u64) -> io::Result<()> {
+        let over = usize::try_from(written % BLOCK as u64).unwrap_or(0);
+        if over == 0 { Ok(()) } else { self.write(&[0; BLOCK][over..]) }
+    }
+
+    fn directory(&mut self, path: &Path) -> io::Result<()> {
+        let mut name = path.as_os_str().as_bytes().to_vec();
+        if name.last() != Some(&b'/') {
+            name.push(b'/');
+        }
+        self.entry(b'5', &name, &[], 0o755, 0)
+    }
+
+    fn link(&mut self, path: &Path, target: &Path) -> io::Result<()> {
+        self.entry(b'2', path.as_os_str().as_bytes(), target.as_os_str().as_bytes(), 0o777, 0)
+    }
+
+    fn file(&mut self, path: &Path, from: &Path, meta: &Metadata) -> io::Result<()> {
+        let mode = if meta.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 };
+        self.entry(b'0', path.as_os_str().as_bytes(), &[], mode, meta.len())?;
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits();
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(i32::try_from(flags).map_err(io::Error::other)?)
+            .open(from)?;
+        let mut file = file.take(meta.len());
+        let mut buffer = vec![0; 256 << 10];
+        let mut written = 0;
+        loop {
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            self.write(&buffer[..count])?;
+            written += count as u64;
+        }
+        if written != meta.len() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a file of an upload got shorter"));
+        }
+        self.pad(written)
+    }
+
+    fn entry(&mut self, kind: u8, name: &[u8], link: &[u8], mode: u64, size: u64) -> io::Result<()> {
+        for (kind, text) in [(b'L', name), (b'K', link)] {
+            // A name that does not fit comes before its entry, as the content of an entry of its own.
+            if text.len() > 100 {
+                let size = text.len() as u64 + 1;
+                self.write(&header(kind, b"././@LongLink", &[], 0, size))?;
+                self.write(text)?;
+                self.write(&[0])?;
+                self.pad(size)?;
+            }
+        }
+        self.write(&header(kind, name, link, mode, size))
+    }
+
+    fn finish(mut self) -> io::Result<String> {
+        self.write(&[0; 2 * BLOCK])?;
+        self.out.flush()?;
+        Ok(self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+fn header(kind: u8, name: &[u8], link: &[u8], mode: u64, size: u64) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    let mut put = |at: usize, room: usize, bytes: &[u8]| {
+        let bytes = &bytes[..bytes.len().min(room)];
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, 100, name);
+    put(100, 8, format!("{mode:07o}").as_bytes());
+    put(108, 8, b"0000000");
+    put(116, 8, b"0000000");
+    if size < 1 << 33 {
+        put(124, 12, format!("{size:011o}").as_bytes());
+    } else {
+        // Too large for eleven octal digits: a binary number, marked by its first bit.
+        put(124, 12, &[0x80, 0, 0, 0]);
+        put(128, 8, &size.to_be_bytes());
+    }
+    put(136, 12, b"00000000000");
+    put(148, 8, b"        ");
+    put(156, 1, &[kind]);
+    put(157, 100, link);
+    put(257, 8, b"ustar  \0");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    fn put(base: &Path, name: &str, data: &str) {
+        let file = base.join("out/upload").join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, data).unwrap();
+    }
+
+    fn added(base: &Path) -> Found {
+        let mut found = Found::default();
+        add(&base.join("out"), &base.join("task"), &mut found).unwrap();
+        found
+    }
+
+    fn names(found: &Found) -> Vec<&str> {
+        found.files.keys().map(String::as_str).collect()
+    }
+
+    fn output(command: &mut Command) -> String {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn each_instance_becomes_an_archive_that_others_can_read() {
+        let base = tempfile::tempdir().unwrap();
+        let deep = format!("package/hello/{0}/{0}/{0}.txt", "long-name".repeat(8));
+        put(base.path(), &deep, "deep\n");
+        put(base.path(), "package/hello/bin/run", "#!/bin/sh\n");
+        put(base.path(), "package/other/empty", "");
+        put(base.path(), "log/all/x", &"x".repeat(100_000));
+        let upload = base.path().join("out/upload/package/hello");
+        fs::set_permissions(upload.join("bin/run"), fs::Permissions::from_mode(0o700)).unwrap();
+        symlink("bin/run", upload.join("go")).unwrap();
+        let found = added(base.path());
+        assert!(found.problems.is_empty(), "{:?}", found.problems);
+        let archives = ["log/all", "package/hello", "package/other"];
+        let expected: Vec<String> = archives
+            .iter()
+            .flat_map(|name| ["", ".sha256"].map(|end| format!("upload/{name}.tar{end}")))
+            .collect();
+        assert_eq!(names(&found), expected);
+        assert_eq!(found.bytes, found.files.values().map(|file| file.metadata().unwrap().len()).sum::<u64>());
+
+        let place = base.path().join("task/uploads/package");
+        output(Command::new("sha256sum").args(["-c", "hello.tar.sha256"]).current_dir(&place));
+        output(Command::new("tar").args(["xf", "hello.tar"]).current_dir(&place));
+        assert_eq!(fs::read_to_string(place.join(deep.strip_prefix("package/").unwrap())).unwrap(), "deep\n");
+        assert_eq!(fs::read_link(place.join("hello/go")).unwrap(), Path::new("bin/run"));
+        let mode = place.join("hello/bin/run").metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o100, 0o100);
+        let listed = output(Command::new("tar").args(["tf", "hello.tar"]).current_dir(&place));
+        assert_eq!(listed.lines().next(), Some("hello/"));
+        let first = fs::read(place.join("hello.tar")).unwrap();
+        put(base.path(), "package/hello/bin/run", "#!/bin/sh\n");
+        added(base.path());
+        assert_eq!(fs::read(place.join("hello.tar")).unwrap(), first, "the time of a file is in the archive");
+    }
+
+    #[test]
+    fn what_cannot_be_an_upload_is_said_and_not_brought_back() {
+        let problem = |prepare: &dyn Fn(&Path)| {
+            let base = tempfile::tempdir().unwrap();
+            let upload = base.path().join("out/upload");
+            fs::create_dir_all(upload.join("kind/one")).unwrap();
+            prepare(&upload);
+            let found = added(base.path());
+            assert!(found.files.keys().all(|name| name.contains("kind/one")), "{:?}", names(&found));
+            found.problems.join("; ")
+        };
+        assert_eq!(problem(&|_| ()), "");
+        assert!(problem(&|upload| fs::write(upload.join("file"), "").unwrap()).contains("not a directory"));
+        assert!(
+            problem(&|upload| fs::write(upload.join("kind/x.tar"), "").unwrap()).contains("not a directory")
+        );
+        assert!(
+            problem(&|upload| symlink("/etc", upload.join("kind/etc")).unwrap()).contains("not a directory")
+        );
+        assert!(problem(&|upload| fs::create_dir(upload.join("a b")).unwrap()).contains("the character ' '"));
+        for target in ["/etc/passwd", "../../secret", "x/../../../secret"] {
+            let leaves = |upload: &Path| symlink(target, upload.join("kind/one/link")).unwrap();
+            assert!(problem(&leaves).contains("leads out"), "{target}");
+        }
+        let fifo = |upload: &Path| {
+            output(Command::new("mkfifo").arg(upload.join("kind/one/fifo")));
+        };
+        assert!(problem(&fifo).contains("neither file"));
+        let linked = tempfile::tempdir().unwrap();
+        fs::create_dir(linked.path().join("out")).unwrap();
+        symlink("/etc", linked.path().join("out/upload")).unwrap();
+        assert!(added(linked.path()).files.is_empty());
+    }
+
+    #[test]
+    fn a_file_beyond_eight_gibibytes_has_its_size_in_binary() {
+        let block = header(b'0', b"x", &[], 0o644, (1 << 33) + 5);
+        assert_eq!(block[124..136], [0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 5]);
+        assert_eq!(&header(b'0', b"x", &[], 0o644, 9)[124..135], b"00000000011");
+    }
+}
