@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::guest::{BOOTSTRAP_DISK, RESULT_DISK, SOURCE_DISK};
-use crewboss_protocol::machine::Accelerator;
 use crewboss_protocol::chain;
+use crewboss_protocol::machine::Accelerator;
 
 use super::directory::Machines;
-use super::exchange::SOURCE_DISK_BYTES;
+use super::exchange::{SOURCE_DISK_BYTES, archive_length};
 use super::guest::{Guest, Parts};
 use super::manifest::{Boot, DiskFormat, Exchange, Manifest, Network};
 use super::qemu::command::{self, Access, Backing, Disk, Format, GuestConfig, Link, Nic};
@@ -246,7 +246,8 @@ impl Plan<'_> {
         let text = |text: &String| Offer::Bytes(text.clone().into_bytes().into());
         let (offers, names): (Vec<(&str, Offer)>, &[&str]) = match &self.purpose {
             Purpose::Task { source, document } => {
-                let length = super::exchange::archive_length(source).map_err(|error| Stop::host(&error))?;
+                let length = archive_length(source)
+                    .map_err(|error| Stop::Host(format!("cannot read {}: {error}", source.display())))?;
                 let source = Offer::Part(source.to_path_buf(), length);
                 (vec![(TASK, text(document)), (SOURCE, source)], &[LOG, ERR, ARTIFACTS, RESULT])
             }

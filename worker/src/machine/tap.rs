@@ -11,6 +11,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 /// The device that makes TAP devices.
 const TUN: &str = "/dev/net/tun";
 
+/// Adds a device to a bridge (`SIOCBRADDIF` of linux/sockios.h, which libc lacks).
+const ADD_TO_BRIDGE: libc::c_ulong = 0x89a2;
+
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
@@ -59,7 +62,7 @@ fn attach(device: &str, bridge: &str) -> io::Result<()> {
     let index = unsafe { own.ifr_ifru.ifru_ifindex };
     let mut joined = request(bridge);
     joined.ifr_ifru.ifru_ifindex = index;
-    control(&socket, libc::SIOCBRADDIF, &mut joined)?;
+    control(&socket, ADD_TO_BRIDGE, &mut joined)?;
     let mut up = request(device);
     control(&socket, libc::SIOCGIFFLAGS, &mut up)?;
     // SAFETY: the call before has filled in this member.

@@ -11,4 +11,4 @@ pub mod tar;
 
 pub use artifacts::{ArchiveError, ArchiveLimits, Unpacked, unpack};
 pub use port::{PortDecoder, PortEvent, encode};
-pub use source::{SOURCE_DISK_BYTES, SourceArchiveError, source_tar};
+pub use source::{SOURCE_DISK_BYTES, SourceArchiveError, archive_length, bootstrap_archive, source_tar};

@@ -7,7 +7,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::TreeId;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, readlinkat, seek, statat,
+};
+use rustix::io::Errno;
 
 use super::tar::{Attributes, Writer};
 use crate::layout::Layout;
@@ -117,6 +120,39 @@ fn write(place: &Path, archive: &Path) -> Result<(), SourceArchiveError> {
         return Err(SourceArchiveError::TooBig { path: place.to_owned(), bytes });
     }
     file.set_len(SOURCE_DISK_BYTES).map_err(failed)
+}
+
+/// How much of an archive that [`source_tar`] made is there: all after it is one hole.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn archive_length(archive: &Path) -> io::Result<u64> {
+    let file = File::open(archive)?;
+    let mut end = 0;
+    loop {
+        match seek(&file, SeekFrom::Data(end)) {
+            Ok(start) => end = seek(&file, SeekFrom::Hole(start))?,
+            Err(Errno::NXIO) => return Ok(end),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Writes the archive that a machine is bootstrapped from: the agent, and the files of a toolchain if there are any.
+///
+/// # Errors
+/// If something cannot be read, or the archive not be written.
+pub fn bootstrap_archive(archive: &Path, agent: &File, toolchain: Option<&Path>) -> io::Result<()> {
+    let mut writer = Writer::new(File::create(archive)?);
+    let mut content = agent;
+    let size = agent.metadata()?.len();
+    writer.file(b"crewboss", Attributes { mode: 0o755, time: 0 }, size, &mut content)?;
+    if let Some(toolchain) = toolchain {
+        writer.directory(b"toolchain", Attributes { mode: 0o755, time: 0 })?;
+        let top = openat(CWD, toolchain, DIRECTORY, Mode::empty())?;
+        Walk { writer: &mut writer, name: b"toolchain".to_vec(), failed: false }.directory(&top, 0)?;
+    }
+    writer.finish().map(drop)
 }
 
 const DIRECTORY: OFlags =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::guest::{FromGuest, GuestStream, ResultDocument, ToGuest};
@@ -15,6 +15,7 @@ use crate::machine::guest::GuestEvent;
 use crate::machine::plan::result_disk;
 use crate::machine::verdict::Stop;
 use crate::runner::stage::Stream;
+use crate::runner::uploads;
 
 /// Unpacking a source takes seconds; a guest that needs longer than this hangs.
 const PREPARE_WITHIN: Duration = Duration::from_secs(600);
@@ -157,11 +158,27 @@ impl Task<'_> {
             error => self.unreadable(chain(&error)),
         })?;
         self.found = unpacked.found;
+        if *outcome == Outcome::Success {
+            self.add_uploads(&unpacked.uploads)?;
+        }
         if *outcome == Outcome::Success && !self.found.problems.is_empty() {
             *outcome = Outcome::Failure;
             self.message = self.found.problems.join("; ");
         }
         Ok(())
+    }
+
+    /// Uploads lie under numbers after unpacking; they get back the names that [`uploads`] looks for.
+    fn add_uploads(&mut self, files: &BTreeMap<String, PathBuf>) -> Result<(), Stop> {
+        let out = self.job.dir.join("uploaded");
+        let place = |(name, file): (&String, &PathBuf)| {
+            let path = out.join("upload").join(name);
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            std::fs::hard_link(file, path)
+        };
+        let added = files.iter().try_for_each(place);
+        let added = added.and_then(|()| uploads::add(&out, &self.job.dir, &mut self.found));
+        added.map_err(|error| Stop::Host(format!("cannot make the archives of uploads in {}: {error}", out.display())))
     }
 
     fn tell(&mut self, message: &ToGuest) -> Result<(), Stop> {
