@@ -133,11 +133,6 @@ impl Layout {
         self.session(session).join("alive")
     }
 
-    /// Virtual machines, unless the crew file names another place.
-    pub fn machines(&self) -> PathBuf {
-        self.work.join("machines")
-    }
-
     /// What an earlier probe found.
     pub fn probe_cache(&self) -> PathBuf {
         self.work.join("probe.json")

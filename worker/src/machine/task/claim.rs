@@ -8,7 +8,7 @@ use crewboss_protocol::machine::{DEFAULT_TOOLCHAIN, MachineHolder, MachineRole};
 use super::Task;
 use crate::layout::Layout;
 use crate::machine::bootstrap::{self, Bench};
-use crate::machine::directory::{CopyRecord, MachineDir, Machines, Standing};
+use crate::machine::directory::{MachineDir, Machines, Standing};
 use crate::machine::lock::{Locks, Wanted};
 use crate::machine::manifest::Manifest;
 use crate::machine::memory::{Division, Wish, divide};
@@ -25,7 +25,6 @@ pub(super) struct Claim {
     pub directory: MachineDir,
     pub toolchain: Name,
     pub manifest: Manifest,
-    pub copy: CopyRecord,
     pub memory: u64,
 }
 
@@ -102,9 +101,9 @@ impl Task<'_> {
             let tools = machines.toolchain(toolchain).map_err(|error| Stop::host(&error))?;
             let standing = directory.standing(&manifest, &tools, SystemTime::now());
             match standing.map_err(|error| Stop::host(&error))? {
-                Standing::Ready(copy) => {
+                Standing::Ready(_) => {
                     let toolchain = toolchain.clone();
-                    return Ok(Claim { directory, toolchain, manifest, copy, memory: 0 });
+                    return Ok(Claim { directory, toolchain, manifest, memory: 0 });
                 }
                 Standing::Newer { agent } => {
                     return Err(Stop::Host(format!(
