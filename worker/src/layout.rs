@@ -137,6 +137,11 @@ impl Layout {
     pub fn probe_cache(&self) -> PathBuf {
         self.work.join("probe.json")
     }
+
+    /// What trial guests found out about QEMU and KVM.
+    pub fn emulator_cache(&self) -> PathBuf {
+        self.work.join("emulator.json")
+    }
 }
 
 fn default_work() -> Option<PathBuf> {

@@ -79,6 +79,21 @@ pub fn unblock_all() {
     }
 }
 
+/// Lets the program that this process becomes have these descriptors. For a child between fork and exec: it makes system
+/// calls alone.
+///
+/// # Errors
+/// If one is not open.
+pub fn inherit(descriptors: &[i32]) -> io::Result<()> {
+    for descriptor in descriptors {
+        // SAFETY: sets a flag of a number and touches no memory.
+        if unsafe { libc::fcntl(*descriptor, libc::F_SETFD, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Moves standard input to another descriptor, which no child inherits, and puts `/dev/null` in its place, so that
 /// starting a child with an inherited standard input costs nothing and gives it nothing.
 ///

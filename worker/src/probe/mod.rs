@@ -19,6 +19,7 @@ use crewboss_protocol::{HostFacts, TreeId};
 pub use load::load;
 
 use crate::layout::Layout;
+use crate::machine::accelerator;
 use crate::source;
 use cache::Cache;
 
@@ -62,6 +63,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     // The next probe then only takes longer.
     drop(cache.store(&layout.probe_cache()));
     let load = load(layout);
+    let emulator = accelerator::of_host(layout, hello).and_then(Result::ok);
     Ok(HostFacts {
         kernel: format!("{} {}", kernel("ostype"), kernel("osrelease")),
         architecture: sysinfo::System::cpu_arch(),
@@ -78,7 +80,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         load,
         holders: holders(layout),
         trees: trees(layout),
-        emulator: None,
+        emulator,
         machines: Vec::new(),
         held: Vec::new(),
     })

@@ -1,0 +1,74 @@
+//! UEFI firmware for guests, as distributions install it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::error::QemuError;
+
+/// Code and variables, where they were seen: Debian and Ubuntu, Fedora and its kin, Arch, openSUSE, Alpine. Without secure
+/// boot, which would refuse kernels that nobody signed.
+const PLACES: [(&str, &str); 6] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),
+    ("/usr/share/qemu/edk2-x86_64-code.fd", "/usr/share/qemu/edk2-i386-vars.fd"),
+];
+
+/// The two files of UEFI firmware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uefi {
+    /// The program; never written.
+    pub code: PathBuf,
+    /// The variables: as installed to be copied, or the copy of one guest, which it writes.
+    pub variables: PathBuf,
+}
+
+impl Uefi {
+    /// The firmware of this host.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn find() -> Result<Self, QemuError> {
+        Self::find_in(&PLACES)
+    }
+
+    fn find_in(places: &[(&str, &str)]) -> Result<Self, QemuError> {
+        let pair = |(code, variables): &(&str, &str)| Uefi { code: code.into(), variables: variables.into() };
+        let found = places.iter().map(pair).find(|pair| pair.code.is_file() && pair.variables.is_file());
+        found.ok_or(QemuError::NoUefi)
+    }
+
+    /// The same with variables of a guest's own. They are copied to `path` unless they are there: what a guest wrote to
+    /// them belongs to its disk.
+    ///
+    /// # Errors
+    /// If they cannot be copied.
+    pub fn with_own_variables(&self, path: &Path) -> Result<Self, QemuError> {
+        if !path.exists() {
+            fs::copy(&self.variables, path).map_err(QemuError::file("copy UEFI variables to", path))?;
+        }
+        Ok(Self { code: self.code.clone(), variables: path.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_copied_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        let (code, installed, own) = (path("code"), path("vars"), path("own"));
+        assert!(matches!(Uefi::find_in(&[(&code, &installed)]), Err(QemuError::NoUefi)));
+        fs::write(&code, "code").unwrap();
+        fs::write(&installed, "fresh").unwrap();
+        let uefi = Uefi::find_in(&[("/nowhere", "/nowhere"), (&code, &installed)]).unwrap();
+        let uefi = uefi.with_own_variables(Path::new(&own)).unwrap();
+        fs::write(&own, "changed").unwrap();
+        let again = uefi.with_own_variables(Path::new(&own)).unwrap();
+        assert_eq!((again, fs::read_to_string(&own).unwrap().as_str()), (uefi, "changed"));
+    }
+}
