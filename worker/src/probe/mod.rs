@@ -19,6 +19,8 @@ use crewboss_protocol::{HostFacts, TreeId};
 pub use load::load;
 
 use crate::layout::Layout;
+use crate::machine;
+use crate::machine::directory::Machines;
 use crate::source;
 use cache::Cache;
 
@@ -62,11 +64,16 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     // The next probe then only takes longer.
     drop(cache.store(&layout.probe_cache()));
     let load = load(layout);
+    let memory = load::memory_total();
+    let (machines, held) = match Machines::resolve(layout, hello.machines.as_deref()) {
+        Ok(machines) => (machine::probe::machines(&machines, memory), machine::probe::held(&machines)),
+        Err(_) => (Vec::new(), Vec::new()),
+    };
     Ok(HostFacts {
         kernel: format!("{} {}", kernel("ostype"), kernel("osrelease")),
         architecture: sysinfo::System::cpu_arch(),
         threads,
-        memory: load::memory_total(),
+        memory,
         disk_free: load.disk_free,
         work: work.to_string_lossy().into_owned(),
         slots: hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX),
@@ -79,8 +86,8 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         holders: holders(layout),
         trees: trees(layout),
         emulator: None,
-        machines: Vec::new(),
-        held: Vec::new(),
+        machines,
+        held,
     })
 }
 
