@@ -45,7 +45,8 @@ pub enum Command {
     Machines(MachinesArgs),
     /// End workers on hosts and remove what they left
     #[command(
-        after_help = "Work of live bosses is left alone unless --force is given, and what you may not end always is.\n\n\
+        after_help = "Work of live bosses is left alone unless --force is given, and what you may not end always is. Guests that \
+        were held for a person are ended, too, unless somebody is in one (--force: even then).\n\n\
         Examples:\n  \
         crewboss kill-workers               clean every host of the crew\n  \
         crewboss kill-workers lab1 --force  end everything on one host that you may end"

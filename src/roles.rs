@@ -39,6 +39,8 @@ pub enum Role {
         force: bool,
         /// The work directory, if not the default.
         work: Option<PathBuf>,
+        /// The machine directory, if not the default.
+        machines: Option<String>,
     },
     /// Runs tasks in a guest.
     Guest(agent::Options),
@@ -76,6 +78,12 @@ pub enum RoleError {
         /// The option.
         option: &'static str,
     },
+    /// A path that is no text, as the boss would have sent.
+    #[error("clean: {path:?} is not UTF-8")]
+    NotText {
+        /// The path.
+        path: OsString,
+    },
     /// A session's id that cannot be one.
     #[error("bulk: {session:?} is not the id of a session")]
     Session {
@@ -87,6 +95,7 @@ pub enum RoleError {
 #[derive(Default)]
 struct Options {
     work: Option<PathBuf>,
+    machines: Option<OsString>,
     session: Option<OsString>,
     force: bool,
     guest: agent::Options,
@@ -104,8 +113,7 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
         "worker" => options("worker", &["--work"], rest).map(|options| Role::Worker { work: options.work }),
         "runner" => options("runner", &[], rest).map(|_| Role::Runner),
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
-        "clean" => options("clean", &["--work", "--force"], rest)
-            .map(|options| Role::Clean { force: options.force, work: options.work }),
+        "clean" => options("clean", &["--work", "--machines", "--force"], rest).and_then(clean),
         "guest" => options("guest", &["--root", "--port", "--shell-port"], rest)
             .map(|options| Role::Guest(options.guest)),
         "verify" => verify(&rest),
@@ -118,6 +126,12 @@ fn bulk(options: Options) -> Result<Role, RoleError> {
     let parsed = session.to_str().and_then(|session| session.parse().ok());
     let session = parsed.ok_or(RoleError::Session { session })?;
     Ok(Role::Bulk { session, work: options.work })
+}
+
+fn clean(options: Options) -> Result<Role, RoleError> {
+    let text = |path: OsString| path.into_string().map_err(|path| RoleError::NotText { path });
+    let machines = options.machines.map(text).transpose()?;
+    Ok(Role::Clean { force: options.force, work: options.work, machines })
 }
 
 fn verify(words: &[OsString]) -> Result<Role, RoleError> {
@@ -139,6 +153,7 @@ fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> 
             "--work" => options.work = Some(value()?.into()),
             "--session" => options.session = Some(value()?),
             "--root" => options.guest.root = Some(value()?.into()),
+            "--machines" => options.machines = Some(value()?),
             "--port" => options.guest.port = Some(value()?.into()),
             "--shell-port" => options.guest.shell_port = Some(value()?.into()),
             _ => options.force = true,
@@ -154,7 +169,7 @@ pub fn run(role: Result<Role, RoleError>) -> ExitCode {
         Ok(Role::WorkerProper { work }) => core::main(work),
         Ok(Role::Runner) => runner::main(),
         Ok(Role::Bulk { session, work }) => bulk::main(work, session),
-        Ok(Role::Clean { force, work }) => sweep::clean_main(force, work),
+        Ok(Role::Clean { force, work, machines }) => sweep::clean_main(force, work, machines.as_deref()),
         Ok(Role::Guest(options)) => agent::main(&options),
         Ok(Role::Verify { sha256 }) => verify::main(&sha256),
         Err(error) => {
@@ -183,7 +198,9 @@ mod tests {
             of("bulk --session s --work /w"),
             Some(Ok(Role::Bulk { session: "s".parse().unwrap(), work: work() }))
         );
-        assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None })));
+        assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None, machines: None })));
+        let machines = Some("/m".to_owned());
+        assert_eq!(of("clean --machines /m"), Some(Ok(Role::Clean { force: false, work: None, machines })));
         assert_eq!(of("guest"), Some(Ok(Role::Guest(agent::Options::default()))));
         let given =
             agent::Options { root: Some("/r".into()), port: Some("-".into()), shell_port: Some("/s".into()) };
@@ -202,6 +219,8 @@ mod tests {
             "bulk --session",
             "bulk --session ../x",
             "clean now",
+            "clean --machines",
+            "worker --machines /m",
             "verify",
             "verify a b",
             "guest --port",

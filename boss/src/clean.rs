@@ -78,8 +78,10 @@ async fn clean_host(
     force: bool,
 ) -> Result<CleanReport, CleanError> {
     let link = connector.connect(host).await?;
-    let words: &[&str] = if force { &["clean", "--force"] } else { &["clean"] };
-    let role = Role { words, work: host.work.as_deref() };
+    let mut words = vec!["clean"];
+    words.extend(force.then_some("--force"));
+    words.extend(host.machines.iter().flat_map(|machines| ["--machines", machines]));
+    let role = Role { words: &words, work: host.work.as_deref() };
     let mut channel = start(&link, binary, role, b"").await?.channel;
     let mut decoder = LineDecoder::new();
     let mut buffer = Vec::with_capacity(16 << 10);

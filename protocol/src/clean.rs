@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{RunId, SessionId};
-use crate::limits::TEXT_BYTES_MAX;
+use crate::limits::{MACHINES_MAX, TEXT_BYTES_MAX};
+use crate::machine::HeldGuest;
 use crate::message::{Invalid, Validate};
 
 /// Sessions in one report, of each kind; a host never has nearly as many.
@@ -27,10 +28,19 @@ pub struct CleanReport {
     /// Directories of sessions that were removed.
     #[serde(default)]
     pub directories: u32,
+    /// Guests that were removed, of dead sessions and held ones.
+    #[serde(default)]
+    pub guests: u32,
+    /// Guests that were held for a person, and were ended.
+    #[serde(default)]
+    pub held_ended: Vec<HeldGuest>,
+    /// Guests that are held on: somebody is in them, or their session lives.
+    #[serde(default)]
+    pub held_left: Vec<HeldGuest>,
     /// btrfs subvolumes among what was removed.
     #[serde(default)]
     pub subvolumes: u32,
-    /// Lock files of dead sessions that were removed.
+    /// Lock files of the dead that were removed.
     #[serde(default)]
     pub locks: u32,
     /// What could not be done, each a sentence.
@@ -63,14 +73,16 @@ pub enum WhyLeft {
 
 impl Validate for CleanReport {
     fn validate(&self) -> Result<(), Invalid> {
-        let fits = |field: &'static str, len: usize| {
-            let why = || format!("{len} is over the limit of {SESSIONS_MAX}");
-            if len <= SESSIONS_MAX { Ok(()) } else { Err(Invalid { field, why: why() }) }
+        let fits = |field: &'static str, len: usize, max: usize| {
+            let why = || format!("{len} is over the limit of {max}");
+            if len <= max { Ok(()) } else { Err(Invalid { field, why: why() }) }
         };
-        fits("ended", self.ended.len())?;
-        fits("removed", self.removed.len())?;
-        fits("left", self.left.len())?;
-        fits("errors", self.errors.len())?;
+        fits("ended", self.ended.len(), SESSIONS_MAX)?;
+        fits("removed", self.removed.len(), SESSIONS_MAX)?;
+        fits("left", self.left.len(), SESSIONS_MAX)?;
+        fits("errors", self.errors.len(), SESSIONS_MAX)?;
+        fits("held_ended", self.held_ended.len(), MACHINES_MAX)?;
+        fits("held_left", self.held_left.len(), MACHINES_MAX)?;
         let long = self.errors.iter().any(|error| error.len() > TEXT_BYTES_MAX);
         let why = || format!("one is longer than {TEXT_BYTES_MAX} bytes");
         if long { Err(Invalid { field: "errors", why: why() }) } else { Ok(()) }

@@ -1,6 +1,7 @@
 //! What `crewboss kill-workers` did, host by host.
 
 use crewboss_protocol::clean::{CleanReport, WhyLeft};
+use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::{HostName, SessionId};
 use serde::Serialize;
 
@@ -49,6 +50,7 @@ fn lines(report: &CleanReport) -> String {
         (number(&report.removed), "dead session", "removed"),
         (report.processes, "process", "killed"),
         (report.directories, "directory", "removed"),
+        (report.guests, "guest", "removed"),
         (report.subvolumes, "subvolume", "removed"),
         (report.locks, "lock", "removed"),
     ];
@@ -67,10 +69,25 @@ fn lines(report: &CleanReport) -> String {
         let boss = one_line(&left.boss);
         text.push_str(&format!("  left alone: {} of {boss}, run {}: {why}\n", left.session, left.run));
     }
+    for held in &report.held_ended {
+        text.push_str(&format!("  ended: the held guest {}\n", held_guest(held)));
+    }
+    for held in &report.held_left {
+        let why = match held.entered {
+            Some(pid) => format!("process {pid} is in it; --force ends it"),
+            None => "its boss is alive; --force ends it".to_owned(),
+        };
+        text.push_str(&format!("  left alone: the held guest {}: {why}\n", held_guest(held)));
+    }
     for error in &report.errors {
         text.push_str(&format!("  error: {}\n", one_line(error)));
     }
     text
+}
+
+fn held_guest(held: &HeldGuest) -> String {
+    let HeldGuest { id, target, at, boss, .. } = held;
+    format!("{id} (task {}, target {target}) of {}", at.task, one_line(boss))
 }
 
 fn counted_well(count: u32, noun: &str, verb: &str) -> String {

@@ -133,6 +133,11 @@ impl Layout {
         self.session(session).join("alive")
     }
 
+    /// The machine directory, unless the crew file names another.
+    pub fn machines(&self) -> PathBuf {
+        self.work.join("machines")
+    }
+
     /// What an earlier probe found.
     pub fn probe_cache(&self) -> PathBuf {
         self.work.join("probe.json")

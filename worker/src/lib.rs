@@ -25,6 +25,7 @@ pub mod sweep;
 pub mod sys;
 #[cfg(test)]
 mod testing;
+pub mod units;
 pub mod verify;
 
 pub use layout::Layout;

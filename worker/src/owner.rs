@@ -40,6 +40,9 @@ pub struct Owner {
     /// The session's control group, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
+    /// The machine directory that its guests lie in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machines: Option<PathBuf>,
 }
 
 impl Owner {
@@ -117,6 +120,7 @@ pub(crate) mod tests {
             guardian: process.clone(),
             worker: process.clone(),
             cgroup: None,
+            machines: None,
         }
     }
 

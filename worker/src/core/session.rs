@@ -10,6 +10,7 @@ use crewboss_protocol::message::{Hello, WorkerErrorKind};
 
 use crate::cgroup;
 use crate::layout::Layout;
+use crate::machine::directory::Machines;
 use crate::owner::Owner;
 use crate::process::{ProcessId, boot_id};
 use crate::slots::lock_as_user;
@@ -59,10 +60,11 @@ impl Session {
         layout.make().map_err(fail)?;
         std::fs::create_dir_all(layout.tasks()).map_err(fail)?;
         let user = lock_as_user(layout).map_err(fail)?;
-        let swept = sweep_dead(layout);
+        let unusable = |text| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text };
+        let machines = Machines::resolve(layout, hello.machines.as_deref()).map_err(unusable)?;
+        let swept = sweep_dead(layout, &machines);
         if layout.session(&hello.session).exists() {
-            let text = format!("session {} is in use on this host already", hello.session);
-            return Err(CannotBegin { kind: WorkerErrorKind::WorkDirectory, text });
+            return Err(unusable(format!("session {} is in use on this host already", hello.session)));
         }
         let dead = || io::Error::other("this process has no entry in /proc");
         let worker = ProcessId::own().ok_or_else(dead).map_err(fail)?;
@@ -77,6 +79,7 @@ impl Session {
             guardian: ProcessId::of(guardian).unwrap_or_else(|| worker.clone()),
             worker,
             cgroup: cgroup::plan(&hello.session),
+            machines: Some(machines.root().to_owned()),
         };
         owner.write(layout).map_err(fail)?;
         if owner.cgroup.as_deref().is_some_and(|group| !cgroup::enter(group)) {

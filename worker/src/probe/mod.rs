@@ -19,7 +19,8 @@ use crewboss_protocol::{HostFacts, TreeId};
 pub use load::load;
 
 use crate::layout::Layout;
-use crate::machine::accelerator;
+use crate::machine::{self, accelerator};
+use crate::machine::directory::Machines;
 use crate::source;
 use cache::Cache;
 
@@ -64,11 +65,16 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     drop(cache.store(&layout.probe_cache()));
     let load = load(layout);
     let emulator = accelerator::of_host(layout, hello).and_then(Result::ok);
+    let memory = load::memory_total();
+    let (machines, held) = match Machines::resolve(layout, hello.machines.as_deref()) {
+        Ok(machines) => (machine::probe::machines(&machines, memory), machine::probe::held(&machines)),
+        Err(_) => (Vec::new(), Vec::new()),
+    };
     Ok(HostFacts {
         kernel: format!("{} {}", kernel("ostype"), kernel("osrelease")),
         architecture: sysinfo::System::cpu_arch(),
         threads,
-        memory: load::memory_total(),
+        memory,
         disk_free: load.disk_free,
         work: work.to_string_lossy().into_owned(),
         slots: hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX),
@@ -81,8 +87,8 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         holders: holders(layout),
         trees: trees(layout),
         emulator,
-        machines: Vec::new(),
-        held: Vec::new(),
+        machines,
+        held,
     })
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use linux_raw_sys::btrfs::{btrfs_ioctl_get_subvol_info_args, btrfs_ioctl_vol_args, btrfs_ioctl_vol_args_v2};
 use linux_raw_sys::general::BTRFS_SUPER_MAGIC;
@@ -82,6 +83,18 @@ pub(super) fn set_read_only_at(subvolume: BorrowedFd<'_>, read_only: bool) -> io
 /// Whether a subvolume is read-only, and the number of the transaction that last changed anything in it. A change counts
 /// at once, not only when it reaches the disk.
 pub fn last_change(path: &Path) -> io::Result<(bool, u64)> {
+    let info = info(path)?;
+    Ok((info.flags & ROOT_READ_ONLY != 0, info.ctransid))
+}
+
+/// When a subvolume was made; for a snapshot that is when the snapshot was, whatever the times in it say.
+pub fn created(path: &Path) -> io::Result<SystemTime> {
+    let time = info(path)?.otime;
+    let since = Duration::new(time.sec, time.nsec.min(999_999_999));
+    SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn info(path: &Path) -> io::Result<btrfs_ioctl_get_subvol_info_args> {
     let subvolume = open_directory(path)?;
     // SAFETY: the kernel fills in exactly this structure, in which every pattern of bits is valid.
     let info = unsafe {
@@ -90,7 +103,7 @@ pub fn last_change(path: &Path) -> io::Result<(bool, u64)> {
             Getter::<{ opcode::BTRFS_IOC_GET_SUBVOL_INFO }, btrfs_ioctl_get_subvol_info_args>::new(),
         )
     }?;
-    Ok((info.flags & ROOT_READ_ONLY != 0, info.ctransid))
+    Ok(info)
 }
 
 /// Removes a subvolume with its content, read-only or not.

@@ -15,6 +15,9 @@ use rustix::process::Signal;
 
 use crate::cgroup;
 use crate::layout::Layout;
+use crate::machine;
+use crate::machine::directory::Machines;
+use crate::machine::sweep::HeldGuests;
 use crate::owner::{Owner, sessions};
 use crate::process::{KILL_WITHIN, ProcessId, with_variable};
 use crate::storage::remove_tree;
@@ -23,7 +26,7 @@ use crate::storage::remove_tree;
 pub const MARK: &str = "CREWBOSS_SESSION";
 
 /// How long a worker that was asked to end may take before it is killed. Its own limit for stopping is below this.
-const END_WITHIN: Duration = Duration::from_secs(6);
+pub(crate) const END_WITHIN: Duration = Duration::from_secs(6);
 
 /// A session without a readable owner record is swept only when it is older than this: it may be about to write it.
 const YOUNG: Duration = Duration::from_secs(60);
@@ -35,9 +38,14 @@ const SUBVOLUME_INODE: u64 = 256;
 const LOOK: Duration = Duration::from_millis(5);
 
 /// `crewboss clean`: sweeps the host and prints a [`CleanReport`] as one line. Returns 1 if something could not be done.
-pub fn clean_main(force: bool, work: Option<PathBuf>) -> ExitCode {
-    let report = match Layout::resolve(work) {
-        Ok(layout) => clean(&layout, force),
+/// `machines` is the host's machine directory from the crew file, if that names one.
+pub fn clean_main(force: bool, work: Option<PathBuf>, machines: Option<&str>) -> ExitCode {
+    let resolved = Layout::resolve(work).and_then(|layout| {
+        let machines = Machines::resolve(&layout, machines)?;
+        Ok((layout, machines))
+    });
+    let report = match resolved {
+        Ok((layout, machines)) => clean(&layout, &machines, force),
         Err(error) => CleanReport { errors: vec![error], ..CleanReport::default() },
     };
     let mut line = Vec::new();
@@ -47,17 +55,21 @@ pub fn clean_main(force: bool, work: Option<PathBuf>) -> ExitCode {
 }
 
 /// Removes what dead sessions left and ends those whose boss is gone; with `force` ends all that this user may end.
-pub fn clean(layout: &Layout, force: bool) -> CleanReport {
+/// Guests that are held for a person are ended as well, except those of living sessions and, without `force`, those that
+/// somebody is in.
+pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
         clean_session(layout, &session, force, &mut report);
     }
     remove_stale_waiters(layout, &mut report);
+    let held = if force { HeldGuests::EndAll } else { HeldGuests::End };
+    machine::sweep::sweep(machines, held, &mut report);
     report
 }
 
-/// Removes what dead sessions left, and touches nothing that lives: for the start of a worker.
-pub fn sweep_dead(layout: &Layout) -> CleanReport {
+/// Removes what dead sessions left, and touches nothing that lives nor is held: for the start of a worker.
+pub fn sweep_dead(layout: &Layout, machines: &Machines) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
         match Owner::load(layout, &session) {
@@ -66,6 +78,7 @@ pub fn sweep_dead(layout: &Layout) -> CleanReport {
         }
     }
     remove_stale_waiters(layout, &mut report);
+    machine::sweep::sweep(machines, HeldGuests::Keep, &mut report);
     report
 }
 
@@ -118,7 +131,7 @@ fn end(owner: &Owner, report: &mut CleanReport) {
     wait_until(KILL_WITHIN, || owner.living().is_empty());
 }
 
-fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     while !done() {
         if Instant::now() > end {
@@ -144,7 +157,7 @@ fn is_young(directory: &Path) -> bool {
     modified.is_ok_and(|at| SystemTime::now().duration_since(at).unwrap_or_default() < YOUNG)
 }
 
-/// Kills what is left of a session whose worker is dead, and removes its directory.
+/// Kills what is left of a session whose worker is dead, and removes its guests and its directory.
 pub fn remove_leftovers(
     layout: &Layout,
     session: &SessionId,
@@ -160,6 +173,9 @@ pub fn remove_leftovers(
     }
     if !kill_marked(session, report) {
         report.errors.push(format!("processes of session {session} live on after SIGKILL"));
+    }
+    if let Some(machines) = owner.and_then(|owner| owner.machines.as_deref()) {
+        machine::sweep::sweep_session(&Machines::new(machines), session, report);
     }
     let directory = layout.session(session);
     if !directory.exists() {
@@ -208,7 +224,7 @@ fn count_subvolumes(directory: &Path) -> u32 {
 }
 
 /// Kills every process that carries the session's id, again and again, since they may fork.
-fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool {
+pub(crate) fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool {
     let mut killed = std::collections::BTreeSet::new();
     let gone = wait_until(KILL_WITHIN, || {
         let living: Vec<ProcessId> =
@@ -267,7 +283,7 @@ mod tests {
         // Executing takes the child a moment; only then is the mark in its environment.
         assert!(wait_until(Duration::from_secs(10), || !with_variable(MARK, &dead).is_empty()));
 
-        let report = clean(&layout, false);
+        let report = clean(&layout, &Machines::new(layout.machines()), false);
         assert_eq!(report.removed, [dead.parse().unwrap()]);
         assert_eq!(report.left[0].why, WhyLeft::BossAlive);
         assert_eq!((report.processes, report.directories), (1, 1));
@@ -286,7 +302,7 @@ mod tests {
             owner.silence_ms = if force { 60_000 } else { 0 };
             owner.write(&layout).unwrap();
             let waiter = std::thread::spawn(move || child.wait().unwrap());
-            let report = clean(&layout, force);
+            let report = clean(&layout, &Machines::new(layout.machines()), force);
             assert_eq!(report.ended, [owner.session.clone()], "{report:?}");
             assert!(!waiter.join().unwrap().success());
             assert!(!layout.session(&owner.session).exists());
@@ -301,7 +317,7 @@ mod tests {
         let real = ProcessId::of(child.id()).unwrap();
         let older = ProcessId { pid: real.pid, start: real.start - 1 };
         owner_of(&session_name("reused"), &older).write(&layout).unwrap();
-        let report = clean(&layout, true);
+        let report = clean(&layout, &Machines::new(layout.machines()), true);
         assert_eq!((report.removed.len(), report.processes), (1, 0));
         assert!(real.is_alive() && !boot_id().is_empty());
         child.kill().unwrap();

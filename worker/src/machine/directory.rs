@@ -1,1 +1,0 @@
-//! The machine directory: volumes, machines, revisions behind a link, bootstrapped copies, toolchains.

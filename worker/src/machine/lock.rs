@@ -1,1 +1,0 @@
-//! Who uses which machine: flock(2) files that say by whom.

@@ -1,0 +1,90 @@
+//! A file under an flock that is there only as long as it is locked.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use crate::held::Held;
+
+/// How often a file that was removed under our hands is opened again. Each time somebody else has just let go of it.
+const TRIES: usize = 16;
+
+/// Longest text of a lock file that is read; ours have some hundred bytes.
+const TEXT_BYTES_MAX: u64 = 16 << 10;
+
+/// A locked file. Dropping it removes the file and lets go of the lock, in this order, so that nobody can lock a file that
+/// is about to be removed and take it for the lock.
+#[derive(Debug)]
+pub(in crate::machine) struct LockFile {
+    path: PathBuf,
+    held: Held,
+}
+
+impl LockFile {
+    /// Locks the file, which is made if it is not there. `None` if somebody else holds it. Never waits.
+    pub(in crate::machine) fn try_lock(path: &Path) -> io::Result<Option<Self>> {
+        for _ in 0..TRIES {
+            let file = open(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            let held = Held::new(file);
+            // Between opening and locking its holder may have removed it, and another may lock the next one by now.
+            if is_at(&held, path)? {
+                return Ok(Some(Self { path: path.to_owned(), held }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says in the file who holds it.
+    pub(in crate::machine) fn write(&self, text: &[u8]) -> io::Result<()> {
+        let mut file: &File = &self.held;
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(text)
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // If it cannot be removed it stays without a lock, and counts for nobody.
+        let _stays = fs::remove_file(&self.path);
+    }
+}
+
+/// What a lock file says. Takes no lock, so it disturbs nobody.
+pub(in crate::machine) fn read(path: &Path) -> Option<Vec<u8>> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let mut text = Vec::new();
+    file.take(TEXT_BYTES_MAX).read_to_end(&mut text).ok()?;
+    Some(text)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    // Bosses of several users may share a machine directory; the locks are for all of them.
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o666)
+        .custom_flags(flags)
+        .open(path)
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}

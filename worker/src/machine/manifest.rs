@@ -1,1 +1,0 @@
-//! A machine's manifest.

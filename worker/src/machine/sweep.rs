@@ -1,1 +1,0 @@
-//! What dead guests left in the machine directory goes away.
