@@ -68,7 +68,9 @@ fn until_up(watch: &mut Watch<'_>, guests: &mut [Guest], until: Instant) -> Resu
     loop {
         match watch.next(guests, until) {
             Seen::Cancelled => return Err(Stop::Cancelled),
-            Seen::TimeUp => return Ok(Some("it asked for nothing in the time that it has for starting up".to_owned())),
+            Seen::TimeUp => {
+                return Ok(Some("it asked for nothing in the time that it has for starting up".to_owned()));
+            }
             Seen::Guest(index, event) if index != last => guests[index].as_auxiliary(event)?,
             Seen::Guest(_, GuestEvent::Got) => return Ok(None),
             Seen::Guest(_, GuestEvent::Said(FromGuest::Ready { agent })) if agent == AGENT_VERSION => {

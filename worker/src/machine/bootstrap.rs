@@ -61,7 +61,12 @@ pub type Show<'a> = dyn FnMut(&mut Watch<'_>, &[u8]) + 'a;
 ///
 /// # Errors
 /// Why there is no new copy. An old one stays as it was.
-pub fn make(bench: &Bench<'_>, means: &Means, watch: &mut Watch<'_>, show: &mut Show<'_>) -> Result<String, Stop> {
+pub fn make(
+    bench: &Bench<'_>,
+    means: &Means,
+    watch: &mut Watch<'_>,
+    show: &mut Show<'_>,
+) -> Result<String, Stop> {
     let tries = bench.manifest.limits.misboots + 1;
     for number in 1..=tries {
         match attempt(bench, means, watch, show) {
@@ -71,8 +76,12 @@ pub fn make(bench: &Bench<'_>, means: &Means, watch: &mut Watch<'_>, show: &mut 
                 watch.step(format!("the bootstrap failed, try {number} of {tries}: {stop}"));
             }
             Err(stop) => {
-                let suspended =
-                    bench.directory.suspend(bench.manifest, bench.toolchain, &stop.to_string(), SystemTime::now());
+                let suspended = bench.directory.suspend(
+                    bench.manifest,
+                    bench.toolchain,
+                    &stop.to_string(),
+                    SystemTime::now(),
+                );
                 suspended.map_err(|error| Stop::host(&error))?;
                 return Err(stop);
             }
@@ -81,7 +90,12 @@ pub fn make(bench: &Bench<'_>, means: &Means, watch: &mut Watch<'_>, show: &mut 
     Err(Stop::Host("a bootstrap without tries".to_owned()))
 }
 
-fn attempt(bench: &Bench<'_>, means: &Means, watch: &mut Watch<'_>, show: &mut Show<'_>) -> Result<String, Stop> {
+fn attempt(
+    bench: &Bench<'_>,
+    means: &Means,
+    watch: &mut Watch<'_>,
+    show: &mut Show<'_>,
+) -> Result<String, Stop> {
     let mut guests = Vec::new();
     let patience = Patience { startup: bench.manifest.limits.startup, again: bench.manifest.limits.misboots };
     boot(watch, &mut guests, &bench.directory.name, patience, &mut || start(bench, means))?;
@@ -99,21 +113,24 @@ fn attempt(bench: &Bench<'_>, means: &Means, watch: &mut Watch<'_>, show: &mut S
 fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
     let (machines, directory) = (bench.machines, bench.directory);
     let toolchain = &bench.toolchain.name;
-    let mut record =
-        GuestRecord::create(machines, directory, toolchain, &means.session, &means.work, means.owners.clone())
-            .map_err(|error| Stop::host(&error))?;
+    let mut record = GuestRecord::create(
+        machines,
+        directory,
+        toolchain,
+        &means.session,
+        &means.work,
+        means.owners.clone(),
+    )
+    .map_err(|error| Stop::host(&error))?;
     super::halt::at(Step::Planned);
     let snapshot = record.snapshot(machines);
-    let prepared = directory
-        .snapshot_revision(&snapshot)
-        .map_err(|error| Stop::host(&error))
-        .and_then(|manifest| {
+    let prepared =
+        directory.snapshot_revision(&snapshot).map_err(|error| Stop::host(&error)).and_then(|manifest| {
             record.advance(machines, Step::Copied).map_err(|error| Stop::host(&error))?;
             super::halt::at(Step::Copied);
             let archive = snapshot.join(ARCHIVE);
-            write_archive(bench, &archive).map_err(|error| {
-                Stop::Host(format!("cannot write {}: {error}", archive.display()))
-            })?;
+            write_archive(bench, &archive)
+                .map_err(|error| Stop::Host(format!("cannot write {}: {error}", archive.display())))?;
             Ok((manifest, archive))
         });
     let (manifest, archive) = prepared.inspect_err(|_| {
@@ -164,7 +181,9 @@ fn install(
             }
             Some(GuestEvent::Ended(how)) => {
                 let last_words = guest.console.last_words(3);
-                return Err(unable(format!("it {how} in its bootstrap; its console ended with: {last_words}")));
+                return Err(unable(format!(
+                    "it {how} in its bootstrap; its console ended with: {last_words}"
+                )));
             }
             Some(GuestEvent::Nonsense(why)) => return Err(unable(why)),
             Some(_) => {}

@@ -167,7 +167,9 @@ impl Guest {
     /// If the task cannot go on without it.
     pub fn as_auxiliary(&self, event: GuestEvent) -> Result<(), Stop> {
         let why = match event {
-            GuestEvent::Ended(how) => format!("it {how}; its console ended with: {}", self.console.last_words(3)),
+            GuestEvent::Ended(how) => {
+                format!("it {how}; its console ended with: {}", self.console.last_words(3))
+            }
             GuestEvent::Silent(silence) => format!("it has not answered for {} s", silence.as_secs()),
             GuestEvent::Nonsense(why) => format!("what it sent cannot be read: {why}"),
             GuestEvent::Said(FromGuest::Failed { text }) => text,
@@ -375,9 +377,12 @@ fn look_at_server(server: &mut Server, now: Instant, events: &mut Vec<GuestEvent
                 events.push(GuestEvent::Refused(format!("{what}: {why}")));
             }
             tftp::Event::Foreign { from, why, .. } => {
-                events.push(GuestEvent::Refused(format!("a packet from {from}, which is not the guest: {why}")));
+                events.push(GuestEvent::Refused(format!(
+                    "a packet from {from}, which is not the guest: {why}"
+                )));
             }
-            tftp::Event::GetStarted { .. } | tftp::Event::GetDone { .. } | tftp::Event::PutStarted { .. } => {}
+            tftp::Event::GetStarted { .. } | tftp::Event::GetDone { .. } | tftp::Event::PutStarted { .. } => {
+            }
         }
     }
 }

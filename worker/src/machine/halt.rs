@@ -11,6 +11,7 @@ pub fn at(step: Step) {
     let name = serde_json::to_value(step).ok();
     if name.as_ref().and_then(|name| name.as_str()) == wanted.to_str() {
         // If it cannot be stopped, it goes on, and whoever waits for it to stand still sees that.
-        let _stopped = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        let _stopped =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
     }
 }

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::guest::{BOOTSTRAP_DISK, RESULT_DISK, SOURCE_DISK};
 use crewboss_protocol::chain;
+use crewboss_protocol::guest::{BOOTSTRAP_DISK, RESULT_DISK, SOURCE_DISK};
 use crewboss_protocol::machine::Accelerator;
 
 use super::directory::Machines;
@@ -146,7 +146,8 @@ impl Plan<'_> {
             Network::None | Network::User => Vec::new(),
         };
         let program = Program::find().map_err(|error| Stop::host(&error))?;
-        let mut qemu = Qemu::start(&program, &config, &directory, networks).map_err(|error| Stop::host(&error))?;
+        let mut qemu =
+            Qemu::start(&program, &config, &directory, networks).map_err(|error| Stop::host(&error))?;
         if let Some(server) = &mut server {
             server.guest_is(qemu.child.pid());
         }
@@ -206,7 +207,8 @@ impl Plan<'_> {
         Ok(match &self.manifest.boot {
             Boot::Bios => command::Boot::Bios,
             Boot::Uefi => {
-                let uefi = Uefi::find().and_then(|uefi| uefi.with_own_variables(&directory.join("uefi-variables")));
+                let uefi =
+                    Uefi::find().and_then(|uefi| uefi.with_own_variables(&directory.join("uefi-variables")));
                 command::Boot::Uefi(uefi.map_err(|error| Stop::host(&error))?)
             }
             Boot::Kernel { kernel, initrd, append } => command::Boot::Kernel {
@@ -224,7 +226,8 @@ impl Plan<'_> {
         };
         let is_kept = matches!(self.purpose, Purpose::Bootstrap { .. });
         let access = if is_kept { Access::Kept } else { Access::Throwaway };
-        let mut disks = vec![Disk { path: directory.join(&self.manifest.disk), format, serial: None, access }];
+        let mut disks =
+            vec![Disk { path: directory.join(&self.manifest.disk), format, serial: None, access }];
         let mut add = |path: PathBuf, serial: &str, access| {
             disks.push(Disk { path, format: Format::Raw, serial: Some(serial.to_owned()), access });
         };

@@ -18,7 +18,9 @@ const ADD_TO_BRIDGE: libc::c_ulong = 0x89a2;
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// The system does not let us make one.
-    #[error("cannot make a TAP device with {TUN}; it needs the right to configure the network (CAP_NET_ADMIN)")]
+    #[error(
+        "cannot make a TAP device with {TUN}; it needs the right to configure the network (CAP_NET_ADMIN)"
+    )]
     Make(#[source] io::Error),
     /// The bridge.
     #[error("cannot put the TAP device {device} on the bridge {bridge}")]
@@ -99,10 +101,20 @@ mod tests {
 
     #[test]
     fn a_bridge_that_is_not_there_is_named_and_no_device_stays() {
-        let devices = || std::fs::read_dir("/sys/class/net").unwrap().flatten().map(|one| one.file_name()).filter(|name| name.to_string_lossy().starts_with("cbtap")).count();
+        let devices = || {
+            std::fs::read_dir("/sys/class/net")
+                .unwrap()
+                .flatten()
+                .map(|one| one.file_name())
+                .filter(|name| name.to_string_lossy().starts_with("cbtap"))
+                .count()
+        };
         let before = devices();
         let error = open("no-such-bridge").unwrap_err();
-        assert!(error.to_string().contains("no-such-bridge") || matches!(error, TapError::Make(_)), "{error}");
+        assert!(
+            error.to_string().contains("no-such-bridge") || matches!(error, TapError::Make(_)),
+            "{error}"
+        );
         assert_eq!(devices(), before);
     }
 }

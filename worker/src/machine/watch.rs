@@ -72,12 +72,14 @@ impl<'a> Watch<'a> {
     }
 
     fn wait(&mut self, guests: &[Guest], now: Instant, until: Instant) {
-        let wakes = guests.iter().filter_map(Guest::deadline).chain(self.link.live_due(now).map(|due| now + due));
+        let wakes =
+            guests.iter().filter_map(Guest::deadline).chain(self.link.live_due(now).map(|due| now + due));
         let until = wakes.fold(until, Instant::min);
         let mut fds: Vec<(BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
         fds.push((std::os::fd::AsFd::as_fd(self.link.fd()), PollFlags::IN));
         guests.iter().for_each(|guest| guest.add_fds(&mut fds));
-        let mut polled: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        let mut polled: Vec<PollFd<'_>> =
+            fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
         // Whatever poll has against it, every descriptor is looked at afterwards anyway.
         let _ready = sys::poll(&mut polled, Some(until.saturating_duration_since(now)));
         let heard = !polled[0].revents().is_empty();

@@ -19,8 +19,8 @@ use crewboss_protocol::{HostFacts, TreeId};
 pub use load::load;
 
 use crate::layout::Layout;
-use crate::machine::{self, accelerator};
 use crate::machine::directory::Machines;
+use crate::machine::{self, accelerator};
 use crate::source;
 use cache::Cache;
 

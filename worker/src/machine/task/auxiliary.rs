@@ -22,7 +22,10 @@ fn service_within(claim: &super::claim::Claim) -> Duration {
 
 impl Task<'_> {
     /// Starts all of them. Returns the variables that they give to the task, each with the prefix of its machine.
-    pub(super) fn start_auxiliaries(&mut self, claims: &mut Claims) -> Result<BTreeMap<String, String>, Stop> {
+    pub(super) fn start_auxiliaries(
+        &mut self,
+        claims: &mut Claims,
+    ) -> Result<BTreeMap<String, String>, Stop> {
         let mut variables = BTreeMap::new();
         let Claims { machines, owners, auxiliary, .. } = claims;
         for (name, claim) in auxiliary {
@@ -64,7 +67,9 @@ impl Task<'_> {
                 }
                 Err(stop @ (Stop::Cancelled | Stop::Auxiliary { .. })) => return Err(stop),
                 Err(stop) => return Err(missing(stop.to_string())),
-                Ok(None) => return Err(missing(format!("its service is not up after {} s", within.as_secs()))),
+                Ok(None) => {
+                    return Err(missing(format!("its service is not up after {} s", within.as_secs())));
+                }
                 Ok(Some(GuestEvent::Said(FromGuest::Environment { variables }))) => return Ok(variables),
                 Ok(Some(GuestEvent::Said(FromGuest::Failed { text }))) => return Err(missing(text)),
                 Ok(Some(GuestEvent::Put(file))) if file == ENVIRONMENT => {

@@ -49,7 +49,10 @@ impl Task<'_> {
             agent: copy.record.agent,
             accelerator: self.machine.accelerator,
             memory: claims.build.memory,
-            processors: copy.manifest.processors.map_or(machine.processors, |most| most.min(machine.processors)),
+            processors: copy
+                .manifest
+                .processors
+                .map_or(machine.processors, |most| most.min(machine.processors)),
             boot_ms: u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX),
             boots: up.boots,
             versions: copy.record.versions,

@@ -37,7 +37,9 @@ impl Task<'_> {
     pub(super) fn run_by_agent(&mut self, variables: &BTreeMap<String, String>) -> Result<Outcome, Stop> {
         let document = self.document(variables).to_text();
         self.tell(&ToGuest::Task { document })?;
-        self.answer(Instant::now() + PREPARE_WITHIN, |said| matches!(said, FromGuest::Prepared).then_some(()))?;
+        self.answer(Instant::now() + PREPARE_WITHIN, |said| {
+            matches!(said, FromGuest::Prepared).then_some(())
+        })?;
         let limit = Duration::from_millis(self.spec.target.timeout_ms);
         let deadline = Instant::now() + limit;
         let mut outcome = Outcome::Success;
@@ -101,7 +103,11 @@ impl Task<'_> {
     }
 
     /// Waits for the one message that answers what was asked last.
-    fn answer<T>(&mut self, until: Instant, mut is_it: impl FnMut(&FromGuest) -> Option<T>) -> Result<T, Stop> {
+    fn answer<T>(
+        &mut self,
+        until: Instant,
+        mut is_it: impl FnMut(&FromGuest) -> Option<T>,
+    ) -> Result<T, Stop> {
         let machine = self.machine.machines.name.clone();
         let begun = Instant::now();
         loop {
@@ -178,7 +184,9 @@ impl Task<'_> {
         };
         let added = files.iter().try_for_each(place);
         let added = added.and_then(|()| uploads::add(&out, &self.job.dir, &mut self.found));
-        added.map_err(|error| Stop::Host(format!("cannot make the archives of uploads in {}: {error}", out.display())))
+        added.map_err(|error| {
+            Stop::Host(format!("cannot make the archives of uploads in {}: {error}", out.display()))
+        })
     }
 
     fn tell(&mut self, message: &ToGuest) -> Result<(), Stop> {

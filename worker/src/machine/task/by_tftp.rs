@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::guest::ResultDocument;
 use crewboss_protocol::{Outcome, chain};
 
-use super::by_agent::cannot_store;
 use super::Task;
+use super::by_agent::cannot_store;
 use crate::machine::guest::GuestEvent;
 use crate::machine::plan::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::verdict::Stop;

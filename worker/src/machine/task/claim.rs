@@ -47,7 +47,8 @@ impl Task<'_> {
         let using = self.machine.machines.clone();
         let mut auxiliary = Vec::new();
         for one in &using.auxiliary {
-            let claim = self.ready(&machines, &locks, &owners, &one.machine, &default, MachineRole::Auxiliary)?;
+            let claim =
+                self.ready(&machines, &locks, &owners, &one.machine, &default, MachineRole::Auxiliary)?;
             auxiliary.push((one.name.clone(), claim));
         }
         let toolchain = self.machine.toolchain.clone();
@@ -113,10 +114,13 @@ impl Task<'_> {
                     )));
                 }
                 Standing::Suspended { why, .. } => {
-                    return Err(Stop::Host(format!("{name} is suspended, since its bootstrap failed: {why}")));
+                    return Err(Stop::Host(format!(
+                        "{name} is suspended, since its bootstrap failed: {why}"
+                    )));
                 }
                 Standing::Remake { why } => {
-                    let found = Bench { machines, directory: &directory, manifest: &manifest, toolchain: &tools };
+                    let found =
+                        Bench { machines, directory: &directory, manifest: &manifest, toolchain: &tools };
                     self.bootstrap_or_wait(locks, owners, &found, &why, &mut told)?;
                 }
             }
@@ -154,7 +158,8 @@ impl Task<'_> {
             memory: self.machine.memory,
             processors: self.machine.processors,
         };
-        let versions = bootstrap::make(bench, &means, &mut self.watch, &mut |watch, bytes| watch.link.live(bytes))?;
+        let versions =
+            bootstrap::make(bench, &means, &mut self.watch, &mut |watch, bytes| watch.link.live(bytes))?;
         self.watch.step(format!("bootstrapped {name}: {versions}"));
         Ok(())
     }
@@ -163,7 +168,9 @@ impl Task<'_> {
     fn divide_memory(&self, claims: &mut Claims) -> Result<(), Stop> {
         let wish = |claim: &Claim| Wish { min: claim.manifest.memory_min, max: claim.manifest.memory_max };
         let auxiliary: Vec<Wish> = claims.auxiliary.iter().map(|(_, claim)| wish(claim)).collect();
-        let Some(Division { build, auxiliary }) = divide(self.machine.memory, wish(&claims.build), &auxiliary) else {
+        let Some(Division { build, auxiliary }) =
+            divide(self.machine.memory, wish(&claims.build), &auxiliary)
+        else {
             return Err(Stop::Host(format!(
                 "a slot of this host has {} MiB of memory, which is less than the machines of the task need at least; \
                  give the host fewer slots",
@@ -203,4 +210,3 @@ impl Task<'_> {
         }
     }
 }
-

@@ -24,7 +24,8 @@ impl Task<'_> {
             && let Err(error) = self.found.write_list(&self.job.dir.join("artifacts.list"))
         {
             outcome = Outcome::Infrastructure;
-            self.message = format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
+            self.message =
+                format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
             self.found = Default::default();
         }
         let (log, err, lost) = self.output.end();
