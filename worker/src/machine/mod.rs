@@ -3,8 +3,7 @@
 //! [`manifest`] and [`directory`] say which machines there are, [`lock`] who uses them, [`record`] who owns which guest.
 //! [`qemu`] runs one guest, [`tftp`] and the agent's port are the two ways to talk to it, [`exchange`] brings source in and
 //! artifacts out. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`]. All of it
-//! happens in the runner of a slot, so that a guest can live no longer than what started it, except when it is held
-//! ([`hold`]): then it is a snapshot with its memory beside it, and no process.
+//! happens in the runner of a slot, so that a guest can live no longer than what started it.
 
 pub mod accelerator;
 pub mod boot;
@@ -14,7 +13,6 @@ pub mod directory;
 pub mod exchange;
 pub mod guest;
 pub mod halt;
-pub mod hold;
 pub mod lock;
 pub mod manifest;
 pub mod memory;

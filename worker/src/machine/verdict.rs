@@ -126,7 +126,7 @@ mod tests {
     fn who_is_to_blame_decides_the_outcome() {
         let name: Name = "debian".parse().unwrap();
         let stop = Stop::Ended {
-            machine: name.clone(),
+            machine: name,
             stage: Some("build".parse().unwrap()),
             how: "switched itself off".to_owned(),
             last_words: "Power down".to_owned(),

@@ -1,1 +1,0 @@
-//! Held guests: stopped, saved and kept for a person.
