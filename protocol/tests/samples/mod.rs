@@ -6,6 +6,7 @@ pub mod guest;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
+use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
@@ -392,5 +393,26 @@ pub fn clean_report() -> Vec<CleanReport> {
         subvolumes: 4,
         locks: 0,
         errors: vec![],
+    }]
+}
+
+pub fn overview() -> Vec<Overview> {
+    vec![Overview {
+        slots: vec![],
+        guests: vec![RunningGuest {
+            id: name("debian12-gcc12-p0q1r2"),
+            machine: name("debian12"),
+            step: name("waiting"),
+            user: None,
+            waiting: Some(Waiting {
+                target: name("unzip"),
+                commit: TreeId([0x1a; 20]),
+                at: name("3.1"),
+                stage: Some(name("check")),
+                until: 1_783_170_000,
+                entered: None,
+            }),
+        }],
+        held: vec![],
     }]
 }
