@@ -39,7 +39,10 @@ pub(super) struct Line {
 #[derive(Debug)]
 enum Input {
     /// Looking for the answer to the question with this mark.
-    Seeks { mark: Vec<u8>, seen: Vec<u8> },
+    Seeks {
+        mark: Vec<u8>,
+        seen: Vec<u8>,
+    },
     Follows(PortDecoder),
 }
 

@@ -150,7 +150,13 @@ fn stay(visit: &mut Visit<'_>, way: Way, terminal: &Terminal, signals: &Signals)
     if boots {
         let port = qemu.agent.as_ref().map(|port| rustix::io::fcntl_dupfd_cloexec(port, 3)).transpose()?;
         let agent = port.map(Line::fresh);
-        let left = bridge::run(terminal, signals, Some(&console), false, &mut Inside { qemu, agent, console: true })?;
+        let left = bridge::run(
+            terminal,
+            signals,
+            Some(&console),
+            false,
+            &mut Inside { qemu, agent, console: true },
+        )?;
         if left != Left::Up {
             return Ok(left);
         }

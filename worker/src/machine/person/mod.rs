@@ -92,7 +92,9 @@ pub enum PersonError {
         why: String,
     },
     /// The agent does not answer.
-    #[error("the agent of the guest {guest} does not {what} in {seconds} s; `crewboss enter --console` shows its console")]
+    #[error(
+        "the agent of the guest {guest} does not {what} in {seconds} s; `crewboss enter --console` shows its console"
+    )]
     Silent {
         /// Which.
         guest: Name,
@@ -118,7 +120,9 @@ pub enum PersonError {
         how: String,
     },
     /// Without its memory nobody knows how far it had come.
-    #[error("the memory of the guest {guest} was not kept, only its disk; `--wipe` starts with the source unpacked anew")]
+    #[error(
+        "the memory of the guest {guest} was not kept, only its disk; `--wipe` starts with the source unpacked anew"
+    )]
     NoMemory {
         /// Which.
         guest: Name,

@@ -20,7 +20,8 @@ fn guest(machines: &Machines, alive: bool) -> GuestRecord {
     let session = "run.1".parse().unwrap();
     let toolchain = "default".parse().unwrap();
     let record =
-        GuestRecord::create(machines, &machine, &toolchain, &session, machines.root(), owners(alive)).unwrap();
+        GuestRecord::create(machines, &machine, &toolchain, &session, machines.root(), owners(alive))
+            .unwrap();
     std::fs::create_dir_all(record.snapshot(machines)).unwrap();
     record
 }
