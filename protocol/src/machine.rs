@@ -123,11 +123,11 @@ pub struct MachineFacts {
 pub enum MachineState {
     /// It can.
     Usable,
-    /// The host's memory is less than its minimum.
+    /// What a slot of the host has of its memory is less than its minimum.
     LittleMemory {
         /// Bytes needed.
         needs: u64,
-        /// Bytes there.
+        /// Bytes that a slot has.
         has: u64,
     },
     /// Not as it is: the manifest, the link or the disk is wrong, or QEMU is missing.

@@ -33,7 +33,7 @@ fn machines(all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer>
         let unusable = match &machine.state {
             MachineState::Usable => None,
             MachineState::LittleMemory { needs, has } => {
-                Some(format!("it needs {needs} bytes of memory, and {has} are there"))
+                Some(format!("it needs {needs} bytes of memory, and a slot has {has}; give the host fewer slots"))
             }
             MachineState::Unusable { why } => Some(why.clone()),
         };
