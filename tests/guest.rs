@@ -349,7 +349,7 @@ fn a_stage_that_kills_the_agents_child_is_ended_all_the_same() {
         Guest::with_task(&[("kill", "setsid sleep 1000 & kill -9 $PPID; sleep 1000"), ("ok", "echo ok")]);
     guest.stage("kill");
     let text = guest.failed();
-    assert!(text.starts_with("the process that was to run a stage died"), "{text}");
+    assert!(text.starts_with("the process that was to run a stage was killed"), "{text}");
     assert!(guest.survivors().is_empty(), "{:?} live on", guest.survivors());
     guest.stage("ok");
     assert_eq!(guest.ended(), (StageExit::Code(0), false));

@@ -5,7 +5,7 @@
 //! `sources/<tree>.used` is touched whenever the tree is used.
 
 mod intact;
-mod objects;
+pub mod objects;
 mod update;
 
 use std::ffi::{CStr, OsStr};

@@ -60,7 +60,9 @@ pub(super) enum AgentError {
     },
     #[error("{} ended with {exit}", program.display())]
     Ended { program: PathBuf, exit: crewboss_protocol::StageExit },
-    #[error("the process that was to {what} died; the guest may be out of memory")]
+    #[error(
+        "the process that was to {what} was killed, by the stage itself or since the guest is out of memory"
+    )]
     Died { what: &'static str },
     #[error("the host sent something that is no message")]
     Line(#[source] crewboss_protocol::codec::DecodeError),

@@ -158,7 +158,7 @@ fn first_device() -> Option<String> {
     devices.min().map(|(_, name)| name)
 }
 
-/// Takes the device down for it, since most drivers refuse otherwise, and up again if it was.
+/// Takes the device down for it only if its driver wants that, since its routes are lost then; and up again if it was.
 fn change_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     let call = |code: libc::Ioctl, request: &mut libc::ifreq| {
@@ -166,6 +166,15 @@ fn change_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
         let result = unsafe { libc::ioctl(socket.as_raw_fd(), code, std::ptr::from_mut(request)) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
+    let mut address = request(name)?;
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(mac) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    address.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: ETHERNET, sa_data: data };
+    if call(libc::SIOCSIFHWADDR as libc::Ioctl, &mut address).is_ok() {
+        return Ok(());
+    }
     let mut flags = request(name)?;
     call(libc::SIOCGIFFLAGS as libc::Ioctl, &mut flags)?;
     // SAFETY: SIOCGIFFLAGS has filled in the flags.
@@ -173,12 +182,6 @@ fn change_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let up = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
     flags.ifr_ifru.ifru_flags = before & !up;
     call(libc::SIOCSIFFLAGS as libc::Ioctl, &mut flags)?;
-    let mut address = request(name)?;
-    let mut data = [0; 14];
-    for (to, from) in data.iter_mut().zip(mac) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    address.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: ETHERNET, sa_data: data };
     let set = call(libc::SIOCSIFHWADDR as libc::Ioctl, &mut address);
     flags.ifr_ifru.ifru_flags = before;
     call(libc::SIOCSIFFLAGS as libc::Ioctl, &mut flags)?;

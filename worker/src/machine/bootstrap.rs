@@ -224,7 +224,11 @@ fn publish(bench: &Bench<'_>, guest: Guest, versions: BTreeMap<String, String>) 
         crate::storage::remove_tree(&rest).map_err(|error| Stop::Host(error.to_string()))?;
     }
     let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let shown: Vec<String> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    // Most programs begin with their name when they are asked for their version.
+    let shown = |(name, version): (&String, &String)| {
+        if version.starts_with(name.as_str()) { version.clone() } else { format!("{name} {version}") }
+    };
+    let shown: Vec<String> = versions.iter().map(shown).collect();
     let record = CopyRecord {
         machine_id: bench.manifest.id.clone(),
         toolchain: bench.toolchain.name.clone(),

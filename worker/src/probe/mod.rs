@@ -22,6 +22,7 @@ use crate::layout::Layout;
 use crate::machine::directory::Machines;
 use crate::machine::{self, accelerator};
 use crate::source;
+use crate::source::objects::{self, Objects};
 use cache::Cache;
 
 /// Trees that are told to the boss: the most recently used ones.
@@ -96,8 +97,14 @@ fn kernel(what: &str) -> String {
     fs::read_to_string(format!("/proc/sys/kernel/{what}")).unwrap_or_default().trim().to_owned()
 }
 
+/// Only trees whose objects are there as well: what the boss leaves out when it sends another tree is taken from them, and
+/// somebody may have removed one and not the other.
 fn trees(layout: &Layout) -> Vec<TreeId> {
-    source::list(layout).into_iter().take(TREES_MAX).map(|(tree, _)| tree).collect()
+    let path = layout.objects();
+    let Some(objects) = path.is_dir().then(|| Objects::open(&path).ok()).flatten() else { return Vec::new() };
+    let Ok(database) = objects.database() else { return Vec::new() };
+    let is_there = |tree: &TreeId| objects::oid(*tree).is_ok_and(|id| database.exists(id));
+    source::list(layout).into_iter().map(|(tree, _)| tree).filter(is_there).take(TREES_MAX).collect()
 }
 
 /// Who holds which slot: a slot's file is held as long as it is locked, and says by whom.

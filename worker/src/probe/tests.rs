@@ -87,3 +87,14 @@ fn a_cache_that_is_nonsense_counts_as_none() {
         assert_eq!(Cache::load(&path), Cache::default());
     }
 }
+
+#[test]
+fn a_source_whose_objects_were_removed_is_not_offered() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::new(directory.path().join("work"));
+    let tree = crate::testing::store(&layout, &[("file", 0o100_644, "content")]);
+    fs::create_dir_all(layout.source(tree)).unwrap();
+    assert_eq!(trees(&layout), [tree]);
+    fs::remove_dir_all(layout.objects()).unwrap();
+    assert_eq!(trees(&layout), []);
+}
