@@ -280,6 +280,7 @@ fn machine_done() -> Done {
             memory: 1_073_741_824,
             processors: 2,
             boot_ms: 2100,
+            warm: true,
             boots: 1,
             versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
         })),

@@ -2,7 +2,8 @@
 //!
 //! [`manifest`] and [`directory`] say which machines there are, [`lock`] who uses them, [`record`] who owns which guest.
 //! [`qemu`] runs one guest, [`tftp`] and the agent's port are the two ways to talk to it, [`exchange`] brings source in and
-//! artifacts out. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`]. All of it
+//! artifacts out. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`]; how a
+//! task does without booting in [`warm`]. All of it
 //! happens in the runner of a slot, so that a guest can live no longer than what started it.
 
 pub mod accelerator;
@@ -13,6 +14,7 @@ pub mod directory;
 pub mod exchange;
 pub mod guest;
 pub mod halt;
+pub mod identity;
 pub mod lock;
 pub mod manifest;
 pub mod memory;
@@ -25,4 +27,5 @@ pub mod tap;
 pub mod task;
 pub mod tftp;
 pub mod verdict;
+pub mod warm;
 pub mod watch;

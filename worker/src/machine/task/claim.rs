@@ -69,7 +69,7 @@ impl Task<'_> {
         Ok(Owners { guardian: owner.guardian, worker: owner.worker, runner })
     }
 
-    fn holder(&self) -> MachineHolder {
+    pub(super) fn holder(&self) -> MachineHolder {
         MachineHolder {
             boss: self.machine.boss.clone(),
             run: self.machine.run.clone(),
