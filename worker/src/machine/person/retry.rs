@@ -30,6 +30,9 @@ const PREPARE_WITHIN: Duration = Duration::from_secs(600);
 /// Between two questions whether what ran has stopped, and between two looks whether anybody reads the output.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// All signals of one Ctrl-C come within this time.
+const ONE_KEY: Duration = Duration::from_secs(1);
+
 /// What is to be run again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Again {
@@ -99,6 +102,8 @@ struct Talk<'a, 'b> {
     visit: &'a mut Visit<'b>,
     signals: &'a Signals,
     line: Line,
+    /// When the person wanted an end.
+    interrupted: Option<Instant>,
     /// What was heard and not used.
     heard: std::collections::VecDeque<Heard>,
 }
@@ -114,7 +119,7 @@ impl<'a, 'b> Talk<'a, 'b> {
         let port = rustix::io::fcntl_dupfd_cloexec(port, 3)
             .map_err(|error| PersonError::system("use the agent's port")(error.into()))?;
         let line = if visit.goes_on { Line::resumed(port) } else { Line::fresh(port) };
-        Ok(Self { visit, signals, line, heard: std::collections::VecDeque::new() })
+        Ok(Self { visit, signals, line, interrupted: None, heard: std::collections::VecDeque::new() })
     }
 
     fn guest(&self) -> Name {
@@ -256,14 +261,25 @@ impl<'a, 'b> Talk<'a, 'b> {
             let how = format!(", QEMU left with {ended}");
             return Err(PersonError::Ended { guest: self.guest(), how }.into());
         }
+        self.look_at_person()
+    }
+
+    /// Ctrl-C comes as several signals, by the terminal and from whoever started us: they count once. A second Ctrl-C waits
+    /// for nothing any more.
+    fn look_at_person(&mut self) -> Result<(), Stopped> {
+        let mut wanted = self.interrupted.is_none() && is_unread();
         while let Some(signal) = self.signals.take() {
             match signal {
                 libc::SIGWINCH => {}
                 libc::SIGTERM => return Err(Stopped::Terminated),
-                _ => return Err(Stopped::Person),
+                _ => wanted |= self.interrupted.is_none_or(|at| at.elapsed() > ONE_KEY),
             }
         }
-        if is_unread() { Err(Stopped::Person) } else { Ok(()) }
+        if wanted {
+            self.interrupted = Some(Instant::now());
+            return Err(Stopped::Person);
+        }
+        Ok(())
     }
 }
 
