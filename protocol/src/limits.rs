@@ -52,6 +52,9 @@ pub const GUEST_LOG_BYTES_MAX: usize = 64 << 10;
 /// Machines in one list, and guests that are held on one host.
 pub const MACHINES_MAX: usize = 1024;
 
+/// Versions that a bootstrap can report.
+pub const VERSIONS_MAX: usize = 1024;
+
 /// How long a guest is held for a person, unless something else is said.
 pub const HOLD: Duration = Duration::from_secs(3600);
 

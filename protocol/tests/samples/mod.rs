@@ -13,7 +13,8 @@ use crewboss_protocol::machine::{
     MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
 };
 use crewboss_protocol::message::{
-    ArtifactCount, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder, WorkerErrorKind,
+    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder,
+    WorkerErrorKind,
 };
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, SlotHolder, Stage,
@@ -107,6 +108,12 @@ pub fn to_worker() -> Vec<ToWorker> {
             cold: false,
             hold: Hold { for_ms: 7_200_000, failure: true },
             pause: Some(Pause { before: Some(name("check")), on_failure: false, limit_ms: 1_800_000 }),
+        }),
+        ToWorker::Bootstrap(BootstrapOrder {
+            at: name("14.1"),
+            machine: name("debian12"),
+            toolchain: name("gcc13"),
+            force: true,
         }),
         ToWorker::Cancel { at: at() },
         ToWorker::Recall { tasks: vec![at(), name("13.1")] },
@@ -280,6 +287,7 @@ fn machine_done() -> Done {
             memory: 1_073_741_824,
             processors: 2,
             boot_ms: 2100,
+            warm: true,
             boots: 1,
             versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
         })),
@@ -330,6 +338,17 @@ pub fn from_worker() -> Vec<FromWorker> {
             message: String::new(),
         })),
         FromWorker::Done(Box::new(machine_done())),
+        FromWorker::Bootstrapped {
+            at: name("14.1"),
+            end: BootstrapEnd::Made {
+                versions: BTreeMap::from([("gcc".to_owned(), "13.1.0".to_owned())]),
+                took_ms: 61_000,
+            },
+        },
+        FromWorker::Bootstrapped {
+            at: name("15.1"),
+            end: BootstrapEnd::Suspended { why: "debian12 did not boot, 3 times".to_owned() },
+        },
         FromWorker::Refused {
             at: at(),
             reason: Refusal::NoSpace,

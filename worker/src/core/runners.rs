@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
-use crate::runner::message::{Job, Spec, ToRunner};
+use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
 
 /// What is read from a runner at once.
 const READ_BYTES: usize = 64 << 10;
@@ -58,6 +58,16 @@ impl Runner {
         }
         write_line(&mut lines, &ToRunner::Run(Box::new(job)))?;
         self.socket.write_all(&lines)
+    }
+
+    /// Gives it a bootstrap. The runner must be idle, so this does not wait long.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn bootstrap(&mut self, job: BootstrapJob) -> io::Result<()> {
+        let mut line = Vec::new();
+        write_line(&mut line, &ToRunner::Bootstrap(Box::new(job)))?;
+        self.socket.write_all(&line)
     }
 
     /// Asks it to stop its job. If it is gone that shows elsewhere.

@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::machine::MachineState;
-use crewboss_protocol::message::{Hello, TaskOrder};
+use crewboss_protocol::message::{BootstrapOrder, Hello, TaskOrder};
 use crewboss_protocol::{Environment, FromWorker, HostFacts, Load, SlotHolder, TaskRef, ToWorker, chain};
 use rustix::event::{PollFd, PollFlags};
 
@@ -346,6 +346,7 @@ impl Shell {
             }
             Action::Prepare { order, warm } => self.prepare(&order, warm),
             Action::Run { runner, order } => self.start(runner, &order),
+            Action::Bootstrap { runner, order } => self.bootstrap(runner, order),
             Action::CancelRun { runner, at } => {
                 if let Some(Some(runner)) = self.runners.get_mut(runner) {
                     runner.cancel(at);
@@ -416,14 +417,24 @@ impl Shell {
             cwd: if in_out { prepared.out.clone() } else { prepared.src.clone() },
             machine: machine::job(order, target, prepared, &self.layout, &self.hello, &self.facts),
         };
-        if self.runners[index].is_none() {
-            match Runner::start() {
-                Ok(runner) => self.runners[index] = Some(runner),
-                Err(error) => return self.lose(index, &format!("no runner can be started: {error}")),
-            }
+        if let Err(error) = have_runner(&mut self.runners[index]) {
+            return self.lose(index, &format!("no runner can be started: {error}"));
         }
         let Some(runner) = &mut self.runners[index] else { return };
         if runner.run(job, || variables::spec(target, &self.facts, &self.hello)).is_err() {
+            self.lose(index, "its runner was killed");
+        }
+    }
+
+    fn bootstrap(&mut self, index: usize, order: BootstrapOrder) {
+        let job = machine::bootstrap_job(order, &self.layout, &self.hello, &self.facts);
+        let Some(job) = job else { return self.lose(index, "this host has no QEMU that can be used") };
+        if let Err(error) = have_runner(&mut self.runners[index]) {
+            return self.lose(index, &format!("no runner can be started: {error}"));
+        }
+        if let Some(runner) = &mut self.runners[index]
+            && runner.bootstrap(job).is_err()
+        {
             self.lose(index, "its runner was killed");
         }
     }
@@ -440,6 +451,13 @@ impl Shell {
             }
         }
     }
+}
+
+fn have_runner(place: &mut Option<Runner>) -> io::Result<()> {
+    if place.is_none() {
+        *place = Some(Runner::start()?);
+    }
+    Ok(())
 }
 
 /// What the core may promise of this host.

@@ -70,6 +70,8 @@ pub struct Guest {
     pub shows_console: bool,
     /// Its record.
     pub record: GuestRecord,
+    /// When QEMU was started.
+    pub started: Instant,
     machines: Machines,
     directory: PathBuf,
     qemu: Qemu,
@@ -124,6 +126,7 @@ impl Guest {
             shows_console: plan.shows_console,
             directory: plan.record.snapshot(&plan.machines),
             record: plan.record,
+            started: plan.started,
             machines: plan.machines,
             qemu: plan.qemu,
             talk,
@@ -325,6 +328,7 @@ pub(super) struct Parts {
     pub machines: Machines,
     pub record: GuestRecord,
     pub qemu: Qemu,
+    pub started: Instant,
     pub server: Option<Server>,
     pub shows_console: bool,
 }
