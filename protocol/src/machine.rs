@@ -252,8 +252,12 @@ pub struct MachineResult {
     pub memory: u64,
     /// Processors of the guest.
     pub processors: u32,
-    /// From the start of QEMU until the guest asked for its task, in milliseconds.
+    /// From the start of QEMU until the guest asked for its task, in milliseconds; after a warm start, until it had proven
+    /// that it is itself.
     pub boot_ms: u64,
+    /// Whether the guest went on from saved memory instead of booting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
     /// Boots that it took.
     pub boots: u32,
     /// Versions that the bootstrap reported.

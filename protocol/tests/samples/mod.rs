@@ -13,8 +13,10 @@ use crewboss_protocol::machine::{
     MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
 };
 use crewboss_protocol::message::{
-    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder, WorkerErrorKind,
+    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder,
+    WorkerErrorKind,
 };
+use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, SlotHolder, Stage,
     StageExit, StageResult, Target, TaskRef, ToWorker, Toolchain, TreeId,
@@ -286,6 +288,7 @@ fn machine_done() -> Done {
             memory: 1_073_741_824,
             processors: 2,
             boot_ms: 2100,
+            warm: true,
             boots: 1,
             versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
         })),
@@ -409,5 +412,26 @@ pub fn clean_report() -> Vec<CleanReport> {
         subvolumes: 4,
         locks: 0,
         errors: vec![],
+    }]
+}
+
+pub fn overview() -> Vec<Overview> {
+    vec![Overview {
+        slots: vec![],
+        guests: vec![RunningGuest {
+            id: name("debian12-gcc12-p0q1r2"),
+            machine: name("debian12"),
+            step: name("waiting"),
+            user: None,
+            waiting: Some(Waiting {
+                target: name("unzip"),
+                commit: TreeId([0x1a; 20]),
+                at: name("3.1"),
+                stage: Some(name("check")),
+                until: 1_783_170_000,
+                entered: None,
+            }),
+        }],
+        held: vec![],
     }]
 }

@@ -14,7 +14,7 @@ use super::directory::{CopyRecord, MachineDir, Machines, Toolchain};
 use super::exchange;
 use super::guest::{Guest, GuestEvent};
 use super::manifest::Manifest;
-use super::plan::{BOOTSTRAPPED, Plan, Purpose};
+use super::plan::{BOOTSTRAPPED, Life, Plan, Purpose};
 use super::record::{GuestRecord, Owners, Step};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
@@ -151,6 +151,7 @@ fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
         memory: means.memory.clamp(manifest.memory_min, most),
         processors: means.processors,
         purpose: Purpose::Bootstrap { archive: &archive, document: format!("{toolchain}\n") },
+        life: Life::Boot,
         shows_console: true,
     })?;
     guest.advance(Step::Booting)?;

@@ -4,16 +4,16 @@
 //! who can be asked whether he lives. Everything of a guest lies in its snapshot, so that is all there is to remove.
 
 use std::fs;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crewboss_protocol::machine::HeldGuest;
+use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::{Name, SessionId};
 use serde::{Deserialize, Serialize};
 
-use super::directory::{MachineDir, Machines, RANDOM_CHARACTERS, toolchain_name};
+use super::directory::{MachineDir, Machines, random, toolchain_name};
 use super::lock;
 use crate::process::{ProcessId, boot_id};
 use crate::storage::{btrfs, remove_tree};
@@ -45,6 +45,9 @@ pub struct GuestRecord {
     pub owners: Owners,
     /// How far it has come.
     pub step: Step,
+    /// For whom its task waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// For whom and until when it is kept without any process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldGuest>,
@@ -77,6 +80,8 @@ pub enum Step {
     Preparing,
     /// Stages run.
     Running,
+    /// Its task waits for a person.
+    Waiting,
     /// Artifacts are being brought out.
     Collecting,
     /// It is being switched off.
@@ -167,6 +172,7 @@ impl GuestRecord {
                 boot: boot_id(),
                 owners: owners.clone(),
                 step: Step::Planned,
+                waiting: None,
                 held: None,
             };
             if fs::symlink_metadata(record.snapshot(machines)).is_err() && record.write_new(machines)? {
@@ -186,7 +192,18 @@ impl GuestRecord {
     /// # Errors
     /// If the record cannot be written; then it is as it was.
     pub fn advance(&mut self, machines: &Machines, step: Step) -> Result<(), RecordError> {
-        let new = Self { step, ..self.clone() };
+        let new = Self { step, waiting: None, ..self.clone() };
+        new.write(machines, false)?;
+        *self = new;
+        Ok(())
+    }
+
+    /// Notes that the guest's task waits for a person, until the next [`Self::advance`].
+    ///
+    /// # Errors
+    /// If the record cannot be written; then it is as it was.
+    pub fn wait(&mut self, machines: &Machines, waiting: Waiting) -> Result<(), RecordError> {
+        let new = Self { step: Step::Waiting, waiting: Some(waiting), ..self.clone() };
         new.write(machines, false)?;
         *self = new;
         Ok(())
@@ -198,7 +215,7 @@ impl GuestRecord {
     /// # Errors
     /// If the record cannot be written; then it is as it was.
     pub fn hold(&mut self, machines: &Machines, held: HeldGuest) -> Result<(), RecordError> {
-        let new = Self { step: Step::Held, held: Some(held), ..self.clone() };
+        let new = Self { step: Step::Held, waiting: None, held: Some(held), ..self.clone() };
         new.write(machines, true)?;
         *self = new;
         Ok(())
@@ -305,14 +322,6 @@ pub(super) fn path(machines: &Machines, id: &Name) -> PathBuf {
 
 /// A name that a guest, or something on its way to be removed, can have.
 pub(super) fn new_id(machine: &Name, toolchain: &Name) -> Result<Name, RecordError> {
-    const DIGITS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut number = RandomState::new().build_hasher().finish();
-    let mut random = String::new();
-    for _ in 0..RANDOM_CHARACTERS {
-        let digit = usize::try_from(number % 36).unwrap_or(0);
-        random.push(char::from(DIGITS[digit]));
-        number /= 36;
-    }
     let too_long = |_| RecordError::Name { machine: machine.clone(), toolchain: toolchain.clone() };
-    format!("{machine}-{toolchain}-{random}").parse().map_err(too_long)
+    format!("{machine}-{toolchain}-{}", random()).parse().map_err(too_long)
 }

@@ -32,9 +32,9 @@ fn machines(all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer>
     for machine in all {
         let unusable = match &machine.state {
             MachineState::Usable => None,
-            MachineState::LittleMemory { needs, has } => {
-                Some(format!("it needs {needs} bytes of memory, and a slot has {has}; give the host fewer slots"))
-            }
+            MachineState::LittleMemory { needs, has } => Some(format!(
+                "it needs {needs} bytes of memory, and a slot has {has}; give the host fewer slots"
+            )),
             MachineState::Unusable { why } => Some(why.clone()),
         };
         let without = machine.copies.iter().filter_map(|copy| match &copy.state {

@@ -216,7 +216,10 @@ impl<'a> Sweep<'a> {
                 Entry::Guest(_) => self.orphan(machine, &entry),
                 Entry::Copy(toolchain) if withdrawn => self.retire(machine, &toolchain),
                 Entry::Suspension(toolchain) if withdrawn => drop(machine.lift(&toolchain)),
-                Entry::Copy(_) | Entry::Suspension(_) | Entry::Other => {}
+                Entry::Saved(toolchain) if withdrawn || machine.copy(&toolchain).is_err() => {
+                    self.forget(machine, &toolchain);
+                }
+                Entry::Copy(_) | Entry::Suspension(_) | Entry::Saved(_) | Entry::Other => {}
             }
         }
     }
@@ -254,6 +257,21 @@ impl<'a> Sweep<'a> {
         match fs::rename(&copy, &grave) {
             Ok(()) => self.remove_subvolume(&grave),
             Err(error) => self.complain(format!("cannot rename {}: {error}", copy.display())),
+        }
+    }
+
+    /// Removes a template of warm starts, unless somebody may just be making it.
+    fn forget(&mut self, machine: &MachineDir, toolchain: &Name) {
+        match lock::try_retire(self.machines, &machine.name, toolchain) {
+            Ok(None) => {}
+            Ok(Some(_locks)) => {
+                self.wait_for_turn();
+                match machine.remove_saved(toolchain) {
+                    Ok(()) => self.report.subvolumes += 1,
+                    Err(error) => self.complain(chain(&error)),
+                }
+            }
+            Err(error) => self.complain(chain(&error)),
         }
     }
 

@@ -23,6 +23,7 @@ pub(super) struct Claim {
 /// All machines of a task.
 pub(super) struct Claims {
     pub machines: Machines,
+    pub locks: Locks,
     pub owners: Owners,
     /// With what the task calls them.
     pub auxiliary: Vec<(Name, Claim)>,
@@ -43,9 +44,9 @@ impl Task<'_> {
         let toolchain = self.machine.toolchain.clone();
         let build = self.ready(&supply, &using.name, &toolchain, MachineRole::Build)?;
         let Supply { machines, locks, owners, .. } = supply;
-        let mut claims = Claims { machines, owners, auxiliary, build };
+        let mut claims = Claims { machines, locks, owners, auxiliary, build };
         self.divide_memory(&mut claims)?;
-        self.take_places(&locks, &claims)?;
+        self.take_places(&claims)?;
         Ok(claims)
     }
 
@@ -81,7 +82,7 @@ impl Task<'_> {
     }
 
     /// All places or none, so that two tasks never wait for each other.
-    fn take_places(&mut self, locks: &Locks, claims: &Claims) -> Result<(), Stop> {
+    fn take_places(&mut self, claims: &Claims) -> Result<(), Stop> {
         let all = || claims.auxiliary.iter().map(|(_, claim)| claim).chain([&claims.build]);
         let wanted: Vec<Wanted> = all()
             .map(|claim| Wanted {
@@ -92,7 +93,7 @@ impl Task<'_> {
             .collect();
         let mut told = false;
         loop {
-            if let Some(places) = locks.try_places(&wanted).map_err(|error| Stop::host(&error))? {
+            if let Some(places) = claims.locks.try_places(&wanted).map_err(|error| Stop::host(&error))? {
                 self.places = places;
                 return Ok(());
             }
