@@ -41,7 +41,8 @@ pub enum Command {
     /// Show the virtual machines of the hosts: what state they are in, who uses them
     #[command(after_help = "Examples:\n  \
         crewboss machines              those of all hosts\n  \
-        crewboss machines lab1 --json  those of one, for a program")]
+        crewboss machines lab1 --json  those of one, for a program
+        crewboss machines bootstrap    make all of them ready, before a task has to wait for it")]
     Machines(MachinesArgs),
     /// Show in short who uses the hosts: slots, guests that run, wait or are kept
     #[command(after_help = "Example:\n  \
@@ -173,7 +174,11 @@ pub struct HostsArgs {
 
 /// Arguments of `machines`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct MachinesArgs {
+    /// What to do instead of showing them.
+    #[command(subcommand)]
+    pub command: Option<MachinesCommand>,
     /// The hosts to ask [default: all]
     #[arg(value_name = "HOST")]
     pub hosts: Vec<String>,
@@ -183,6 +188,47 @@ pub struct MachinesArgs {
     /// Print JSON: an array with an object per host
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to do with machines.
+#[derive(Debug, Subcommand)]
+pub enum MachinesCommand {
+    /// Make machines ready: bootstrap those that need it, also those that were suspended
+    #[command(after_help = "It happens by itself when a task needs it; this does it ahead of time.\n\n\
+        Examples:\n  \
+        crewboss machines bootstrap                       whatever needs it, on every host\n  \
+        crewboss machines bootstrap debian12 --host lab1  one machine on one host\n\n\
+        Exit codes: 0 all are ready, 2 wrong usage or a name that no host has, 102 one could not be made ready.")]
+    Bootstrap(BootstrapArgs),
+}
+
+/// Arguments of `machines bootstrap`.
+#[derive(Debug, Args)]
+pub struct BootstrapArgs {
+    /// The machines [default: all that need it]
+    #[arg(value_name = "MACHINE")]
+    pub machines: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Only on this host; may be given several times
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+    /// Give build machines this toolchain [default: `default`, what the machine itself has]
+    #[arg(long, value_name = "NAME")]
+    pub toolchain: Option<String>,
+    /// Also those that are ready
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON: an array with an object per host
+    #[arg(long)]
+    pub json: bool,
+    /// Say only how it ended
+    #[arg(long, short, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Show also what the guests print
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 /// Arguments of `status`.
@@ -287,11 +333,12 @@ mod tests {
             "crewboss build -q -v",
             "crewboss build --priority x",
             "crewboss build --interactive-limit 5m",
+            "crewboss machines bootstrap -q -v",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(crate::exit::Exit::Usage.code()), "{line}");
         }
-        for line in ["crewboss --help", "crewboss build --help", "crewboss --version"] {
+        for line in ["crewboss --help", "crewboss machines bootstrap --help", "crewboss --version"] {
             assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 0, "{line}");
         }
     }

@@ -4,6 +4,7 @@
 //! [`event`]s.
 #![forbid(unsafe_code)]
 
+pub mod bootstrap;
 pub mod bulk;
 pub mod clean;
 pub mod crew;

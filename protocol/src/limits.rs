@@ -52,6 +52,9 @@ pub const GUEST_LOG_BYTES_MAX: usize = 64 << 10;
 /// Machines, or guests, in one list.
 pub const MACHINES_MAX: usize = 1024;
 
+/// Versions that a bootstrap can report.
+pub const VERSIONS_MAX: usize = 1024;
+
 /// Guests that are held on one host at the same time. Each takes as much disk as its memory; those that came first stay.
 pub const HELD_MAX: usize = 8;
 

@@ -123,11 +123,11 @@ pub struct MachineFacts {
 pub enum MachineState {
     /// It can.
     Usable,
-    /// The host's memory is less than its minimum.
+    /// What a slot of the host has of its memory is less than its minimum.
     LittleMemory {
         /// Bytes needed.
         needs: u64,
-        /// Bytes there.
+        /// Bytes that a slot has.
         has: u64,
     },
     /// Not as it is: the manifest, the link or the disk is wrong, or QEMU is missing.
@@ -252,8 +252,12 @@ pub struct MachineResult {
     pub memory: u64,
     /// Processors of the guest.
     pub processors: u32,
-    /// From the start of QEMU until the guest asked for its task, in milliseconds.
+    /// From the start of QEMU until the guest asked for its task, in milliseconds; after a warm start, until it had proven
+    /// that it is itself.
     pub boot_ms: u64,
+    /// Whether the guest went on from saved memory instead of booting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
     /// Boots that it took.
     pub boots: u32,
     /// Versions that the bootstrap reported.

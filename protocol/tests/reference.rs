@@ -78,7 +78,7 @@ fn the_reference_shows_every_message_as_it_is() {
 /// Every variant must be among the samples. A new one does not compile here until it is named.
 #[test]
 fn the_samples_are_complete() {
-    let mut seen = [false; 9];
+    let mut seen = [false; 10];
     for message in samples::to_worker() {
         seen[match message {
             ToWorker::Hello(_) => 0,
@@ -90,10 +90,11 @@ fn the_samples_are_complete() {
             ToWorker::Collected { .. } => 6,
             ToWorker::Ping { .. } => 7,
             ToWorker::Quit => 8,
+            ToWorker::Bootstrap(_) => 9,
         }] = true;
     }
-    assert_eq!(seen, [true; 9]);
-    let mut seen = [false; 15];
+    assert_eq!(seen, [true; 10]);
+    let mut seen = [false; 16];
     for message in samples::from_worker() {
         seen[match message {
             FromWorker::Ready(_) => 0,
@@ -111,9 +112,10 @@ fn the_samples_are_complete() {
             FromWorker::Slots { .. } => 12,
             FromWorker::Step { .. } => 13,
             FromWorker::Waiting { .. } => 14,
+            FromWorker::Bootstrapped { .. } => 15,
         }] = true;
     }
-    assert_eq!(seen, [true; 15]);
+    assert_eq!(seen, [true; 16]);
     let mut seen = [false; 6];
     for message in samples::bulk_request() {
         seen[match message {

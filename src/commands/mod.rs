@@ -1,5 +1,6 @@
 //! The commands, each from its arguments to its exit code.
 
+pub mod bootstrap;
 pub mod build;
 pub mod find;
 pub mod guests;

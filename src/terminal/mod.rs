@@ -1,6 +1,7 @@
 //! What a person sees: progress, failures, tables, summaries; and the event stream for programs.
 
 pub mod bars;
+pub mod bootstrap;
 pub mod clean;
 pub mod events;
 pub mod hosts;

@@ -10,6 +10,7 @@
 
 pub mod boss;
 pub mod lab;
+pub mod machines;
 pub mod scene;
 
 use std::path::Path;

@@ -359,6 +359,7 @@ mod tests {
             memory: 1,
             processors: 1,
             boot_ms: 1,
+            warm: false,
             boots: 1,
             versions: BTreeMap::new(),
         }));

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use document::{DocumentError, Ending, ResultDocument, TaskDocument};
 
 use crate::id::Name;
-use crate::limits::{GUEST_LOG_BYTES_MAX, LINE_BYTES_MAX, TEXT_BYTES_MAX};
+use crate::limits::{GUEST_LOG_BYTES_MAX, LINE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS_MAX};
 use crate::message::{Invalid, Validate, is_variable};
 use crate::outcome::StageResult;
 
@@ -207,7 +207,7 @@ impl Validate for FromGuest {
             FromGuest::Collected { document, .. } => at_most("document", document.len(), LINE_BYTES_MAX),
             FromGuest::Environment { variables } => are_variables(variables),
             FromGuest::Failed { text } => at_most("text", text.len(), TEXT_BYTES_MAX),
-            FromGuest::Bootstrapped { versions } => at_most("versions", versions.len(), 1024),
+            FromGuest::Bootstrapped { versions } => at_most("versions", versions.len(), VERSIONS_MAX),
             FromGuest::Ready { .. }
             | FromGuest::Ended { .. }
             | FromGuest::Prepared

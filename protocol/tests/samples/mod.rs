@@ -6,7 +6,6 @@ pub mod guest;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
-use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
@@ -14,8 +13,10 @@ use crewboss_protocol::machine::{
     MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
 };
 use crewboss_protocol::message::{
-    ArtifactCount, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder, WorkerErrorKind,
+    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder,
+    WorkerErrorKind,
 };
+use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, SlotHolder, Stage,
     StageExit, StageResult, Target, TaskRef, ToWorker, Toolchain, TreeId,
@@ -108,6 +109,12 @@ pub fn to_worker() -> Vec<ToWorker> {
             cold: false,
             hold: Hold { for_ms: 7_200_000, failure: true },
             pause: Some(Pause { before: Some(name("check")), on_failure: false, limit_ms: 1_800_000 }),
+        }),
+        ToWorker::Bootstrap(BootstrapOrder {
+            at: name("14.1"),
+            machine: name("debian12"),
+            toolchain: name("gcc13"),
+            force: true,
         }),
         ToWorker::Cancel { at: at() },
         ToWorker::Recall { tasks: vec![at(), name("13.1")] },
@@ -281,6 +288,7 @@ fn machine_done() -> Done {
             memory: 1_073_741_824,
             processors: 2,
             boot_ms: 2100,
+            warm: true,
             boots: 1,
             versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
         })),
@@ -331,6 +339,17 @@ pub fn from_worker() -> Vec<FromWorker> {
             message: String::new(),
         })),
         FromWorker::Done(Box::new(machine_done())),
+        FromWorker::Bootstrapped {
+            at: name("14.1"),
+            end: BootstrapEnd::Made {
+                versions: BTreeMap::from([("gcc".to_owned(), "13.1.0".to_owned())]),
+                took_ms: 61_000,
+            },
+        },
+        FromWorker::Bootstrapped {
+            at: name("15.1"),
+            end: BootstrapEnd::Suspended { why: "debian12 did not boot, 3 times".to_owned() },
+        },
         FromWorker::Refused {
             at: at(),
             reason: Refusal::NoSpace,

@@ -85,6 +85,7 @@ pub struct Preparer {
     sources: Sources,
     touched: Mutex<HashMap<TreeId, Instant>>,
     restoring: Mutex<()>,
+    archiving: Mutex<()>,
     spares: Spares,
     graves: Graves,
 }
@@ -110,6 +111,7 @@ impl Preparer {
             sources,
             touched: Mutex::default(),
             restoring: Mutex::default(),
+            archiving: Mutex::default(),
             spares: Spares::default(),
             graves: Graves::default(),
         })
@@ -188,8 +190,11 @@ impl Preparer {
 
     /// The source as an archive, and a directory for what comes out of the guest.
     fn prepare_for_guest(&self, request: &EnvRequest) -> Result<Prepared, EnvError> {
+        // Whoever comes second finds it there, and has written nothing in vain.
+        let one_at_a_time = self.archiving.lock().unwrap_or_else(PoisonError::into_inner);
         let archive = source_tar(&self.layout, request.tree)
             .map_err(|source| EnvError::Archive { tree: request.tree, source })?;
+        drop(one_at_a_time);
         make(&request.attempt_dir)?;
         let mut prepared = Prepared::at(&request.attempt_dir, request.tree);
         prepared.src = archive;

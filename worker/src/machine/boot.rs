@@ -47,7 +47,8 @@ pub fn boot(
         let begun = Instant::now();
         guests.push(start()?);
         let Some(why) = until_up(watch, guests, begun + patience.startup)? else {
-            return Ok(Boot { took: begun.elapsed(), boots: number });
+            let took = guests.last().map_or(begun, |guest| guest.started).elapsed();
+            return Ok(Boot { took, boots: number });
         };
         let console = guests.last().map(|guest| guest.console.last_words(3)).unwrap_or_default();
         let why = if console.is_empty() { why } else { format!("{why}; its console ended with: {console}") };

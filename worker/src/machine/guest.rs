@@ -74,6 +74,8 @@ pub struct Guest {
     pub shows_console: bool,
     /// Its record.
     pub record: GuestRecord,
+    /// When QEMU was started.
+    pub started: Instant,
     machines: Machines,
     directory: PathBuf,
     qemu: Qemu,
@@ -130,6 +132,7 @@ impl Guest {
             shows_console: plan.shows_console,
             directory: plan.record.snapshot(&plan.machines),
             record: plan.record,
+            started: plan.started,
             machines: plan.machines,
             qemu: plan.qemu,
             kept: plan.kept,
@@ -375,6 +378,7 @@ pub(super) struct Parts {
     pub machines: Machines,
     pub record: GuestRecord,
     pub qemu: Qemu,
+    pub started: Instant,
     pub kept: Kept,
     pub server: Option<Server>,
     pub shows_console: bool,

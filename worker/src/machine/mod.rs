@@ -2,10 +2,13 @@
 //!
 //! [`manifest`] and [`directory`] say which machines there are, [`lock`] who uses them, [`record`] who owns which guest.
 //! [`qemu`] runs one guest, [`tftp`] and the agent's port are the two ways to talk to it, [`exchange`] brings source in and
-//! artifacts out. What a person does with guests that were kept is in [`hold`] and [`person`]. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`]. All of it
+//! artifacts out. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`], one ahead of
+//! time in [`ahead`]; how a task does without booting in [`warm`]; what a person does with guests that were kept in
+//! [`hold`] and [`person`]. All of it
 //! happens in the runner of a slot, so that a guest can live no longer than what started it.
 
 pub mod accelerator;
+pub mod ahead;
 pub mod boot;
 pub mod bootstrap;
 pub mod console;
@@ -15,6 +18,7 @@ pub mod exchange;
 pub mod guest;
 pub mod halt;
 pub mod hold;
+pub mod identity;
 pub mod lock;
 pub mod manifest;
 pub mod memory;
@@ -23,9 +27,11 @@ pub mod plan;
 pub mod probe;
 pub mod qemu;
 pub mod record;
+mod supply;
 pub mod sweep;
 pub mod tap;
 pub mod task;
 pub mod tftp;
 pub mod verdict;
+pub mod warm;
 pub mod watch;

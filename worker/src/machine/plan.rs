@@ -17,6 +17,7 @@ use super::manifest::{Boot, DiskFormat, Exchange, Manifest, Network};
 use super::qemu::command::{self, Access, Backing, Disk, Format, GuestConfig, Link, Nic};
 use super::qemu::firmware::Uefi;
 use super::qemu::process::Qemu;
+use super::qemu::saved;
 use super::qemu::version::Program;
 use super::record::GuestRecord;
 use super::tftp::server::{Limits, Offer, PutRule, Server};
@@ -47,6 +48,9 @@ pub const ENVIRONMENT: &str = "environment";
 
 /// The file of the result disk, in the guest's snapshot.
 const RESULT_IMAGE: &str = "result.img";
+
+/// The file of a guest's own UEFI variables, in its snapshot.
+const UEFI_VARIABLES: &str = "uefi-variables";
 
 /// Where what was put by TFTP lies, in the guest's snapshot.
 const PUT: &str = "put";
@@ -81,6 +85,17 @@ pub enum Purpose<'a> {
     },
 }
 
+/// How a guest comes to life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Life {
+    /// It boots.
+    Boot,
+    /// It boots with its memory in this file, in which it is then saved.
+    Template(PathBuf),
+    /// It goes on from a saved state, with its memory in this file, which does not change.
+    Saved(PathBuf),
+}
+
 /// Everything about a guest before it runs. Its snapshot is there.
 #[derive(Debug)]
 pub struct Plan<'a> {
@@ -98,6 +113,8 @@ pub struct Plan<'a> {
     pub processors: u32,
     /// What it is for.
     pub purpose: Purpose<'a>,
+    /// How it comes to life.
+    pub life: Life,
     /// Whether its console belongs into the live view.
     pub shows_console: bool,
 }
@@ -135,8 +152,24 @@ impl Plan<'_> {
         })
     }
 
+    /// What tells whether a saved guest can go on as this one; `image` is what it was booted from.
+    ///
+    /// # Errors
+    /// If this host cannot start it.
+    pub(super) fn key(&self, image: &[&str]) -> Result<String, Stop> {
+        let program = Program::find().map_err(|error| Stop::host(&error))?;
+        let config = self.config(&self.record.snapshot(self.machines), None)?;
+        Ok(saved::key(program.identity(), &config, image))
+    }
+
+    /// The address of its network card, if it has one.
+    pub(super) fn address(&self) -> Option<String> {
+        (self.manifest.network != Network::None).then(|| self.mac())
+    }
+
     fn try_start(self) -> Result<Guest, Stop> {
         let directory = self.record.snapshot(self.machines);
+        self.make_files(&directory)?;
         let mut server = match self.manifest.exchange {
             Exchange::Tftp => Some(self.server(&directory)?),
             Exchange::Agent => None,
@@ -147,6 +180,7 @@ impl Plan<'_> {
             Network::None | Network::User => Vec::new(),
         };
         let program = Program::find().map_err(|error| Stop::host(&error))?;
+        let started = Instant::now();
         let mut qemu =
             Qemu::start(&program, &config, &directory, networks).map_err(|error| Stop::host(&error))?;
         if let Some(server) = &mut server {
@@ -159,6 +193,7 @@ impl Plan<'_> {
             kept: self.kept(config, &version.to_string()),
             record: self.record,
             qemu,
+            started,
             server,
             shows_console: self.shows_console,
         }))
@@ -198,16 +233,20 @@ impl Plan<'_> {
             accelerator: self.accelerator,
             cpu: self.manifest.cpu.clone(),
             memory: self.memory,
-            backing: Backing::Anonymous,
+            backing: match &self.life {
+                Life::Boot => Backing::Anonymous,
+                Life::Template(memory) => Backing::Shared(memory.clone()),
+                Life::Saved(memory) => Backing::Private(memory.clone()),
+            },
             processors: self.processors(),
             boot: self.boot(directory, address.as_deref())?,
-            disks: self.disks(directory, agent)?,
+            disks: self.disks(directory, agent),
             agent,
             shell: agent,
             networks,
             firmware_entries: address.iter().map(entry).collect(),
             display: self.manifest.display.then(|| PathBuf::from("vnc")),
-            incoming: false,
+            incoming: matches!(self.life, Life::Saved(_)),
             options: self.manifest.options.clone(),
         })
     }
@@ -230,9 +269,8 @@ impl Plan<'_> {
         Ok(match &self.manifest.boot {
             Boot::Bios => command::Boot::Bios,
             Boot::Uefi => {
-                let uefi =
-                    Uefi::find().and_then(|uefi| uefi.with_own_variables(&directory.join("uefi-variables")));
-                command::Boot::Uefi(uefi.map_err(|error| Stop::host(&error))?)
+                let uefi = Uefi::find().map_err(|error| Stop::host(&error))?;
+                command::Boot::Uefi(Uefi { variables: directory.join(UEFI_VARIABLES), ..uefi })
             }
             Boot::Kernel { kernel, initrd, append } => command::Boot::Kernel {
                 kernel: directory.join(kernel),
@@ -242,7 +280,20 @@ impl Plan<'_> {
         })
     }
 
-    fn disks(&self, directory: &Path, agent: bool) -> Result<Vec<Disk>, Stop> {
+    /// Makes the files of a guest that are neither of its machine nor of its task. One that goes on has them.
+    fn make_files(&self, directory: &Path) -> Result<(), Stop> {
+        if let Boot::Uefi = &self.manifest.boot {
+            let uefi = Uefi::find().and_then(|uefi| uefi.with_own_variables(&directory.join(UEFI_VARIABLES)));
+            uefi.map_err(|error| Stop::host(&error))?;
+        }
+        let is_task = matches!(self.purpose, Purpose::Task { .. });
+        if is_task && self.manifest.exchange == Exchange::Agent && !matches!(self.life, Life::Saved(_)) {
+            make_result_disk(directory)?;
+        }
+        Ok(())
+    }
+
+    fn disks(&self, directory: &Path, agent: bool) -> Vec<Disk> {
         let format = match self.manifest.format {
             DiskFormat::Raw => Format::Raw,
             DiskFormat::Qcow2 => Format::Qcow2,
@@ -257,14 +308,14 @@ impl Plan<'_> {
         match &self.purpose {
             Purpose::Task { source, .. } if agent => {
                 add(source.to_path_buf(), SOURCE_DISK, Access::ReadOnly);
-                add(make_result_disk(directory)?, RESULT_DISK, Access::Throwaway);
+                add(result_disk(directory), RESULT_DISK, Access::Throwaway);
             }
             Purpose::Bootstrap { archive, .. } if agent => {
                 add(archive.to_path_buf(), BOOTSTRAP_DISK, Access::ReadOnly);
             }
             _ => {}
         }
-        Ok(disks)
+        disks
     }
 
     /// The server of a guest that speaks TFTP.
@@ -299,14 +350,16 @@ impl Plan<'_> {
 }
 
 /// The disk that artifacts come out on: all of it a hole, and no larger than what the host could hold.
-fn make_result_disk(directory: &Path) -> Result<PathBuf, Stop> {
+fn make_result_disk(directory: &Path) -> Result<(), Stop> {
     let path = result_disk(directory);
-    let made = rustix::fs::statvfs(directory).map_err(std::io::Error::from).and_then(|space| {
-        let file = File::create(&path)?;
-        file.set_len(result_disk_bytes(space.f_bavail.saturating_mul(space.f_frsize)))
-    });
-    made.map_err(|error| Stop::Host(format!("cannot make {}: {error}", path.display())))?;
-    Ok(path)
+    let made = result_disk_bytes_in(directory).and_then(|bytes| File::create(&path)?.set_len(bytes));
+    made.map_err(|error| Stop::Host(format!("cannot make {}: {error}", path.display())))
+}
+
+/// The size that a result disk would get in this directory now.
+pub(super) fn result_disk_bytes_in(directory: &Path) -> std::io::Result<u64> {
+    let space = rustix::fs::statvfs(directory)?;
+    Ok(result_disk_bytes(space.f_bavail.saturating_mul(space.f_frsize)))
 }
 
 /// Half of what is free at most, and a power of two, so that it seldom changes: a guest that goes on from saved memory must

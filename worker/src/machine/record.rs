@@ -4,7 +4,6 @@
 //! who can be asked whether he lives. Everything of a guest lies in its snapshot, so that is all there is to remove.
 
 use std::fs;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +13,7 @@ use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::{Name, SessionId};
 use serde::{Deserialize, Serialize};
 
-use super::directory::{MachineDir, Machines, RANDOM_CHARACTERS, toolchain_name};
+use super::directory::{MachineDir, Machines, random, toolchain_name};
 use super::lock;
 use crate::process::{ProcessId, boot_id};
 use crate::storage::{btrfs, remove_tree};
@@ -323,14 +322,6 @@ pub(super) fn path(machines: &Machines, id: &Name) -> PathBuf {
 
 /// A name that a guest, or something on its way to be removed, can have.
 pub(super) fn new_id(machine: &Name, toolchain: &Name) -> Result<Name, RecordError> {
-    const DIGITS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut number = RandomState::new().build_hasher().finish();
-    let mut random = String::new();
-    for _ in 0..RANDOM_CHARACTERS {
-        let digit = usize::try_from(number % 36).unwrap_or(0);
-        random.push(char::from(DIGITS[digit]));
-        number /= 36;
-    }
     let too_long = |_| RecordError::Name { machine: machine.clone(), toolchain: toolchain.clone() };
-    format!("{machine}-{toolchain}-{random}").parse().map_err(too_long)
+    format!("{machine}-{toolchain}-{}", random()).parse().map_err(too_long)
 }

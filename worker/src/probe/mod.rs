@@ -20,6 +20,7 @@ pub use load::load;
 
 use crate::layout::Layout;
 use crate::machine::directory::Machines;
+use crate::machine::memory::slot_share;
 use crate::machine::{self, accelerator};
 use crate::source;
 use crate::source::objects::{self, Objects};
@@ -67,8 +68,10 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     let load = load(layout);
     let emulator = accelerator::of_host(layout, hello).and_then(Result::ok);
     let memory = load::memory_total();
+    let slots = hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX);
+    let share = slot_share(memory, slots);
     let (machines, held) = match Machines::resolve(layout, hello.machines.as_deref()) {
-        Ok(machines) => (machine::probe::machines(&machines, memory), machine::probe::held(&machines)),
+        Ok(machines) => (machine::probe::machines(&machines, share), machine::probe::held(&machines)),
         Err(_) => (Vec::new(), Vec::new()),
     };
     Ok(HostFacts {
@@ -78,7 +81,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         memory,
         disk_free: load.disk_free,
         work: work.to_string_lossy().into_owned(),
-        slots: hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX),
+        slots,
         speed,
         speed_source,
         toolchains,

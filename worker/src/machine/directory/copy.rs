@@ -166,6 +166,8 @@ impl MachineDir {
         if exchanged {
             let _left_to_the_caller = remove_tree(staging);
         }
+        // It is of the old copy, which is not used for it any more; if it stays, it is replaced.
+        let _replaced_later = self.remove_saved(&record.toolchain);
         Ok(())
     }
 
@@ -277,7 +279,7 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 /// Renames `staging` to `copy`; says whether there was one, which then is at `staging`.
-fn put_in_place(staging: &Path, copy: &Path) -> io::Result<bool> {
+pub(super) fn put_in_place(staging: &Path, copy: &Path) -> io::Result<bool> {
     match renameat_with(CWD, staging, CWD, copy, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::NOENT) => {
@@ -288,13 +290,13 @@ fn put_in_place(staging: &Path, copy: &Path) -> io::Result<bool> {
     }
 }
 
-fn read_record(copy: &Path) -> Result<CopyRecord, DirectoryError> {
+pub(super) fn read_record(copy: &Path) -> Result<CopyRecord, DirectoryError> {
     let path = copy.join(RECORD);
     let bytes = read_small(&path).map_err(DirectoryError::read(&path))?;
     serde_json::from_slice(&bytes).map_err(|source| DirectoryError::Record { path, source })
 }
 
-fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     let mut bytes = Vec::new();
@@ -302,7 +304,7 @@ fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(&serde_json::to_vec(value)?)?;
@@ -310,13 +312,13 @@ fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     Ok(())
 }
 
-fn open_directory(path: &Path) -> io::Result<File> {
+pub(super) fn open_directory(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed();
     File::options().read(true).custom_flags(flags).open(path)
 }
 
 /// Whether the path still leads to the open subvolume. As long as it is open, no other has its device number.
-fn is_still(open: &File, path: &Path) -> bool {
+pub(super) fn is_still(open: &File, path: &Path) -> bool {
     let found = open.metadata().and_then(|open| Ok((open, fs::symlink_metadata(path)?)));
     found.is_ok_and(|(open, found)| (open.dev(), open.ino()) == (found.dev(), found.ino()))
 }

@@ -6,6 +6,7 @@
 //! <machines>/<volume>/<name>/<name>-<toolchain>        a bootstrapped copy
 //! <machines>/<volume>/<name>/<name>-<toolchain>-<x>    a guest: a snapshot of the copy, or of the revision
 //! <machines>/<volume>/<name>/<name>-<toolchain>.suspended   why the copy could not be made
+//! <machines>/<volume>/<name>/<name>-<toolchain>.saved   a template of warm starts
 //! <machines>/toolchains/<name>/                        what a machine is given
 //! <machines>/locks/, <machines>/guests/                who uses what, which guest is whose
 //! ```
@@ -16,11 +17,13 @@
 mod copy;
 mod error;
 mod revision;
+mod saved;
 #[cfg(test)]
 pub(super) mod tests;
 mod toolchain;
 
 use std::fs;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +32,7 @@ use crewboss_protocol::machine::MACHINE_PROTOCOL;
 
 pub use copy::{CopyRecord, CopySnapshot, Standing};
 pub use error::DirectoryError;
+pub use saved::{SavedRecord, SavedSnapshot, saved_devices, saved_memory};
 pub use toolchain::{Toolchain, ToolchainError};
 
 use crate::layout::Layout;
@@ -39,12 +43,15 @@ const RESERVED: [&str; 3] = ["guests", "locks", "toolchains"];
 /// The end of the name of the file that says why a copy could not be made.
 const SUSPENDED: &str = ".suspended";
 
+/// The end of the name of a template of warm starts.
+const SAVED: &str = ".saved";
+
 /// What a person can do about a name that [`toolchain_name`] refuses.
 const TOOLCHAIN_NAME_HINT: &str =
-    "it must not be a number, begin with one and a dot, or end with `.suspended`";
+    "it must not be a number, begin with one and a dot, or end with `.suspended` or `.saved`";
 
 /// Random characters at the end of a guest's name.
-pub(super) const RANDOM_CHARACTERS: usize = 6;
+const RANDOM_CHARACTERS: usize = 6;
 
 /// A machine directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +98,8 @@ pub(super) enum Entry {
     Guest(Name),
     /// Why there is no copy for this toolchain.
     Suspension(Name),
+    /// The template of warm starts for this toolchain.
+    Saved(Name),
     /// An operator's.
     Other,
 }
@@ -210,6 +219,9 @@ impl MachineDir {
         if let Some(toolchain) = rest.strip_suffix(SUSPENDED).and_then(toolchain_name) {
             return Entry::Suspension(toolchain);
         }
+        if let Some(toolchain) = rest.strip_suffix(SAVED).and_then(toolchain_name) {
+            return Entry::Saved(toolchain);
+        }
         if let Some(toolchain) = toolchain_name(rest)
             && self.copy(&toolchain).is_ok_and(|record| record.toolchain == toolchain)
         {
@@ -259,11 +271,24 @@ fn no_name(path: PathBuf, what: &str) -> Misplaced {
     Misplaced { path, why }
 }
 
-/// The name of a toolchain, unless a copy with it would look like a revision or its link, or like a suspension.
+/// The name of a toolchain, unless a copy with it would look like a revision or its link, or like what lies beside copies.
 pub(super) fn toolchain_name(text: &str) -> Option<Name> {
     let digits = text.trim_start_matches(|c: char| c.is_ascii_digit());
     let revision = digits.len() < text.len() && (digits.is_empty() || digits.starts_with('.'));
-    if revision || text.ends_with(SUSPENDED) { None } else { text.parse().ok() }
+    let beside = [SUSPENDED, SAVED].iter().any(|end| text.ends_with(end));
+    if revision || beside { None } else { text.parse().ok() }
+}
+
+/// Characters that nobody else has thought of, for the end of a guest's name.
+pub(super) fn random() -> String {
+    const DIGITS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut number = RandomState::new().build_hasher().finish();
+    let mut digit = || {
+        let digit = usize::try_from(number % 36).unwrap_or(0);
+        number /= 36;
+        char::from(DIGITS[digit])
+    };
+    (0..RANDOM_CHARACTERS).map(|_| digit()).collect()
 }
 
 fn is_random(text: &str) -> bool {

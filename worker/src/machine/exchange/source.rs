@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crewboss_protocol::TreeId;
 use rustix::fs::{
@@ -19,6 +20,9 @@ use crate::source::{UNFINISHED, used};
 /// The size of the source's disk, whatever lies on it: a guest that goes on from saved memory must find the disk that it
 /// knows. All but the archive is a hole.
 pub const SOURCE_DISK_BYTES: u64 = 64 << 30;
+
+/// Counts the archives that this process has begun.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Directories inside directories that are followed, as for check-outs.
 const DEPTH_MAX: usize = 400;
@@ -71,7 +75,10 @@ pub fn source_tar(layout: &Layout, tree: TreeId) -> Result<PathBuf, SourceArchiv
     if archive.is_file() {
         return Ok(archive);
     }
-    let unfinished = layout.sources().join(format!("{UNFINISHED}{}-{tree}.tar", std::process::id()));
+    // Of each caller its own: the last one that is done wins, and all are the same.
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{UNFINISHED}{}-{number}-{tree}.tar", std::process::id());
+    let unfinished = layout.sources().join(name);
     let made = write(&place, &unfinished).and_then(|()| {
         fs::rename(&unfinished, &archive)
             .map_err(|source| SourceArchiveError::Write { path: archive.clone(), source })
@@ -296,5 +303,24 @@ mod tests {
         let error = source_tar(&layout, TREE).unwrap_err();
         assert!(matches!(error, SourceArchiveError::Read { .. }), "{error}");
         assert_eq!(fs::read_dir(layout.sources()).unwrap().count(), 0, "nothing is left of a failure");
+    }
+
+    #[test]
+    fn several_threads_make_one_archive_at_the_same_time() {
+        let base = tempfile::tempdir().unwrap();
+        let layout = layout(base.path());
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| source_tar(&layout, TREE))).collect();
+            threads.into_iter().for_each(|thread| drop(thread.join().unwrap().unwrap()));
+        });
+        assert_eq!(fs::metadata(layout.source_archive(TREE)).unwrap().len(), SOURCE_DISK_BYTES);
+    }
+
+    #[test]
+    fn the_length_of_an_archive_is_that_of_what_is_in_it() {
+        let base = tempfile::tempdir().unwrap();
+        let layout = layout(base.path());
+        let length = archive_length(&source_tar(&layout, TREE).unwrap()).unwrap();
+        assert!((4096..1 << 20).contains(&length), "{length} bytes");
     }
 }

@@ -65,7 +65,7 @@ fn everything_that_can_be_said_is_read() {
         "mac = \"52:54:00:12:34:5A\"",
         "cpu = \"max\"",
         "options = [\"-device\", \"x\"]",
-        "network = \"bridge:br0\"",
+        "network = \"user\"",
         "protocol = 1",
         "refresh = \"7d\"",
         "display = true",
@@ -78,11 +78,14 @@ fn everything_that_can_be_said_is_read() {
         Boot::Kernel { kernel: "vmlinuz".to_owned(), initrd: None, append: "root=/dev/vda rw".to_owned() };
     assert_eq!(manifest.boot, boot);
     assert_eq!(manifest.mac.unwrap().to_string(), "52:54:00:12:34:5a");
-    assert_eq!(manifest.network, Network::Bridge("br0".to_owned()));
+    assert_eq!(manifest.network, Network::User);
     assert_eq!(manifest.refresh, Some(Duration::from_secs(7 * 86_400)));
     assert_eq!((manifest.limits.startup, manifest.limits.misboots), (Duration::from_secs(60), 0));
     assert_eq!(manifest.options, ["-device", "x"]);
     assert!(manifest.display && manifest.warm_start);
+    let lines = ["mac = \"52:54:00:12:34:5A\"", "network = \"bridge:br0\""];
+    let manifest = Revision::new(&with(&lines)).load().unwrap();
+    assert_eq!(manifest.network, Network::Bridge("br0".to_owned()));
     assert_eq!(manifest.instances_max(), 1, "two guests with one address on one bridge");
 }
 
@@ -122,6 +125,8 @@ fn every_lie_is_found_and_named() {
         (&["kernel = \"vmlinuz\"", "initrd = \"none\""], "`initrd`: "),
         (&["append = \"quiet\""], "`append`: nothing uses it without `kernel`"),
         (&["initrd = \"initrd\""], "`initrd`: nothing uses it without `kernel`"),
+        (&["warm_start = true", "network = \"bridge:br0\""], "`warm_start`: a guest gets"),
+        (&["warm_start = true", "network = \"user\"", "exchange = \"tftp\""], "`warm_start`: a guest gets"),
         (&["mac = \"53:54:00:12:34:56\"", "network = \"user\""], "multicast"),
         (&["mac = \"52:54:00:12:34\"", "network = \"user\""], "no address of a network device"),
         (&["mac = \"52:54:00:12:34:+6\"", "network = \"user\""], "no address of a network device"),
@@ -221,4 +226,21 @@ proptest::proptest! {
     fn no_text_makes_the_parser_panic(text in "([a-z_]+ = [\"{}\\[\\]a-z0-9 :.,=]*\n)*") {
         drop(raw::parse(&text, Path::new("manifest.toml")));
     }
+}
+
+#[test]
+fn every_key_is_documented_and_the_example_is_accepted() {
+    let documentation = include_str!("../../../../CONFIGURATION.md");
+    let section = documentation.split("### `manifest.toml`").nth(1).unwrap().split("\n#").next().unwrap();
+    let example = section.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let path = Path::new("manifest.toml");
+    raw::parse(example, path).unwrap_or_else(|error| panic!("the example: {error}"));
+    let known = raw::parse(&format!("nonsense = 1\n{example}"), path).unwrap_err().to_string();
+    let documented: Vec<&str> =
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    for key in &documented {
+        assert!(known.contains(&format!("`{key}`")), "{key} is no key: {known}");
+    }
+    let (_, list) = known.split_once("expected one of").unwrap();
+    assert_eq!(list.matches("`").count() / 2, documented.len(), "{list}");
 }

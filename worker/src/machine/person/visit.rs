@@ -46,7 +46,7 @@ impl<'a> Visit<'a> {
         let _place = place(machines, &claimed, &held)?;
         say(&format!("restores {id}"));
         let revived = revive(&claimed.record.snapshot(machines))
-            .map_err(|source| PersonError::Revive { guest: id.clone(), source })?;
+            .map_err(|source| PersonError::Revive { guest: id.clone(), source: Box::new(source) })?;
         let goes_on = revived.kept.memory;
         Ok(Self { machines, held, _place, goes_on, revived, claimed })
     }
@@ -93,8 +93,10 @@ impl<'a> Visit<'a> {
 /// How a held guest is started.
 pub(super) fn load(machines: &Machines, record: &GuestRecord) -> Result<Kept, PersonError> {
     let loaded = Shelf::new(&record.snapshot(machines)).load();
-    let (_, kept, _) =
-        loaded.map_err(|source| PersonError::Revive { guest: record.id.clone(), source: source.into() })?;
+    let (_, kept, _) = loaded.map_err(|source| PersonError::Revive {
+        guest: record.id.clone(),
+        source: Box::new(source.into()),
+    })?;
     Ok(kept)
 }
 

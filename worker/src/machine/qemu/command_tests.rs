@@ -49,7 +49,7 @@ fn a_plain_guest_has_what_every_guest_needs() {
 -accel tcg
 -cpu max
 -display none
--machine pc,dump-guest-core=off
+-machine q35,dump-guest-core=off
 -m 512M
 -smp cpus=2
 -action reboot=shutdown,shutdown=poweroff,panic=shutdown
@@ -97,7 +97,7 @@ fn a_guest_with_everything() {
         (text[..at].to_owned(), text[at..].to_owned())
     };
     let expected = "
--machine pc,dump-guest-core=off,pflash0=firmware,pflash1=variables,memory-backend=pc.ram
+-machine q35,dump-guest-core=off,pflash0=firmware,pflash1=variables,memory-backend=pc.ram
 -m 512M
 -object memory-backend-file,id=pc.ram,size=512M,share=off,mem-path=/m/a,,b/ram
 -smp cpus=2

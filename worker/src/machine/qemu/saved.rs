@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::command::{GuestConfig, shape};
 use super::qmp::{Event, Incoming, Migration, Qmp, QmpError};
-use super::version::Version;
+use super::version::Identity;
 
 /// Bytes per second: none that counts, since the guest is stopped.
 const BANDWIDTH: u64 = 1 << 40;
@@ -179,15 +179,17 @@ fn wait_while(
 }
 
 /// Under what name a saved state is kept: it changes with everything that a restored guest must have in common with the
-/// saved one. `boot` is what it booted from: the hashes of kernel and initial file system, or whatever identifies its image.
-pub fn key(version: Version, config: &GuestConfig, boot: &[&str]) -> String {
+/// saved one. `qemu` is the program that runs it, and `boot` what it booted from: the hashes of kernel and initial file
+/// system, or whatever identifies its image.
+pub fn key(qemu: &Identity, config: &GuestConfig, boot: &[&str]) -> String {
     let mut hash = blake3::Hasher::new();
     // With lengths, so that no two lists look the same.
     let mut add = |bytes: &[u8]| {
         hash.update(&bytes.len().to_le_bytes());
         hash.update(bytes);
     };
-    add(version.to_string().as_bytes());
+    // Its version would have to be asked for, which takes longer than restoring a guest.
+    add(format!("{qemu:?}").as_bytes());
     boot.iter().for_each(|one| add(one.as_bytes()));
     add(b"");
     shape(config).iter().for_each(|argument| add(argument.as_encoded_bytes()));
@@ -196,18 +198,28 @@ pub fn key(version: Version, config: &GuestConfig, boot: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::super::fixture::Scene;
+    use super::super::version::Program;
     use super::*;
 
     #[test]
     fn the_key_of_a_state_changes_with_all_that_it_depends_on() {
         let scene = Scene::new();
-        let version = Version { major: 7, minor: 2, micro: 22 };
-        let of = |version, config: &GuestConfig, boot: &[&str]| key(version, config, boot);
+        let program = |text: &str| {
+            let path = scene.path("qemu-system-x86_64");
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+            Program::find_on(scene.directory.path().as_os_str(), Path::new("/nowhere")).unwrap()
+        };
+        let (old, new) = (program("old"), program("newer"));
+        let of = key;
+        let version = old.identity();
         let first = of(version, &scene.config, &["kernel", "initrd"]);
         assert_eq!(first.len(), 32);
         assert_eq!(first, of(version, &scene.config, &["kernel", "initrd"]));
-        let newer = Version { micro: 23, ..version };
+        let newer = new.identity();
         let more = GuestConfig { memory: 256 << 20, ..scene.config.clone() };
         let others = [
             of(newer, &scene.config, &["kernel", "initrd"]),

@@ -61,7 +61,10 @@ pub fn sweep(machines: &Machines, held: HeldGuests, report: &mut CleanReport) {
 
 /// Removes the guests of one session, which must be over, except those that are held.
 pub fn sweep_session(machines: &Machines, session: &SessionId, report: &mut CleanReport) {
-    sweep_those(machines, report, |record| record.session == *session);
+    // Another thread of its worker may be removing one.
+    wait_until(END_WITHIN, || {
+        !sweep_those(machines, report, |record| record.session == *session) || !report.errors.is_empty()
+    });
 }
 
 /// Removes the guests of one runner, which must be dead and its processes with it, except those that are held.
@@ -69,12 +72,16 @@ pub fn sweep_runner(machines: &Machines, runner: &ProcessId, report: &mut CleanR
     sweep_those(machines, report, |record| record.owners.runner == *runner);
 }
 
-fn sweep_those(machines: &Machines, report: &mut CleanReport, is_one: impl Fn(&GuestRecord) -> bool) {
+/// Says whether some are left.
+fn sweep_those(machines: &Machines, report: &mut CleanReport, is_one: impl Fn(&GuestRecord) -> bool) -> bool {
+    let mut left = false;
     let mut sweep = Sweep::new(machines, HeldGuests::Keep, report);
     let records = record::guests(machines).into_iter().filter_map(|id| GuestRecord::load(machines, &id));
     for record in records.filter(|record| is_one(record) && record.held.is_none()) {
-        sweep.remove(&record.id, |now| now.held.is_none());
+        let removed = sweep.remove(&record.id, |now| now.held.is_none());
+        left |= !removed && GuestRecord::load(machines, &record.id).is_some_and(|now| now.held.is_none());
     }
+    left
 }
 
 /// Ends the held guests whose time is over, unless somebody is in them.
@@ -209,7 +216,10 @@ impl<'a> Sweep<'a> {
                 Entry::Guest(_) => self.orphan(machine, &entry),
                 Entry::Copy(toolchain) if withdrawn => self.retire(machine, &toolchain),
                 Entry::Suspension(toolchain) if withdrawn => drop(machine.lift(&toolchain)),
-                Entry::Copy(_) | Entry::Suspension(_) | Entry::Other => {}
+                Entry::Saved(toolchain) if withdrawn || machine.copy(&toolchain).is_err() => {
+                    self.forget(machine, &toolchain);
+                }
+                Entry::Copy(_) | Entry::Suspension(_) | Entry::Saved(_) | Entry::Other => {}
             }
         }
     }
@@ -247,6 +257,21 @@ impl<'a> Sweep<'a> {
         match fs::rename(&copy, &grave) {
             Ok(()) => self.remove_subvolume(&grave),
             Err(error) => self.complain(format!("cannot rename {}: {error}", copy.display())),
+        }
+    }
+
+    /// Removes a template of warm starts, unless somebody may just be making it.
+    fn forget(&mut self, machine: &MachineDir, toolchain: &Name) {
+        match lock::try_retire(self.machines, &machine.name, toolchain) {
+            Ok(None) => {}
+            Ok(Some(_locks)) => {
+                self.wait_for_turn();
+                match machine.remove_saved(toolchain) {
+                    Ok(()) => self.report.subvolumes += 1,
+                    Err(error) => self.complain(chain(&error)),
+                }
+            }
+            Err(error) => self.complain(chain(&error)),
         }
     }
 

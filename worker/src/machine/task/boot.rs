@@ -8,12 +8,14 @@ use crewboss_protocol::machine::MachineResult;
 
 use super::Task;
 use super::claim::{Claim, Claims};
-use crate::machine::boot::{Patience, boot};
+use crate::machine::boot::{Boot, Patience, boot};
+use crate::machine::bootstrap::Means;
 use crate::machine::directory::{CopySnapshot, Machines};
 use crate::machine::guest::Guest;
-use crate::machine::plan::{Plan, Purpose};
+use crate::machine::plan::{Life, Plan, Purpose};
 use crate::machine::record::{GuestRecord, Owners, Step};
 use crate::machine::verdict::Stop;
+use crate::machine::warm::{self, Given, Site, Warm};
 
 /// Variables that say where something lies on the host, or who runs there; a guest has its own.
 const OF_THE_HOST: [&str; 6] = ["PATH", "LANG", "LOGNAME", "USER", "SHELL", crate::sweep::MARK];
@@ -26,14 +28,17 @@ impl Task<'_> {
         variables: &BTreeMap<String, String>,
     ) -> Result<(), Stop> {
         let document = self.document(variables).to_text();
+        if let Some(Warm { took, copy }) = self.start_warm(claims, &document)? {
+            self.note_machine(&claims.build, copy, Boot { took, boots: 0 });
+            return Ok(());
+        }
         let source = self.machine.source.clone();
         let limits = claims.build.manifest.limits;
         let patience = Patience { startup: limits.startup, again: limits.misboots };
         let (machines, owners, claim) = (&claims.machines, &claims.owners, &mut claims.build);
         let name = claim.directory.name.clone();
         let mut copy = None;
-        let (machine, task) = (self.machine, self.job.at);
-        let _ = task;
+        let machine = self.machine;
         let mut start = || {
             let purpose = Purpose::Task { source: &source, document: document.clone() };
             let (guest, used) = start(machines, owners, machine, claim, purpose, true)?;
@@ -42,22 +47,52 @@ impl Task<'_> {
         };
         let up = boot(&mut self.watch, &mut self.guests, &name, patience, &mut start)?;
         let Some(copy) = copy else { return Err(Stop::Host("a boot without a guest".to_owned())) };
+        self.note_machine(&claims.build, copy, up);
+        Ok(())
+    }
+
+    /// Starts the guest from saved memory, if its machine does that and nothing is in the way.
+    fn start_warm(&mut self, claims: &Claims, document: &str) -> Result<Option<Warm>, Stop> {
+        let claim = &claims.build;
+        if !claim.manifest.warm_start {
+            return Ok(None);
+        }
+        let job = self.machine;
+        let means = Means {
+            owners: claims.owners.clone(),
+            session: job.session.clone(),
+            work: job.work.clone(),
+            accelerator: job.accelerator,
+            memory: claim.memory,
+            processors: job.processors,
+        };
+        let site = Site {
+            machines: &claims.machines,
+            locks: &claims.locks,
+            directory: &claim.directory,
+            toolchain: &claim.toolchain,
+            means: &means,
+        };
+        let given = Given { source: &job.source, document };
+        warm::start(&mut self.watch, &mut self.guests, &site, given)
+    }
+
+    /// For the result: what the guest is that came up without a boot, or after so many.
+    fn note_machine(&mut self, claim: &Claim, copy: CopySnapshot, up: Boot) {
+        let processors = self.machine.processors;
         self.result = Some(MachineResult {
-            name,
+            name: claim.directory.name.clone(),
             id: copy.record.machine_id,
             toolchain_id: copy.record.toolchain_id,
             agent: copy.record.agent,
             accelerator: self.machine.accelerator,
-            memory: claims.build.memory,
-            processors: copy
-                .manifest
-                .processors
-                .map_or(machine.processors, |most| most.min(machine.processors)),
+            memory: claim.memory,
+            processors: copy.manifest.processors.map_or(processors, |most| most.min(processors)),
             boot_ms: u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX),
+            warm: up.boots == 0,
             boots: up.boots,
             versions: copy.record.versions,
         });
-        Ok(())
     }
 
     /// The task as the guest gets it.
@@ -122,6 +157,7 @@ pub(super) fn start(
         memory: claim.memory,
         processors: job.processors,
         purpose,
+        life: Life::Boot,
         shows_console,
     })?;
     guest.advance(Step::Booting)?;
