@@ -105,6 +105,7 @@ pub fn revive(guest: &Path) -> Result<Revived, ReviveError> {
         qemu.qmp.cont(until).map_err(ReviveError::Continue)?;
     }
     kept.config.incoming = false;
+    kept.prepared &= kept.memory;
     Ok(Revived { qemu, kept, draft })
 }
 
