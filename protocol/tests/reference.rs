@@ -64,6 +64,7 @@ fn the_reference_shows_every_message_as_it_is() {
     put(&mut document, "bulk request", &section(&samples::bulk_request()));
     put(&mut document, "bulk answer", &section(&samples::bulk_answer()));
     put(&mut document, "clean report", &section(&samples::clean_report()));
+    put(&mut document, "overview", &section(&samples::overview()));
     put(&mut document, "to guest", &section(&samples::guest::to_guest()));
     put(&mut document, "from guest", &section(&samples::guest::from_guest()));
     put(&mut document, "documents", &documents());

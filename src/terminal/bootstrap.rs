@@ -74,7 +74,11 @@ fn of_line(line: &Line) -> (&'static str, String) {
 }
 
 fn shown(versions: &BTreeMap<String, String>) -> String {
-    versions.iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", ")
+    // Most programs begin with their name when they are asked for their version.
+    let one = |(name, version): (&String, &String)| {
+        if version.starts_with(name.as_str()) { version.clone() } else { format!("{name} {version}") }
+    };
+    versions.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Serialize)]

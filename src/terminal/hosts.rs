@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::table::Table;
 use super::text::{Palette, bytes, duration, one_line, put, shortened, tail};
+use super::way_in::enter;
 
 /// Longest version of a toolchain in the table; `--json` has them in full.
 const VERSION_CHARS_MAX: usize = 48;
@@ -146,8 +147,11 @@ pub fn held(host: &HostName, guest: &HeldGuest, now: u64) -> String {
     let entered = guest.entered.map(|pid| format!(", entered by process {pid}")).unwrap_or_default();
     let who = shortened(&one_line(&guest.boss), 60);
     format!(
-        "{}@{:.8} of {who}: {}{stage}, {left}{entered}: crewboss enter {host}/{}",
-        guest.target, guest.commit, guest.outcome, guest.id
+        "{}@{:.8} of {who}: {}{stage}, {left}{entered}: {}",
+        guest.target,
+        guest.commit,
+        guest.outcome,
+        enter(host, &guest.id)
     )
 }
 

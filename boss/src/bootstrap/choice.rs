@@ -37,7 +37,7 @@ impl Wanted {
         let has =
             |name: &Name| machines().any(|machine| machine.copies.iter().any(|copy| copy.toolchain == *name));
         let toolchain = self.toolchain.iter().find(|name| name.as_str() != DEFAULT_TOOLCHAIN && !has(name));
-        machine.map(|name| ("machine", name)).or_else(|| toolchain.map(|name| ("toolchain", name)))
+        machine.map(|name| ("machine", name)).or_else(|| toolchain.map(|name| ("usable toolchain", name)))
     }
 
     /// What is to be done on a host, in its order of machines.
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(unknown(machines("stale"), &[&two]).as_deref(), Some("machine stale"));
         assert_eq!(unknown(toolchain("gcc"), &[&one]), None);
         assert_eq!(unknown(toolchain("default"), &[&two]), None);
-        assert_eq!(unknown(toolchain("vax"), &[&one]).as_deref(), Some("toolchain vax"));
+        assert_eq!(unknown(toolchain("vax"), &[&one]).as_deref(), Some("usable toolchain vax"));
         assert_eq!(unknown(Wanted::default(), &[]), None);
     }
 }

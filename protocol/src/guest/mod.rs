@@ -147,6 +147,9 @@ pub enum FromGuest {
         memory_available: u64,
         /// Free space below [`GUEST_WORK`], in bytes.
         disk_free: u64,
+        /// Whether a stage, or another job, is running: the next one would be refused.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        busy: bool,
     },
     /// What was asked for last cannot be done.
     Failed {

@@ -96,6 +96,7 @@ pub fn from_guest() -> Vec<FromGuest> {
             load_percent: 125,
             memory_available: 900_000_000,
             disk_free: 2_000_000_000,
+            busy: true,
         },
         FromGuest::Failed { text: "/crewboss/src: no space left on device".to_owned() },
     ]

@@ -16,6 +16,7 @@ use crewboss_protocol::message::{
     ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder,
     WorkerErrorKind,
 };
+use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, SlotHolder, Stage,
     StageExit, StageResult, Target, TaskRef, ToWorker, Toolchain, TreeId,
@@ -411,5 +412,26 @@ pub fn clean_report() -> Vec<CleanReport> {
         subvolumes: 4,
         locks: 0,
         errors: vec![],
+    }]
+}
+
+pub fn overview() -> Vec<Overview> {
+    vec![Overview {
+        slots: vec![],
+        guests: vec![RunningGuest {
+            id: name("debian12-gcc12-p0q1r2"),
+            machine: name("debian12"),
+            step: name("waiting"),
+            user: None,
+            waiting: Some(Waiting {
+                target: name("unzip"),
+                commit: TreeId([0x1a; 20]),
+                at: name("3.1"),
+                stage: Some(name("check")),
+                until: 1_783_170_000,
+                entered: None,
+            }),
+        }],
+        held: vec![],
     }]
 }

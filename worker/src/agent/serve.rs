@@ -186,7 +186,7 @@ impl<'a> Agent<'a> {
 
     fn obey(&mut self, message: ToGuest) {
         match message {
-            ToGuest::Ping { number } => self.port.say(&health::alive(self.place, number)),
+            ToGuest::Ping { number } => self.port.say(&health::alive(self.place, number, self.job.is_some())),
             ToGuest::Cancel => {
                 if let Some(job) = &mut self.job {
                     job.cancel();

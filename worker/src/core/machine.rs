@@ -73,9 +73,11 @@ fn any_job(
     })
 }
 
-/// Where the machines of a host lie.
+/// Where the machines of a host lie: absolute, since runners move about.
 pub fn directory(layout: &Layout, hello: &Hello) -> PathBuf {
-    hello.machines.as_ref().map_or_else(|| layout.machines(), PathBuf::from)
+    let Some(given) = &hello.machines else { return layout.machines() };
+    // It fails without a working directory; a path that is relative then leads nowhere anyway.
+    std::path::absolute(given).unwrap_or_else(|_| PathBuf::from(given))
 }
 
 /// A slot's share of the processors.

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
+use crate::process::ProcessId;
 use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
 
 /// What is read from a runner at once.
@@ -17,6 +18,7 @@ const READ_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Runner {
     child: Child,
+    id: Option<ProcessId>,
     socket: File,
     input: Vec<u8>,
     defined: BTreeSet<u32>,
@@ -32,8 +34,9 @@ impl Runner {
         let mut command = Command::new("/proc/self/exe");
         command.arg("runner").stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).process_group(0);
         let child = command.spawn()?;
+        let id = ProcessId::of(child.id());
         let socket = File::from(OwnedFd::from(own));
-        Ok(Self { child, socket, input: Vec::new(), defined: BTreeSet::new() })
+        Ok(Self { child, id, socket, input: Vec::new(), defined: BTreeSet::new() })
     }
 
     /// Its process.
@@ -98,11 +101,12 @@ impl Runner {
         }
     }
 
-    /// Ends it, if it has not ended, and reaps it.
-    pub fn end(mut self) {
+    /// Ends it, if it has not ended, and reaps it. Returns who it was.
+    pub fn end(mut self) -> Option<ProcessId> {
         // It may be gone already.
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
+        self.id
     }
 }
 

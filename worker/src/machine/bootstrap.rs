@@ -247,7 +247,10 @@ fn publish(bench: &Bench<'_>, guest: Guest, mut versions: Versions) -> Result<Ve
 
 /// For a person.
 pub fn shown(versions: &Versions) -> String {
-    let one = |(name, version): (&String, &String)| format!("{name} {version}");
+    // Most programs begin with their name when they are asked for their version.
+    let one = |(name, version): (&String, &String)| {
+        if version.starts_with(name.as_str()) { version.clone() } else { format!("{name} {version}") }
+    };
     versions.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

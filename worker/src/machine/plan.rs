@@ -12,6 +12,7 @@ use crewboss_protocol::machine::Accelerator;
 use super::directory::Machines;
 use super::exchange::{SOURCE_DISK_BYTES, archive_length};
 use super::guest::{Guest, Parts};
+use super::hold::shelf::Kept;
 use super::manifest::{Boot, DiskFormat, Exchange, Manifest, Network};
 use super::qemu::command::{self, Access, Backing, Disk, Format, GuestConfig, Link, Nic};
 use super::qemu::firmware::Uefi;
@@ -185,15 +186,36 @@ impl Plan<'_> {
         if let Some(server) = &mut server {
             server.guest_is(qemu.child.pid());
         }
-        qemu.wait_ready(Instant::now() + GREETING_WITHIN).map_err(|error| Stop::host(&error))?;
+        let version =
+            qemu.wait_ready(Instant::now() + GREETING_WITHIN).map_err(|error| Stop::host(&error))?;
         Ok(Guest::new(Parts {
             machines: self.machines.clone(),
+            kept: self.kept(config, &version.to_string()),
             record: self.record,
             qemu,
             started,
             server,
             shows_console: self.shows_console,
         }))
+    }
+
+    fn kept(&self, config: GuestConfig, qemu: &str) -> Kept {
+        Kept {
+            config,
+            bridge: match &self.manifest.network {
+                Network::Bridge(bridge) => Some(bridge.clone()),
+                Network::None | Network::User => None,
+            },
+            instances: self.manifest.instances_max(),
+            startup_ms: u64::try_from(self.manifest.limits.startup.as_millis()).unwrap_or(u64::MAX),
+            memory: false,
+            qemu: qemu.to_owned(),
+            document: match &self.purpose {
+                Purpose::Task { document, .. }
+                | Purpose::Bootstrap { document, .. }
+                | Purpose::Serve { document } => document.clone(),
+            },
+        }
     }
 
     fn config(&self, directory: &Path, server: Option<&Server>) -> Result<GuestConfig, Stop> {

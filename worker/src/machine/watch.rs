@@ -66,6 +66,17 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Whether the worker proper wants an end, or is gone: for work that cannot wait in [`Self::next`].
+    pub fn is_cancelled(&mut self) -> bool {
+        let mut fds = [PollFd::new(self.link.fd(), PollFlags::IN)];
+        let heard = sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0);
+        if heard {
+            self.link.fill();
+            self.hear();
+        }
+        self.cancelled
+    }
+
     /// Waits for a moment, watching nothing but the worker proper. Returns false when it wants an end.
     pub fn pause(&mut self, duration: Duration) -> bool {
         matches!(self.next(&mut [], Instant::now() + duration), Seen::TimeUp)

@@ -111,7 +111,7 @@ fn trees(layout: &Layout) -> Vec<TreeId> {
 }
 
 /// Who holds which slot: a slot's file is held as long as it is locked, and says by whom.
-fn holders(layout: &Layout) -> Vec<SlotHolder> {
+pub(crate) fn holders(layout: &Layout) -> Vec<SlotHolder> {
     let Ok(entries) = fs::read_dir(layout.locks()) else { return Vec::new() };
     let slot = |entry: &fs::DirEntry| {
         entry.file_name().to_str().and_then(|name| name.strip_prefix("slot-")?.parse::<u32>().ok())

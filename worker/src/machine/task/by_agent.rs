@@ -41,15 +41,22 @@ impl Task<'_> {
             matches!(said, FromGuest::Prepared).then_some(())
         })?;
         let limit = Duration::from_millis(self.spec.target.timeout_ms);
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         let mut outcome = Outcome::Success;
         let spec = self.spec;
         for (index, stage) in spec.target.stages.iter().enumerate() {
+            if self.pauses_before(index, stage) {
+                // What a person takes is not the task's time.
+                deadline += self.wait_for_person(&stage.name)?;
+            }
             self.begin_stage(index, stage);
             if !self.run_stage(stage, deadline)? {
                 outcome = Outcome::Failure;
                 break;
             }
+        }
+        if outcome == Outcome::Failure && self.pauses_on_failure() {
+            self.wait_for_failure()?;
         }
         self.stage = None;
         self.collect_from_agent(&mut outcome)?;
@@ -194,7 +201,7 @@ impl Task<'_> {
         self.guests[build].tell(message)
     }
 
-    fn unexpected(&self, said: &FromGuest) -> Stop {
+    pub(super) fn unexpected(&self, said: &FromGuest) -> Stop {
         let text = format!("{said:?}");
         self.unreadable(format!("it said {:.120} unasked", text))
     }

@@ -2,7 +2,8 @@
 //!
 //! It reads in the order in which it happens: [`claim`] finds the machines, has them bootstrapped and takes their locks;
 //! [`boot`] starts guests and tries again when one does not come up; [`by_agent`] and [`by_tftp`] are the two ways in which
-//! a guest then does the task; [`finish`] collects what came out and takes everything down.
+//! a guest then does the task; [`pause`] lets a person in between; [`finish`] collects what came out, keeps the guest for a
+//! person if that was asked for, and takes everything else down.
 
 mod auxiliary;
 mod boot;
@@ -10,6 +11,7 @@ mod by_agent;
 mod by_tftp;
 mod claim;
 mod finish;
+mod pause;
 
 use std::time::Instant;
 
@@ -78,6 +80,7 @@ struct Task<'a> {
 impl Task<'_> {
     fn run(&mut self) -> Result<Outcome, Stop> {
         let mut claims = self.claim()?;
+        self.check_pause(claims.build.manifest.exchange)?;
         let variables = self.start_auxiliaries(&mut claims)?;
         self.boot_build_machine(&mut claims, &variables)?;
         match claims.build.manifest.exchange {
