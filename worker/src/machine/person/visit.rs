@@ -45,7 +45,7 @@ impl<'a> Visit<'a> {
         let _place = place(machines, &claimed, &held)?;
         say(&format!("restores {id}"));
         let revived = revive(&claimed.record.snapshot(machines))
-            .map_err(|source| PersonError::Revive { guest: id.clone(), source })?;
+            .map_err(|source| PersonError::Revive { guest: id.clone(), source: Box::new(source) })?;
         let goes_on = revived.kept.memory;
         Ok(Self { machines, held, _place, goes_on, revived, claimed })
     }
@@ -95,7 +95,7 @@ fn place(machines: &Machines, claimed: &Claimed, held: &HeldGuest) -> Result<Pla
     let guest = || record.id.clone();
     let (_, kept, _) = Shelf::new(&record.snapshot(machines))
         .load()
-        .map_err(|source| PersonError::Revive { guest: guest(), source: source.into() })?;
+        .map_err(|source| PersonError::Revive { guest: guest(), source: Box::new(source.into()) })?;
     let host = "person".parse().map_err(|_| PersonError::Locked { guest: guest() })?;
     let holder = MachineHolder {
         boss: held.boss.clone(),
