@@ -257,6 +257,7 @@ pub fn host_facts() -> HostFacts {
         holders: vec![holder],
         trees: Vec::new(),
         emulator: None,
+        no_emulator: String::new(),
         machines: Vec::new(),
         held: Vec::new(),
     }

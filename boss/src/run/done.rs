@@ -293,6 +293,7 @@ mod tests {
                 accelerator: Accelerator::Tcg,
                 why: String::new(),
             }),
+            no_emulator: String::new(),
             machines: machine.into_iter().collect(),
             held: Vec::new(),
         }
