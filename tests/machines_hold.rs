@@ -329,13 +329,32 @@ fn a_guest_that_switched_itself_off_is_kept_with_its_disk() {
 }
 
 #[test]
+fn a_guest_that_was_started_warm_is_kept_like_any_other() {
+    const WARM: &str = "held-warm";
+    let run = Run::new(&target("bad", WARM, FAILS));
+    run.site.variant(TINY, WARM, &["warm_start = true"]);
+    let ended = run.build(&["--hold"]).expect_tasks(1, "failure");
+    let result: Value = serde_json::from_str(&ended.results.file("bad", "result.json")).expect("JSON");
+    assert_eq!(result["machine"]["warm"], true, "{result}");
+    // The memory that it shares with others may be gone.
+    run.site.on(&format!("rm -rf {MACHINES}/local/{WARM}/{WARM}-default.saved"));
+    let retry = ["retry", "bad", "--stage", "build", "--set", "V=good"];
+    drop(run.command(&retry).expect_code(0).expect_said("V is good, the number changed"));
+    drop(run.command(&retry).expect_code(0));
+    run.release_all();
+    run.site.remove(WARM);
+}
+
+#[test]
 fn a_guest_whose_time_is_over_goes() {
-    let run = Run::new(&target("slow", TINY, COUNTS));
-    drop(run.build(&["--hold=2s"]).expect_tasks(1, "timeout"));
+    let here = "[target.here]\nstages.run = 'true'\n";
+    let run = Run::new(&(target("slow", TINY, COUNTS) + here));
+    drop(run.build(&["--hold=2s", "slow"]).expect_tasks(1, "timeout"));
     let over = || run.status()["held"].as_array().is_some_and(Vec::is_empty).then_some(());
     wait_for("the end of its time", SOON, over);
-    // Whoever comes to the host next ends it.
-    drop(run.command(&["hosts"]).expect_code(0));
+    assert!(!run.site.on(&format!("ls {MACHINES}/guests")).is_empty(), "it was removed before anybody came");
+    // Whoever works on the host next ends it.
+    drop(run.boss(&["here"]).start().end(A_GUEST_RUN).expect_code(0));
     run.site.expect_no_guests();
 }
 

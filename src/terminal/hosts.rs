@@ -123,6 +123,10 @@ fn details(report: &HostReport, palette: Palette, now: u64, text: &mut String) {
         let why = shortened(&one_line(&emulator.why), 160);
         table.row(["guests".to_owned(), format!("QEMU {version} with {accelerator}: {why}")]);
     }
+    if !facts.no_emulator.is_empty() {
+        let why = shortened(&one_line(&facts.no_emulator), 160);
+        table.row(["guests".to_owned(), format!("none can run: {why}")]);
+    }
     for guest in &facts.held {
         table.row(["held".to_owned(), held(&report.name, guest, now)]);
     }

@@ -102,7 +102,7 @@ impl Shell {
     }
 
     fn hear(&mut self, bytes: &[u8], start: impl FnOnce() -> Start) {
-        let (size, bytes) = split_size(bytes);
+        let (size, bytes) = split_sizes(bytes);
         if self.session.is_none() {
             match Session::start(&start()) {
                 Ok(session) => self.session = Some(session),
@@ -117,7 +117,7 @@ impl Shell {
             // A terminal without a size works, too.
             let _stays = tcsetwinsize(&session.terminal, size);
         }
-        session.to_shell.extend_from_slice(bytes);
+        session.to_shell.extend_from_slice(&bytes);
     }
 
     /// Serves the terminal after a poll.
@@ -207,19 +207,32 @@ impl Session {
     }
 }
 
-/// Takes the size of the window off the beginning: a NUL, `ROWS COLUMNS`, a newline. No keyboard sends that.
-fn split_size(bytes: &[u8]) -> (Option<Winsize>, &[u8]) {
-    let size = || {
-        let rest = bytes.strip_prefix(b"\0")?;
-        let end = rest.iter().take(16).position(|byte| *byte == b'\n')?;
-        let (rows, columns) = std::str::from_utf8(&rest[..end]).ok()?.split_once(' ')?;
-        let (ws_row, ws_col) = (rows.parse().ok()?, columns.parse().ok()?);
-        Some((Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }, &rest[end + 1..]))
-    };
-    match size() {
-        Some((size, rest)) => (Some(size), rest),
-        None => (None, bytes),
+/// Takes the sizes of the window out of what is typed, of which the last one counts: a NUL, `ROWS COLUMNS`, a newline. No
+/// keyboard sends that.
+fn split_sizes(bytes: &[u8]) -> (Option<Winsize>, Vec<u8>) {
+    let (mut found, mut typed, mut rest) = (None, Vec::with_capacity(bytes.len()), bytes);
+    while let Some(at) = rest.iter().position(|byte| *byte == 0) {
+        typed.extend_from_slice(&rest[..at]);
+        rest = &rest[at..];
+        match size(rest) {
+            Some((size, after)) => (found, rest) = (Some(size), after),
+            None => {
+                typed.push(0);
+                rest = &rest[1..];
+            }
+        }
     }
+    typed.extend_from_slice(rest);
+    (found, typed)
+}
+
+/// A size at the beginning, and what comes after it.
+fn size(bytes: &[u8]) -> Option<(Winsize, &[u8])> {
+    let rest = bytes.strip_prefix(b"\0")?;
+    let end = rest.iter().take(16).position(|byte| *byte == b'\n')?;
+    let (rows, columns) = std::str::from_utf8(&rest[..end]).ok()?.split_once(' ')?;
+    let (ws_row, ws_col) = (rows.parse().ok()?, columns.parse().ok()?);
+    Some((Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }, &rest[end + 1..]))
 }
 
 #[cfg(test)]
@@ -292,13 +305,15 @@ mod tests {
     }
 
     #[test]
-    fn a_size_may_stand_before_what_is_typed() {
-        let (size, rest) = split_size(b"\x0050 132\nls\n");
-        assert_eq!(size.map(|size| (size.ws_row, size.ws_col)), Some((50, 132)));
-        assert_eq!(rest, b"ls\n");
-        for plain in [b"ls\n".as_slice(), b"\0", b"\0x y\n", b"\x0050\n", b""] {
-            let (size, rest) = split_size(plain);
-            assert!(size.is_none() && rest == plain);
+    fn a_size_may_stand_anywhere_in_what_is_typed() {
+        let of = |bytes: &[u8]| {
+            let (size, typed) = split_sizes(bytes);
+            (size.map(|size| (size.ws_row, size.ws_col)), typed)
+        };
+        assert_eq!(of(b"\x0050 132\nls\n"), (Some((50, 132)), b"ls\n".to_vec()));
+        assert_eq!(of(b"l\x0050 132\ns\n\x0024 80\n"), (Some((24, 80)), b"ls\n".to_vec()));
+        for plain in [b"ls\n".as_slice(), b"\0", b"\0x y\n", b"\x0050\n", b"a\0\0b", b""] {
+            assert_eq!(of(plain), (None, plain.to_vec()));
         }
     }
 }

@@ -13,6 +13,7 @@ use crewboss_protocol::chain;
 use crewboss_protocol::limits::HELD_MAX;
 use crewboss_protocol::machine::HeldGuest;
 
+use super::directory::Machines;
 use super::guest::Guest;
 use super::halt;
 use super::qemu::process::Qemu;
@@ -73,9 +74,7 @@ pub fn keep(
     wanted: &mut dyn FnMut() -> bool,
 ) -> Result<(HeldGuest, Option<String>), HoldError> {
     let machines = guest.machines().clone();
-    if record::held(&machines, SystemTime::now()).len() >= HELD_MAX {
-        return Err(HoldError::Full);
-    }
+    check_number(&machines)?;
     guest.record.advance(&machines, Step::Saving)?;
     halt::at(Step::Saving);
     let draft = Shelf::new(guest.directory()).begin(1)?;
@@ -93,6 +92,12 @@ pub fn keep(
     guest.record.hold(&machines, held.clone())?;
     halt::at(Step::Held);
     Ok((held, without))
+}
+
+/// Those that came first stay: a person may be on the way to them.
+pub(super) fn check_number(machines: &Machines) -> Result<(), HoldError> {
+    let held = record::held(machines, SystemTime::now()).len();
+    if held < HELD_MAX { Ok(()) } else { Err(HoldError::Full) }
 }
 
 /// Saves everything of a guest into a file, whole or not at all. The guest is stopped then.

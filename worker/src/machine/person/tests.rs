@@ -1,12 +1,14 @@
 //! Who may do what with which guest.
 
+use crewboss_protocol::limits::HELD_MAX;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::{Outcome, TreeId};
 
 use super::release::{Released, release};
 use super::*;
-use crate::machine::record::{Owners, Step};
+use crate::machine::hold::{HoldError, check_number};
+use crate::machine::record::{Owners, Step, guests};
 use crate::process::ProcessId;
 
 fn owners(alive: bool) -> Owners {
@@ -62,6 +64,21 @@ fn only_guests_for_people_are_let_in() {
     assert_eq!(release(&machines, &id).unwrap(), Released::Removed);
     assert!(!record.snapshot(&machines).exists() && GuestRecord::load(&machines, &id).is_none());
     assert!(matches!(release(&machines, &id), Err(PersonError::NoGuest { .. })));
+}
+
+#[test]
+fn a_host_holds_so_many_guests_and_no_more() {
+    let base = tempfile::tempdir().unwrap();
+    let machines = Machines::new(base.path());
+    for _ in 0..HELD_MAX {
+        assert!(check_number(&machines).is_ok());
+        guest(&machines, true).hold(&machines, held()).unwrap();
+    }
+    assert!(matches!(check_number(&machines), Err(HoldError::Full)));
+    // One whose time is over does not count, even if nobody has removed it yet.
+    let mut last = GuestRecord::load(&machines, &guests(&machines)[0]).unwrap();
+    last.hold(&machines, HeldGuest { until: now(), ..held() }).unwrap();
+    assert!(check_number(&machines).is_ok());
 }
 
 #[test]
