@@ -41,8 +41,37 @@ pub enum Command {
     /// Show the virtual machines of the hosts: what state they are in, who uses them
     #[command(after_help = "Examples:\n  \
         crewboss machines              those of all hosts\n  \
-        crewboss machines lab1 --json  those of one, for a program")]
+        crewboss machines lab1 --json  those of one, for a program
+        crewboss machines bootstrap    make all of them ready, before a task has to wait for it")]
     Machines(MachinesArgs),
+    /// Show in short who uses the hosts: slots, guests that run, wait or are kept
+    #[command(after_help = "Example:\n  \
+        crewboss status         all hosts; what it shows of guests says how to get in")]
+    Status(StatusArgs),
+    /// Get into the guest of a task: one that was kept, or one that waits for you
+    #[command(
+        after_help = "Ctrl-] leaves. A guest that was kept goes on where it was stopped, is stopped again when you leave or the link \
+        drops, and stays kept. One whose task waits runs on.\n\n\
+        Examples:\n  \
+        crewboss enter                                list the guests\n  \
+        crewboss enter lab1/debian12-gcc12-k3x9ab     a shell in this one\n  \
+        crewboss enter arm64                          in the one of target arm64, if there is one\n  \
+        crewboss enter lab1/arm64 --console           its serial console"
+    )]
+    Enter(EnterArgs),
+    /// End a guest that was kept, or let a task go on that waits for you
+    #[command(after_help = "Example:\n  \
+        crewboss release lab1/debian12-gcc12-k3x9ab")]
+    Release(ReleaseArgs),
+    /// Run a stage again in a guest that was kept
+    #[command(
+        after_help = "What still runs of the task is stopped first. The guest stays kept. Exit codes: 0 the stage succeeded, 100 it failed, 102 it \
+        could not be run, 130 interrupted.\n\n\
+        Examples:\n  \
+        crewboss retry lab1/debian12-gcc12-k3x9ab --stage build --set V=1\n  \
+        crewboss retry arm64 --stage build --wipe     with the source unpacked anew, and no output"
+    )]
+    Retry(RetryArgs),
     /// End workers on hosts and remove what they left
     #[command(
         after_help = "Work of live bosses is left alone unless --force is given, and what you may not end always is. Guests that \
@@ -145,7 +174,11 @@ pub struct HostsArgs {
 
 /// Arguments of `machines`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct MachinesArgs {
+    /// What to do instead of showing them.
+    #[command(subcommand)]
+    pub command: Option<MachinesCommand>,
     /// The hosts to ask [default: all]
     #[arg(value_name = "HOST")]
     pub hosts: Vec<String>,
@@ -155,6 +188,112 @@ pub struct MachinesArgs {
     /// Print JSON: an array with an object per host
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to do with machines.
+#[derive(Debug, Subcommand)]
+pub enum MachinesCommand {
+    /// Make machines ready: bootstrap those that need it, also those that were suspended
+    #[command(after_help = "It happens by itself when a task needs it; this does it ahead of time.\n\n\
+        Examples:\n  \
+        crewboss machines bootstrap                       whatever needs it, on every host\n  \
+        crewboss machines bootstrap debian12 --host lab1  one machine on one host\n\n\
+        Exit codes: 0 all are ready, 2 wrong usage or a name that no host has, 102 one could not be made ready.")]
+    Bootstrap(BootstrapArgs),
+}
+
+/// Arguments of `machines bootstrap`.
+#[derive(Debug, Args)]
+pub struct BootstrapArgs {
+    /// The machines [default: all that need it]
+    #[arg(value_name = "MACHINE")]
+    pub machines: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Only on this host; may be given several times
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+    /// Give build machines this toolchain [default: `default`, what the machine itself has]
+    #[arg(long, value_name = "NAME")]
+    pub toolchain: Option<String>,
+    /// Also those that are ready
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON: an array with an object per host
+    #[arg(long)]
+    pub json: bool,
+    /// Say only how it ended
+    #[arg(long, short, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Show also what the guests print
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The hosts to ask [default: all]
+    #[arg(value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Print JSON: an array with an object per host
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `enter`.
+#[derive(Debug, Args)]
+pub struct EnterArgs {
+    /// The guest: its name or its target, with the host before it if that is known [default: list them]
+    #[arg(value_name = "[HOST/]GUEST")]
+    pub guest: Option<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// A shell [default, if our agent runs in the guest]
+    #[arg(long, group = "way")]
+    pub shell: bool,
+    /// The serial console
+    #[arg(long, group = "way")]
+    pub console: bool,
+    /// The screen, for a VNC viewer; the machine needs `display = true`
+    #[arg(long, group = "way")]
+    pub vnc: bool,
+}
+
+/// Arguments of `release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The guest: its name or its target, with the host before it if that is known
+    #[arg(value_name = "[HOST/]GUEST")]
+    pub guest: String,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Arguments of `retry`.
+#[derive(Debug, Args)]
+pub struct RetryArgs {
+    /// The guest: its name or its target, with the host before it if that is known
+    #[arg(value_name = "[HOST/]GUEST")]
+    pub guest: String,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The stage to run
+    #[arg(long, value_name = "STAGE")]
+    pub stage: String,
+    /// A variable on top of those of the task; may be given several times
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub variables: Vec<String>,
+    /// Unpack the source anew and empty the output first
+    #[arg(long)]
+    pub wipe: bool,
 }
 
 /// Arguments of `kill-workers`.
@@ -194,11 +333,12 @@ mod tests {
             "crewboss build -q -v",
             "crewboss build --priority x",
             "crewboss build --interactive-limit 5m",
+            "crewboss machines bootstrap -q -v",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(crate::exit::Exit::Usage.code()), "{line}");
         }
-        for line in ["crewboss --help", "crewboss build --help", "crewboss --version"] {
+        for line in ["crewboss --help", "crewboss machines bootstrap --help", "crewboss --version"] {
             assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 0, "{line}");
         }
     }

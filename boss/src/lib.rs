@@ -4,14 +4,17 @@
 //! [`event`]s.
 #![forbid(unsafe_code)]
 
+pub mod bootstrap;
 pub mod bulk;
 pub mod clean;
 pub mod crew;
 pub mod dry_run;
 pub mod event;
 pub mod link;
+pub mod person;
 pub mod plan;
 pub mod probe;
+pub mod report;
 pub mod run;
 pub mod scheduler;
 pub mod source;

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod machine;
 pub mod message;
 pub mod outcome;
+pub mod overview;
 pub mod target;
 pub mod tree;
 

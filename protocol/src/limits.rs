@@ -49,8 +49,14 @@ pub const AUXILIARIES_MAX: usize = 9;
 /// Longest piece of raw output that follows a `log` line of a guest.
 pub const GUEST_LOG_BYTES_MAX: usize = 64 << 10;
 
-/// Machines in one list, and guests that are held on one host.
+/// Machines, or guests, in one list.
 pub const MACHINES_MAX: usize = 1024;
+
+/// Versions that a bootstrap can report.
+pub const VERSIONS_MAX: usize = 1024;
+
+/// Guests that are held on one host at the same time. Each takes as much disk as its memory; those that came first stay.
+pub const HELD_MAX: usize = 8;
 
 /// How long a guest is held for a person, unless something else is said.
 pub const HOLD: Duration = Duration::from_secs(3600);

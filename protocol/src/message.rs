@@ -11,7 +11,7 @@ use crate::host::{HostFacts, Load};
 use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
 use crate::limits::{
     ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, MACHINES_MAX, NUMBER_MAX, STAGES_MAX,
-    TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX,
+    TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX, VERSIONS_MAX,
 };
 use crate::machine::{AccelChoice, HeldGuest, MachineResult};
 use crate::outcome::{Outcome, StageResult};
@@ -63,7 +63,10 @@ pub enum ToWorker {
     },
     /// Run this as soon as a slot is free.
     Task(TaskOrder),
-    /// Stop an attempt, wherever it stands.
+    /// Make the copy of a machine that tasks start from, as soon as a slot is free. Answered by `bootstrapped`, or by
+    /// `refused`.
+    Bootstrap(BootstrapOrder),
+    /// Stop an attempt or a bootstrap, wherever it stands.
     Cancel {
         /// Which.
         at: TaskRef,
@@ -149,6 +152,52 @@ pub struct TaskOrder {
     /// Let a person into the guest, if it runs in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<Pause>,
+}
+
+/// A machine to be bootstrapped ahead of time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootstrapOrder {
+    /// What the order is called; among those of tasks and bootstraps of this session it is not used twice at once.
+    pub at: TaskRef,
+    /// The machine.
+    pub machine: Name,
+    /// What it is given.
+    pub toolchain: Name,
+    /// Although its copy is good.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// How a bootstrap ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootstrapEnd {
+    /// The copy was made.
+    Made {
+        /// The versions that it reported.
+        #[serde(default)]
+        versions: BTreeMap<String, String>,
+        /// How long it took, in milliseconds.
+        took_ms: u64,
+    },
+    /// There was nothing to do.
+    Ready {
+        /// The versions that its bootstrap reported.
+        #[serde(default)]
+        versions: BTreeMap<String, String>,
+    },
+    /// It cannot be made: the machine is suspended now.
+    Suspended {
+        /// Why, for a person.
+        why: String,
+    },
+    /// It was not made, for a reason that is not the machine's.
+    Failed {
+        /// Why, for a person.
+        why: String,
+    },
+    /// It was stopped.
+    Cancelled,
 }
 
 /// After which ends a guest is kept.
@@ -249,6 +298,13 @@ pub enum FromWorker {
     },
     /// An attempt has ended.
     Done(Box<Done>),
+    /// A bootstrap has ended.
+    Bootstrapped {
+        /// Which.
+        at: TaskRef,
+        /// How.
+        end: BootstrapEnd,
+    },
     /// An order cannot be taken or carried out here.
     Refused {
         /// Which.
@@ -414,6 +470,7 @@ impl Validate for ToWorker {
             ToWorker::Recall { tasks } => Invalid::at_most("tasks", tasks.len(), TASKS_PER_MESSAGE_MAX),
             ToWorker::SourceReady { .. }
             | ToWorker::Task(_)
+            | ToWorker::Bootstrap(_)
             | ToWorker::Cancel { .. }
             | ToWorker::Collected { .. }
             | ToWorker::Ping { .. }
@@ -482,6 +539,7 @@ impl Validate for FromWorker {
         match self {
             FromWorker::Ready(ready) => ready.validate(),
             FromWorker::Done(done) => done.validate(),
+            FromWorker::Bootstrapped { end, .. } => end.validate(),
             FromWorker::Log { text, .. } => {
                 // Bytes that are not UTF-8 grow to three when they are replaced.
                 Invalid::at_most("text", text.len(), 3 * LIVE_CHUNK_BYTES_MAX)
@@ -515,6 +573,20 @@ impl Validate for Ready {
         Invalid::at_most("trees", facts.trees.len(), 1024)?;
         Invalid::at_most("machines", facts.machines.len(), MACHINES_MAX)?;
         Invalid::at_most("held", facts.held.len(), MACHINES_MAX)
+    }
+}
+
+impl Validate for BootstrapEnd {
+    fn validate(&self) -> Result<(), Invalid> {
+        match self {
+            BootstrapEnd::Made { versions, .. } | BootstrapEnd::Ready { versions } => {
+                Invalid::at_most("versions", versions.len(), VERSIONS_MAX)
+            }
+            BootstrapEnd::Suspended { why } | BootstrapEnd::Failed { why } => {
+                Invalid::at_most("why", why.len(), TEXT_BYTES_MAX)
+            }
+            BootstrapEnd::Cancelled => Ok(()),
+        }
     }
 }
 

@@ -64,6 +64,7 @@ fn the_reference_shows_every_message_as_it_is() {
     put(&mut document, "bulk request", &section(&samples::bulk_request()));
     put(&mut document, "bulk answer", &section(&samples::bulk_answer()));
     put(&mut document, "clean report", &section(&samples::clean_report()));
+    put(&mut document, "overview", &section(&samples::overview()));
     put(&mut document, "to guest", &section(&samples::guest::to_guest()));
     put(&mut document, "from guest", &section(&samples::guest::from_guest()));
     put(&mut document, "documents", &documents());
@@ -77,7 +78,7 @@ fn the_reference_shows_every_message_as_it_is() {
 /// Every variant must be among the samples. A new one does not compile here until it is named.
 #[test]
 fn the_samples_are_complete() {
-    let mut seen = [false; 9];
+    let mut seen = [false; 10];
     for message in samples::to_worker() {
         seen[match message {
             ToWorker::Hello(_) => 0,
@@ -89,10 +90,11 @@ fn the_samples_are_complete() {
             ToWorker::Collected { .. } => 6,
             ToWorker::Ping { .. } => 7,
             ToWorker::Quit => 8,
+            ToWorker::Bootstrap(_) => 9,
         }] = true;
     }
-    assert_eq!(seen, [true; 9]);
-    let mut seen = [false; 15];
+    assert_eq!(seen, [true; 10]);
+    let mut seen = [false; 16];
     for message in samples::from_worker() {
         seen[match message {
             FromWorker::Ready(_) => 0,
@@ -110,9 +112,10 @@ fn the_samples_are_complete() {
             FromWorker::Slots { .. } => 12,
             FromWorker::Step { .. } => 13,
             FromWorker::Waiting { .. } => 14,
+            FromWorker::Bootstrapped { .. } => 15,
         }] = true;
     }
-    assert_eq!(seen, [true; 15]);
+    assert_eq!(seen, [true; 16]);
     let mut seen = [false; 6];
     for message in samples::bulk_request() {
         seen[match message {
@@ -144,7 +147,7 @@ fn the_samples_are_complete() {
 /// The same for what is said to and by a guest.
 #[test]
 fn the_samples_of_guests_are_complete() {
-    let mut seen = [false; 9];
+    let mut seen = [false; 10];
     for message in samples::guest::to_guest() {
         seen[match message {
             ToGuest::Bootstrap { .. } => 0,
@@ -156,10 +159,11 @@ fn the_samples_of_guests_are_complete() {
             ToGuest::Renew(_) => 6,
             ToGuest::Ping { .. } => 7,
             ToGuest::PowerOff => 8,
+            ToGuest::Network { .. } => 9,
         }] = true;
     }
-    assert_eq!(seen, [true; 9]);
-    let mut seen = [false; 10];
+    assert_eq!(seen, [true; 10]);
+    let mut seen = [false; 11];
     for message in samples::guest::from_guest() {
         seen[match message {
             FromGuest::Ready { .. } => 0,
@@ -172,7 +176,8 @@ fn the_samples_of_guests_are_complete() {
             FromGuest::Renewed(_) => 7,
             FromGuest::Alive { .. } => 8,
             FromGuest::Failed { .. } => 9,
+            FromGuest::Networked => 10,
         }] = true;
     }
-    assert_eq!(seen, [true; 10]);
+    assert_eq!(seen, [true; 11]);
 }

@@ -5,14 +5,17 @@ use std::io::IsTerminal;
 use super::build::in_runtime;
 use super::hosts::ask;
 use super::{CommandError, crew, finish, now, palette};
-use crate::cli::MachinesArgs;
+use crate::cli::{MachinesArgs, MachinesCommand};
 use crate::exit::Exit;
 use crate::output::print;
 use crate::terminal::machines;
 
 /// Runs the command. A host that cannot be asked makes the exit code 102.
 pub fn run(arguments: &MachinesArgs) -> Exit {
-    finish(try_run(arguments))
+    match &arguments.command {
+        Some(MachinesCommand::Bootstrap(arguments)) => super::bootstrap::run(arguments),
+        None => finish(try_run(arguments)),
+    }
 }
 
 fn try_run(arguments: &MachinesArgs) -> Result<Exit, CommandError> {

@@ -56,7 +56,7 @@ fn rows(host: &HostName, machine: &MachineFacts, table: &mut Table) {
     };
     match &machine.state {
         MachineState::LittleMemory { needs, has } => {
-            let details = format!("needs {}, the host has {}", bytes(*needs), bytes(*has));
+            let details = format!("needs {}, a slot of the host has {}", bytes(*needs), bytes(*has));
             row("", "too little memory", &details);
         }
         MachineState::Unusable { why } => {
@@ -114,7 +114,8 @@ fn notes(report: &HostReport, palette: Palette, text: &mut String) {
         }
         Ok(facts) if facts.machines.is_empty() => put(text, format_args!("\n{name} has no machines\n")),
         Ok(facts) if facts.emulator.is_none() => {
-            put(text, format_args!("\n{name} has no QEMU that can be used\n"));
+            let why = shortened(&one_line(&facts.no_emulator), REASON_CHARS_MAX);
+            put(text, format_args!("\n{name} has no QEMU that can be used: {why}\n"));
         }
         Ok(_) => {}
     }
@@ -162,7 +163,11 @@ mod tests {
             held: vec![held_guest()],
             ..host_facts()
         };
-        let board = HostFacts { machines: vec![machines().swap_remove(1)], ..host_facts() };
+        let board = HostFacts {
+            machines: vec![machines().swap_remove(1)],
+            no_emulator: "there is none".to_owned(),
+            ..host_facts()
+        };
         vec![
             HostReport { name: host("lab1"), facts: Ok(lab1) },
             HostReport { name: host("board"), facts: Ok(board) },
@@ -185,12 +190,12 @@ lab1   debian12    build      gcc12      256.0 MiB to 1.0 GiB  debian12-7    bus
 lab1   debian12    build      gcc13      256.0 MiB to 1.0 GiB  debian12-7    needs bootstrap    its toolchain has changed
 lab1   debian12    build      gcc14      256.0 MiB to 1.0 GiB  debian12-7    suspended          it did not boot, 3 times
 lab1   postgres15  auxiliary             from 256.0 MiB        postgres15-1  needs bootstrap    there is no copy of it yet
-lab1   hurd        build                 from 256.0 MiB        hurd-1        too little memory  needs 128.0 GiB, the host has 64.0 GiB
+lab1   hurd        build                 from 256.0 MiB        hurd-1        too little memory  needs 128.0 GiB, a slot of the host has 64.0 GiB
 lab1   win         build                 from 256.0 MiB        win-1         unusable           /m/v/win/win-1: leads nowhere
 lab1   debian12                                                              held               arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
 board  postgres15  auxiliary             from 256.0 MiB        postgres15-1  needs bootstrap    there is no copy of it yet
 
-board has no QEMU that can be used
+board has no QEMU that can be used: there is none
 
 pod has no machines
 

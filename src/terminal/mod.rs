@@ -1,6 +1,7 @@
 //! What a person sees: progress, failures, tables, summaries; and the event stream for programs.
 
 pub mod bars;
+pub mod bootstrap;
 pub mod clean;
 pub mod events;
 pub mod hosts;
@@ -8,9 +9,11 @@ pub mod machines;
 pub mod plain;
 pub mod plan;
 pub mod progress;
+pub mod status;
 pub mod summary;
 pub mod table;
 pub mod text;
+pub mod way_in;
 
 #[cfg(test)]
 pub mod samples;

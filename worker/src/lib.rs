@@ -13,6 +13,7 @@ pub mod guardian;
 pub mod held;
 pub mod layout;
 pub mod machine;
+pub mod overview;
 pub mod owner;
 pub mod probe;
 pub mod process;

@@ -70,6 +70,14 @@ pub fn keep_descriptors_to_ourselves() {
     unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
+/// Takes a variable out of the environment of this process and its children to come.
+///
+/// To be called before there is a second thread: nobody else may look at the environment meanwhile.
+pub fn forget_variable(name: &str) {
+    // SAFETY: the callers are the beginnings of processes that have one thread.
+    unsafe { std::env::remove_var(name) };
+}
+
 /// Unblocks every signal, so that programs started from here get the usual behaviour.
 pub fn unblock_all() {
     let set = set_of(&[]);

@@ -19,6 +19,7 @@ mod session;
 mod session_error;
 mod site;
 mod start;
+mod talk;
 mod tally;
 mod upload;
 
@@ -36,8 +37,10 @@ pub(crate) use done::{Division, confirmed, divide};
 pub(crate) use hosts::{Report, Traffic};
 pub(crate) use opening::Opening;
 pub(crate) use plan::Plan;
+pub(crate) use session_error::SessionError;
 pub(crate) use site::Common;
 pub(crate) use start::{make_plan, run_id};
+pub(crate) use talk::Talk;
 
 use crate::event::{EventSink, Stopped, Summary};
 use crate::store::StoreReply;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crewboss_protocol::codec::{DecodeError, Line, LineDecoder, encode, parse};
 use crewboss_protocol::message::{Hello, Ready};
 use crewboss_protocol::{FromWorker, PROTOCOL_VERSION, SessionId, ToWorker};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
@@ -14,7 +14,8 @@ use super::host_log::HostLog;
 use super::hosts::Traffic;
 use super::live::{Live, last_words, one_line};
 use super::session_error::SessionError;
-use super::site::{Common, QUIT_WITHIN, Site, Work};
+use super::site::{Common, Site, Work};
+use super::talk::Talk;
 use crate::crew::Host;
 use crate::link::{ChannelGuard, ChannelReader, Link, OwnBinary, Role, Running, start};
 use crate::scheduler::HostIndex;
@@ -119,21 +120,13 @@ fn check(message: FromWorker, binary: &OwnBinary) -> Result<Box<Ready>, SessionE
 
 impl Greeting {
     /// Ends the session in order, when nothing but the answer was wanted.
-    pub(crate) async fn part(mut self) {
-        let mut quit = Vec::new();
-        encode(&ToWorker::Quit, &mut quit);
-        let farewell = async {
-            // A worker that is gone already needs no farewell.
-            self.stdin.write_all(&quit).await.ok();
-            drop(self.stdin);
-            let mut rest = Vec::new();
-            while self.stdout.read_buf(&mut rest).await.is_ok_and(|count| count > 0) {
-                rest.clear();
-            }
-            self.guard.wait().await;
-        };
-        timeout(QUIT_WITHIN, farewell).await.ok();
-        self.link.close();
+    pub(crate) async fn part(self) {
+        self.talk().part().await;
+    }
+
+    /// Goes on without plan and store.
+    pub(crate) fn talk(self) -> Talk {
+        Talk::new(self.link, (self.stdin, self.stdout, self.guard), self.decoder)
     }
 
     pub(super) fn live(self, opening: Opening, traffic: Arc<Traffic>, work: Arc<Work>) -> Live {

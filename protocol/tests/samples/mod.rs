@@ -9,12 +9,14 @@ use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream}
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
-    AccelChoice, Accelerator, Auxiliary, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts,
-    MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
+    AccelChoice, Accelerator, Auxiliary, AuxiliaryResult, CopyFacts, CopyState, Emulator, HeldGuest,
+    MachineFacts, MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
 };
 use crewboss_protocol::message::{
-    ArtifactCount, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder, WorkerErrorKind,
+    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder,
+    WorkerErrorKind,
 };
+use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, SlotHolder, Stage,
     StageExit, StageResult, Target, TaskRef, ToWorker, Toolchain, TreeId,
@@ -108,6 +110,12 @@ pub fn to_worker() -> Vec<ToWorker> {
             hold: Hold { for_ms: 7_200_000, failure: true },
             pause: Some(Pause { before: Some(name("check")), on_failure: false, limit_ms: 1_800_000 }),
         }),
+        ToWorker::Bootstrap(BootstrapOrder {
+            at: name("14.1"),
+            machine: name("debian12"),
+            toolchain: name("gcc13"),
+            force: true,
+        }),
         ToWorker::Cancel { at: at() },
         ToWorker::Recall { tasks: vec![at(), name("13.1")] },
         ToWorker::Collected { at: at() },
@@ -160,6 +168,7 @@ fn facts() -> HostFacts {
             accelerator: Accelerator::Kvm,
             why: "a trial guest ran in it".to_owned(),
         }),
+        no_emulator: String::new(),
         machines: machines(),
         held: vec![held()],
     }
@@ -283,6 +292,13 @@ fn machine_done() -> Done {
             warm: true,
             boots: 1,
             versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
+            auxiliary: vec![AuxiliaryResult {
+                name: name("db"),
+                machine: name("postgres15"),
+                id: "postgres15-3".to_owned(),
+                toolchain_id: "af1349".to_owned(),
+                memory: 268_435_456,
+            }],
         })),
         held: Some(Box::new(held())),
         message: "the time limit of 30 min ran out".to_owned(),
@@ -331,6 +347,17 @@ pub fn from_worker() -> Vec<FromWorker> {
             message: String::new(),
         })),
         FromWorker::Done(Box::new(machine_done())),
+        FromWorker::Bootstrapped {
+            at: name("14.1"),
+            end: BootstrapEnd::Made {
+                versions: BTreeMap::from([("gcc".to_owned(), "13.1.0".to_owned())]),
+                took_ms: 61_000,
+            },
+        },
+        FromWorker::Bootstrapped {
+            at: name("15.1"),
+            end: BootstrapEnd::Suspended { why: "debian12 did not boot, 3 times".to_owned() },
+        },
         FromWorker::Refused {
             at: at(),
             reason: Refusal::NoSpace,
@@ -393,5 +420,26 @@ pub fn clean_report() -> Vec<CleanReport> {
         subvolumes: 4,
         locks: 0,
         errors: vec![],
+    }]
+}
+
+pub fn overview() -> Vec<Overview> {
+    vec![Overview {
+        slots: vec![],
+        guests: vec![RunningGuest {
+            id: name("debian12-gcc12-p0q1r2"),
+            machine: name("debian12"),
+            step: name("waiting"),
+            user: None,
+            waiting: Some(Waiting {
+                target: name("unzip"),
+                commit: TreeId([0x1a; 20]),
+                at: name("3.1"),
+                stage: Some(name("check")),
+                until: 1_783_170_000,
+                entered: None,
+            }),
+        }],
+        held: vec![],
     }]
 }

@@ -6,8 +6,8 @@ use crewboss_protocol::guest::FromGuest;
 
 use super::place::Place;
 
-/// The answer to a ping. What cannot be read is 0.
-pub(super) fn alive(place: &Place, number: u64) -> FromGuest {
+/// The answer to a ping; `busy` while a job runs. What cannot be read is 0.
+pub(super) fn alive(place: &Place, number: u64, busy: bool) -> FromGuest {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     // The work directory may not have been made yet.
     let space = rustix::fs::statvfs(place.work()).or_else(|_| rustix::fs::statvfs(place.at("/")));
@@ -16,6 +16,7 @@ pub(super) fn alive(place: &Place, number: u64) -> FromGuest {
         load_percent: load(&read("/proc/loadavg")).unwrap_or(0),
         memory_available: available(&read("/proc/meminfo")).unwrap_or(0),
         disk_free: space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize)),
+        busy,
     }
 }
 

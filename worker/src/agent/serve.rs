@@ -14,7 +14,7 @@ use super::place::Place;
 use super::port::{Port, State};
 use super::shell::{Shell, Start};
 use super::stage::Order;
-use super::{bootstrap, collect, health, identity, power, service, source, stage, variables};
+use super::{bootstrap, collect, health, identity, network, power, service, source, stage, variables};
 use crate::process::{descendants, kill_orphans, reap_ended};
 use crate::sys::{self, Signals};
 
@@ -186,7 +186,7 @@ impl<'a> Agent<'a> {
 
     fn obey(&mut self, message: ToGuest) {
         match message {
-            ToGuest::Ping { number } => self.port.say(&health::alive(self.place, number)),
+            ToGuest::Ping { number } => self.port.say(&health::alive(self.place, number, self.job.is_some())),
             ToGuest::Cancel => {
                 if let Some(job) = &mut self.job {
                     job.cancel();
@@ -195,6 +195,10 @@ impl<'a> Agent<'a> {
             ToGuest::Renew(identity) => {
                 let renewed = identity::renew(self.place, &identity);
                 self.port.say(&renewed.map_or_else(|error| error.told(), FromGuest::Renewed));
+            }
+            ToGuest::Network { mac, address } => {
+                let set = network::set(self.place, &mac, address);
+                self.port.say(&set.map_or_else(|error| error.told(), |()| FromGuest::Networked));
             }
             ToGuest::PowerOff => self.over = Some(Over::PowerOff),
             work => {
@@ -236,7 +240,11 @@ impl<'a> Agent<'a> {
                     collect::run(reporter, place, &task.document, result)
                 })
             }
-            ToGuest::Cancel | ToGuest::Renew(_) | ToGuest::Ping { .. } | ToGuest::PowerOff => return Ok(()),
+            ToGuest::Cancel
+            | ToGuest::Network { .. }
+            | ToGuest::Renew(_)
+            | ToGuest::Ping { .. }
+            | ToGuest::PowerOff => return Ok(()),
         };
         self.job = Some(job?);
         Ok(())

@@ -3,18 +3,16 @@
 use std::path::PathBuf;
 
 use crewboss_protocol::machine::DEFAULT_TOOLCHAIN;
-use crewboss_protocol::message::{Hello, TaskOrder};
-use crewboss_protocol::{Environment, HostFacts, Target};
+use crewboss_protocol::message::{BootstrapOrder, Hello, Hold, TaskOrder};
+use crewboss_protocol::{Environment, HostFacts, MachineUse, Name, Target};
 
 use crate::environment::Prepared;
 use crate::layout::Layout;
-use crate::runner::message::MachineJob;
+use crate::machine::memory::slot_share;
+use crate::runner::message::{BootstrapJob, MachineJob};
 
 /// From this priority on a guest gets all processors of the host.
 const BOOST_PRIORITY: u32 = 10_000;
-
-/// Memory that guests leave to the host, in hundredths: its kernel, QEMU itself, the page cache for their disks.
-const HOST_PERCENT: u64 = 10;
 
 /// Everything about the guest of an order; `None` if it runs in none.
 pub fn job(
@@ -27,33 +25,59 @@ pub fn job(
 ) -> Option<Box<MachineJob>> {
     let Environment::Machine(machines) = &target.environment else { return None };
     let default = || DEFAULT_TOOLCHAIN.parse().ok();
+    let toolchain = target.toolchain.clone().or_else(default)?;
+    let job = any_job(machines.clone(), toolchain, layout, hello, facts)?;
     Some(Box::new(MachineJob {
-        directory: directory(layout, hello),
-        work: layout.work().to_owned(),
-        session: hello.session.clone(),
-        machines: machines.clone(),
-        toolchain: target.toolchain.clone().or_else(default)?,
-        accelerator: facts.emulator.as_ref()?.accelerator,
-        memory: memory(facts),
-        processors: processors(facts, hello.priority),
         source: prepared.src.clone(),
         hold: order.hold,
         pause: order.pause.clone(),
+        ..job
+    }))
+}
+
+/// Everything about the guest of a bootstrap; `None` if this host can run none.
+pub fn bootstrap_job(
+    order: BootstrapOrder,
+    layout: &Layout,
+    hello: &Hello,
+    facts: &HostFacts,
+) -> Option<BootstrapJob> {
+    let machines = MachineUse { name: order.machine.clone(), auxiliary: Vec::new() };
+    let machine = any_job(machines, order.toolchain.clone(), layout, hello, facts)?;
+    Some(BootstrapJob { order, machine })
+}
+
+fn any_job(
+    machines: MachineUse,
+    toolchain: Name,
+    layout: &Layout,
+    hello: &Hello,
+    facts: &HostFacts,
+) -> Option<MachineJob> {
+    Some(MachineJob {
+        directory: directory(layout, hello),
+        work: layout.work().to_owned(),
+        session: hello.session.clone(),
+        machines,
+        toolchain,
+        accelerator: facts.emulator.as_ref()?.accelerator,
+        memory: slot_share(facts.memory, facts.slots),
+        processors: processors(facts, hello.priority),
+        source: PathBuf::new(),
+        hold: Hold::default(),
+        pause: None,
         boss: hello.boss.clone(),
         run: hello.run.clone(),
         host: hello.host.clone(),
         priority: hello.priority,
-    }))
+    })
 }
 
-/// Where the machines of a host lie.
+/// Where the machines of a host lie: absolute, since runners move about.
 pub fn directory(layout: &Layout, hello: &Hello) -> PathBuf {
-    hello.machines.as_ref().map_or_else(|| layout.machines(), PathBuf::from)
-}
-
-/// A slot's share of the memory.
-fn memory(facts: &HostFacts) -> u64 {
-    facts.memory / 100 * (100 - HOST_PERCENT) / u64::from(facts.slots.max(1))
+    let Some(given) = &hello.machines else { return layout.machines() };
+    // It fails without a working directory; a path that is relative then leads nowhere anyway.
+    std::path::absolute(given).unwrap_or_else(|_| PathBuf::from(given))
 }
 
 /// A slot's share of the processors.

@@ -5,12 +5,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use crewboss_protocol::TaskRef;
-use crewboss_protocol::chain;
+use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::Refusal;
+use crewboss_protocol::{TaskRef, chain};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::environment::{EnvRequest, Prepared, Preparer};
+use crate::machine::directory::Machines;
+use crate::machine::sweep;
+use crate::process::ProcessId;
 
 /// Snapshots that are taken at the same time share a commit of the file system; more threads than this gain nothing.
 const THREADS: usize = 4;
@@ -24,6 +27,17 @@ pub enum Work {
     Keep(TaskRef, Box<Prepared>, bool),
     /// Remove an environment; whether it was put away before.
     Remove(TaskRef, Box<Prepared>, bool),
+    /// Remove guests.
+    Guests(Machines, Guests),
+}
+
+/// Which guests are to be removed.
+#[derive(Debug)]
+pub enum Guests {
+    /// Those of a runner that is gone.
+    Of(ProcessId),
+    /// Held ones whose time is over.
+    Expired,
 }
 
 /// What a thread has done.
@@ -35,6 +49,8 @@ pub enum Finished {
     Kept(TaskRef, Box<Prepared>, Option<String>),
     /// Removing it went wrong.
     NotRemoved(TaskRef, String),
+    /// Removing guests went wrong.
+    GuestsLeft(Vec<String>),
 }
 
 #[derive(Debug, Default)]
@@ -97,7 +113,7 @@ impl Pool {
     pub fn submit(&self, work: Work) {
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         match work {
-            Work::Remove(..) => queues.idle.push_back(work),
+            Work::Remove(..) | Work::Guests(..) => queues.idle.push_back(work),
             work => queues.urgent.push_back(work),
         }
         drop(queues);
@@ -132,7 +148,7 @@ impl Drop for Pool {
 impl Shared {
     fn run(&self) {
         while let Some(work) = self.next() {
-            let removes = matches!(work, Work::Remove(..));
+            let removes = matches!(work, Work::Remove(..) | Work::Guests(..));
             let finished = self.work(work);
             if removes {
                 self.queues.lock().unwrap_or_else(PoisonError::into_inner).removing -= 1;
@@ -199,6 +215,14 @@ impl Shared {
                 }
                 let removed = self.preparer.remove(*prepared);
                 removed.err().map(|error| Finished::NotRemoved(at, chain(&error)))
+            }
+            Work::Guests(machines, which) => {
+                let mut report = CleanReport::default();
+                match which {
+                    Guests::Of(runner) => sweep::sweep_runner(&machines, &runner, &mut report),
+                    Guests::Expired => sweep::expire(&machines, &mut report),
+                }
+                (!report.errors.is_empty()).then_some(Finished::GuestsLeft(report.errors))
             }
         }
     }

@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
-use crate::runner::message::{Job, Spec, ToRunner};
+use crate::process::ProcessId;
+use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
 
 /// What is read from a runner at once.
 const READ_BYTES: usize = 64 << 10;
@@ -17,6 +18,7 @@ const READ_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Runner {
     child: Child,
+    id: Option<ProcessId>,
     socket: File,
     input: Vec<u8>,
     defined: BTreeSet<u32>,
@@ -32,8 +34,9 @@ impl Runner {
         let mut command = Command::new("/proc/self/exe");
         command.arg("runner").stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).process_group(0);
         let child = command.spawn()?;
+        let id = ProcessId::of(child.id());
         let socket = File::from(OwnedFd::from(own));
-        Ok(Self { child, socket, input: Vec::new(), defined: BTreeSet::new() })
+        Ok(Self { child, id, socket, input: Vec::new(), defined: BTreeSet::new() })
     }
 
     /// Its process.
@@ -58,6 +61,16 @@ impl Runner {
         }
         write_line(&mut lines, &ToRunner::Run(Box::new(job)))?;
         self.socket.write_all(&lines)
+    }
+
+    /// Gives it a bootstrap. The runner must be idle, so this does not wait long.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn bootstrap(&mut self, job: BootstrapJob) -> io::Result<()> {
+        let mut line = Vec::new();
+        write_line(&mut line, &ToRunner::Bootstrap(Box::new(job)))?;
+        self.socket.write_all(&line)
     }
 
     /// Asks it to stop its job. If it is gone that shows elsewhere.
@@ -88,11 +101,12 @@ impl Runner {
         }
     }
 
-    /// Ends it, if it has not ended, and reaps it.
-    pub fn end(mut self) {
+    /// Ends it, if it has not ended, and reaps it. Returns who it was.
+    pub fn end(mut self) -> Option<ProcessId> {
         // It may be gone already.
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
+        self.id
     }
 }
 

@@ -5,18 +5,19 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::machine::MachineState;
-use crewboss_protocol::message::{Hello, TaskOrder};
+use crewboss_protocol::message::{BootstrapOrder, Hello, TaskOrder};
 use crewboss_protocol::{Environment, FromWorker, HostFacts, Load, SlotHolder, TaskRef, ToWorker, chain};
 use rustix::event::{PollFd, PollFlags};
 
 use super::output::FULL_BYTES;
-use super::pool::{Finished, Pool, Work};
+use super::pool::{Finished, Guests, Pool, Work};
 use super::runners::Runner;
 use super::session::Session;
 use super::state::{Action, Core, Event, Offer};
 use super::{Channel, machine, variables};
 use crate::environment::{EnvRequest, Prepared, Preparer, WarmKey};
 use crate::layout::Layout;
+use crate::machine::directory::Machines;
 use crate::process::{kill_all_descendants, kill_orphans};
 use crate::runner::message::{FromRunner, Job};
 use crate::slots::{LOOK, Share, Slots};
@@ -24,6 +25,9 @@ use crate::sys;
 
 /// How often sources that are waited for are looked for, besides being told of them.
 const SOURCES_EVERY: Duration = Duration::from_secs(2);
+
+/// Held guests whose time may be over are looked for.
+const EXPIRY_EVERY: Duration = Duration::from_secs(60);
 
 struct Held {
     prepared: Box<Prepared>,
@@ -48,6 +52,7 @@ pub struct Shell {
     share: Share,
     next_look: Instant,
     next_sources: Instant,
+    next_expiry: Instant,
     events: VecDeque<Event>,
     exit: bool,
 }
@@ -104,6 +109,8 @@ impl Shell {
             share: Share { slots: total, pass_on: false },
             next_look: now,
             next_sources: now,
+            // The sweep at the beginning has just looked.
+            next_expiry: now + EXPIRY_EVERY,
             events: VecDeque::new(),
             exit: false,
         })
@@ -137,7 +144,7 @@ impl Shell {
             pool.close();
         }
         for runner in self.runners.drain(..).flatten() {
-            runner.end();
+            let _ended = runner.end();
         }
         kill_all_descendants(|_| ());
         self.prepared.clear();
@@ -150,6 +157,7 @@ impl Shell {
         let now = Instant::now();
         self.look_at_slots(now);
         self.look_for_sources(now);
+        self.look_at_held_guests(now);
         let mut actions = Vec::new();
         if self.events.is_empty() && now >= self.core.deadline() {
             self.events.push_back(Event::Tick);
@@ -214,7 +222,7 @@ impl Shell {
                 until = until.min(self.next_look);
             }
             until = slots.next_try().map_or(until, |next| until.min(next));
-            until = until.min(self.next_sources);
+            until = until.min(self.next_sources).min(self.next_expiry);
         }
         // A closed standard output shows without being asked for; it must not make this loop hot.
         let shortest = if channel.output.is_broken() { Duration::from_millis(10) } else { Duration::ZERO };
@@ -309,13 +317,29 @@ impl Shell {
 
     /// A runner is gone: what it ran has come to us, and goes as well.
     fn lose(&mut self, index: usize, why: &str) {
-        if let Some(runner) = self.runners[index].take() {
-            runner.end();
-        }
+        let runner = self.runners[index].take().and_then(Runner::end);
         let spared = self.runners.iter().flatten().map(Runner::pid).collect();
         let gone = kill_orphans(&spared);
         let text = if gone { why.to_owned() } else { format!("{why}, and some of its processes live on") };
         self.events.push_back(Event::RunnerGone { runner: index, text });
+        // Its guests are dead by now; what lies on the disk of them goes, too.
+        if let Some(runner) = runner {
+            self.remove_guests(Guests::Of(runner));
+        }
+    }
+
+    fn remove_guests(&self, which: Guests) {
+        let machines = Machines::new(machine::directory(&self.layout, &self.hello));
+        if let Some(pool) = self.pool.as_ref().filter(|_| machines.guests().is_dir()) {
+            pool.submit(Work::Guests(machines, which));
+        }
+    }
+
+    fn look_at_held_guests(&mut self, now: Instant) {
+        if self.session.is_some() && now >= self.next_expiry {
+            self.next_expiry = now + EXPIRY_EVERY;
+            self.remove_guests(Guests::Expired);
+        }
     }
 
     fn collect(&mut self) {
@@ -333,6 +357,9 @@ impl Shell {
                     self.events.push_back(Event::Kept { at, problem });
                 }
                 Finished::NotRemoved(_, problem) => self.events.push_back(Event::Trouble(problem)),
+                Finished::GuestsLeft(problems) => {
+                    self.events.extend(problems.into_iter().map(Event::Trouble));
+                }
             }
         }
     }
@@ -346,6 +373,7 @@ impl Shell {
             }
             Action::Prepare { order, warm } => self.prepare(&order, warm),
             Action::Run { runner, order } => self.start(runner, &order),
+            Action::Bootstrap { runner, order } => self.bootstrap(runner, order),
             Action::CancelRun { runner, at } => {
                 if let Some(Some(runner)) = self.runners.get_mut(runner) {
                     runner.cancel(at);
@@ -416,14 +444,24 @@ impl Shell {
             cwd: if in_out { prepared.out.clone() } else { prepared.src.clone() },
             machine: machine::job(order, target, prepared, &self.layout, &self.hello, &self.facts),
         };
-        if self.runners[index].is_none() {
-            match Runner::start() {
-                Ok(runner) => self.runners[index] = Some(runner),
-                Err(error) => return self.lose(index, &format!("no runner can be started: {error}")),
-            }
+        if let Err(error) = have_runner(&mut self.runners[index]) {
+            return self.lose(index, &format!("no runner can be started: {error}"));
         }
         let Some(runner) = &mut self.runners[index] else { return };
         if runner.run(job, || variables::spec(target, &self.facts, &self.hello)).is_err() {
+            self.lose(index, "its runner was killed");
+        }
+    }
+
+    fn bootstrap(&mut self, index: usize, order: BootstrapOrder) {
+        let job = machine::bootstrap_job(order, &self.layout, &self.hello, &self.facts);
+        let Some(job) = job else { return self.lose(index, "this host has no QEMU that can be used") };
+        if let Err(error) = have_runner(&mut self.runners[index]) {
+            return self.lose(index, &format!("no runner can be started: {error}"));
+        }
+        if let Some(runner) = &mut self.runners[index]
+            && runner.bootstrap(job).is_err()
+        {
             self.lose(index, "its runner was killed");
         }
     }
@@ -440,6 +478,13 @@ impl Shell {
             }
         }
     }
+}
+
+fn have_runner(place: &mut Option<Runner>) -> io::Result<()> {
+    if place.is_none() {
+        *place = Some(Runner::start()?);
+    }
+    Ok(())
 }
 
 /// What the core may promise of this host.

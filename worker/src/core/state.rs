@@ -3,14 +3,19 @@
 //! The states of an attempt: waiting (for its source) -> queued -> preparing -> ready -> running -> keeping (only with a
 //! warm directory) -> done (until the boss has collected it) -> gone.
 
+mod bootstraps;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::{KILL_GRACE, QUEUED_TASKS_MAX};
-use crewboss_protocol::message::{Done, LogEnd, Refusal, TaskOrder, WorkerErrorKind};
+use crewboss_protocol::message::{
+    BootstrapEnd, BootstrapOrder, Done, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
+};
 use crewboss_protocol::{Environment, FromWorker, Name, Outcome, Target, TaskRef, ToWorker, TreeId};
 
 use crate::slots::Share;
+use bootstraps::Bootstraps;
 
 /// Environments that are ready, or being made, beyond one per slot: snapshots are made several at once, and a task may be
 /// over before the next one is ready.
@@ -96,6 +101,13 @@ pub enum Action {
         runner: usize,
         /// What.
         order: TaskOrder,
+    },
+    /// Give a bootstrap to an idle runner.
+    Bootstrap {
+        /// Which runner.
+        runner: usize,
+        /// What.
+        order: BootstrapOrder,
     },
     /// Stop a runner's job.
     CancelRun {
@@ -185,6 +197,7 @@ pub struct Core {
     /// Targets whose warm directory is in use, with those that wait for it.
     warm: BTreeMap<u32, VecDeque<TaskRef>>,
     ready: VecDeque<TaskRef>,
+    bootstraps: Bootstraps,
     idle: Vec<usize>,
     unstarted: usize,
     preparing: usize,
@@ -214,6 +227,7 @@ impl Core {
             queue: VecDeque::new(),
             warm: BTreeMap::new(),
             ready: VecDeque::new(),
+            bootstraps: Bootstraps::default(),
             idle: (0..slots as usize).rev().collect(),
             unstarted: 0,
             preparing: 0,
@@ -299,6 +313,7 @@ impl Core {
             ToWorker::Configure { first, targets } => self.targets.extend((first..).zip(targets)),
             ToWorker::SourceReady { tree } => self.source(tree),
             ToWorker::Task(order) => self.order(order, actions),
+            ToWorker::Bootstrap(order) => self.order_bootstrap(order, actions),
             ToWorker::Cancel { at } => self.cancel(at, actions),
             ToWorker::Recall { tasks } => {
                 let tasks = tasks.into_iter().filter(|at| self.withdraw(*at, actions)).collect();
@@ -337,16 +352,22 @@ impl Core {
         self.attempts.insert(at, Entry { order, state });
     }
 
-    fn check(&self, order: &TaskOrder) -> Result<(), (Refusal, String)> {
+    /// Whether anything at all can be ordered by this name.
+    fn check_order(&self, at: TaskRef) -> Result<(), (Refusal, String)> {
         if self.stopping.is_some() {
             return Err((Refusal::Stopping, "the worker is stopping".to_owned()));
         }
         if self.slots == 0 {
             return Err((Refusal::Stopping, "this session only looks".to_owned()));
         }
-        if self.attempts.contains_key(&order.at) {
-            return Err((Refusal::Duplicate, format!("{} was ordered before", order.at)));
+        if self.attempts.contains_key(&at) || self.bootstraps.has(at) {
+            return Err((Refusal::Duplicate, format!("{at} was ordered before")));
         }
+        Ok(())
+    }
+
+    fn check(&self, order: &TaskOrder) -> Result<(), (Refusal, String)> {
+        self.check_order(order.at)?;
         if self.unstarted >= QUEUED_TASKS_MAX {
             return Err((Refusal::QueueFull, format!("{QUEUED_TASKS_MAX} tasks wait already")));
         }
@@ -358,6 +379,9 @@ impl Core {
 
     /// Takes back an attempt that has not started. Returns false if it has, or is unknown.
     fn withdraw(&mut self, at: TaskRef, actions: &mut Vec<Action>) -> bool {
+        if self.bootstraps.withdraw(at) {
+            return true;
+        }
         let Some(entry) = self.attempts.get_mut(&at) else { return false };
         match entry.state {
             // Whatever list it stands in passes over what is not there any more.
@@ -385,6 +409,9 @@ impl Core {
     }
 
     fn cancel(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
+        if self.cancel_bootstrap(at, actions) {
+            return;
+        }
         if let Some(Entry { state: State::Running { runner }, .. }) = self.attempts.get(&at) {
             actions.push(Action::CancelRun { runner: *runner, at });
         } else if self.withdraw(at, actions) {
@@ -431,6 +458,10 @@ impl Core {
     fn ended(&mut self, runner: usize, at: TaskRef, outcome: Outcome, actions: &mut Vec<Action>) {
         self.idle.push(runner);
         self.pass_on(actions);
+        if self.bootstraps.ended(at) {
+            actions.push(Action::Report { at });
+            return;
+        }
         let Some(entry) = self.attempts.get_mut(&at) else { return };
         if is_warm(&self.targets, &entry.order) {
             entry.state = State::Keeping { collected: false };
@@ -442,6 +473,12 @@ impl Core {
     }
 
     fn runner_gone(&mut self, runner: usize, text: String, actions: &mut Vec<Action>) {
+        if let Some(at) = self.bootstraps.lost(runner) {
+            self.idle.push(runner);
+            let end = BootstrapEnd::Failed { why: text };
+            actions.push(Action::Send(FromWorker::Bootstrapped { at, end }));
+            return;
+        }
         let running = self.attempts.iter_mut().find(|(_, entry)| entry.state == State::Running { runner });
         let Some((at, entry)) = running else { return };
         let at = *at;
@@ -490,6 +527,8 @@ impl Core {
                 actions.push(Action::CancelRun { runner, at: *at });
             }
         }
+        let bootstraps = self.bootstraps.running();
+        actions.extend(bootstraps.map(|(at, runner)| Action::CancelRun { runner, at }));
     }
 
     /// Does whatever can be done now.
@@ -512,6 +551,19 @@ impl Core {
             entry.state = State::Running { runner };
             self.unstarted -= 1;
             actions.push(Action::Run { runner, order: entry.order.clone() });
+            actions.push(Action::Send(FromWorker::Started { at }));
+        }
+        self.start_bootstraps(actions);
+    }
+
+    /// Tasks that are ready go first: they are what a boss runs for.
+    fn start_bootstraps(&mut self, actions: &mut Vec<Action>) {
+        while self.running() < self.held {
+            let Some(runner) = self.idle.last().copied() else { return };
+            let Some(order) = self.bootstraps.start(runner) else { return };
+            self.idle.pop();
+            let at = order.at;
+            actions.push(Action::Bootstrap { runner, order });
             actions.push(Action::Send(FromWorker::Started { at }));
         }
     }
@@ -546,7 +598,8 @@ impl Core {
 
     /// How many tasks could run, were there slots enough.
     fn demand(&self) -> u32 {
-        let pending = u32::try_from(self.ready.len() + self.preparing).unwrap_or(u32::MAX);
+        let pending = self.ready.len() + self.preparing + self.bootstraps.waiting();
+        let pending = u32::try_from(pending).unwrap_or(u32::MAX);
         self.running().saturating_add(pending).min(self.slots)
     }
 

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::message::{Refusal, TaskOrder};
+use crewboss_protocol::message::{BootstrapOrder, Refusal, TaskOrder};
 use crewboss_protocol::target::{Command, Stage};
 use crewboss_protocol::{Environment, FromWorker, Outcome, Target, TaskRef, ToWorker, TreeId};
 use proptest::prelude::*;
@@ -90,6 +90,13 @@ impl World {
         at
     }
 
+    fn bootstrap(&mut self, number: u32) -> TaskRef {
+        let at: TaskRef = format!("{number}.2").parse().unwrap();
+        let (machine, toolchain) = ("debian".parse().unwrap(), "default".parse().unwrap());
+        self.boss(ToWorker::Bootstrap(BootstrapOrder { at, machine, toolchain, force: false }));
+        at
+    }
+
     fn feed(&mut self, event: Event) {
         let mut actions = Vec::new();
         self.core.handle(event, self.now, &mut actions);
@@ -108,6 +115,7 @@ impl World {
             Action::Send(message) => {
                 match &message {
                     FromWorker::Done(done) => self.settle(done.at, "done"),
+                    FromWorker::Bootstrapped { at, .. } => self.settle(*at, "done"),
                     FromWorker::Refused { reason: Refusal::Duplicate, .. } => {}
                     FromWorker::Refused { at, .. } => self.settle(*at, "refused"),
                     FromWorker::Returned { tasks } => {
@@ -131,6 +139,10 @@ impl World {
                 assert!(self.prepared.contains_key(&order.at), "{} runs without an environment", order.at);
                 assert!(self.running.insert(runner, order.at).is_none(), "runner {runner} runs two");
                 assert!(self.running.len() <= self.held as usize, "more tasks than slots");
+            }
+            Action::Bootstrap { runner, order } => {
+                assert!(self.running.insert(runner, order.at).is_none(), "runner {runner} runs two");
+                assert!(self.running.len() <= self.held as usize, "more bootstraps than slots");
             }
             Action::CancelRun { runner, at } => {
                 assert_eq!(self.running.get(&runner), Some(&at));
@@ -300,9 +312,36 @@ fn a_slot_is_kept_between_tasks_and_given_up_for_others() {
     assert_eq!((world.held, world.want, world.running.len()), (0, 1, 0));
 }
 
+#[test]
+fn a_bootstrap_takes_a_slot_and_needs_nothing_else() {
+    let mut world = World::new();
+    let many: Vec<TaskRef> = (0..3).map(|number| world.bootstrap(number)).collect();
+    world.take_slots();
+    assert_eq!(world.running.len(), 2, "as many as there are slots");
+    world.boss(ToWorker::Cancel { at: many[2] });
+    assert_eq!(world.ended.get(&many[2]), Some(&"done"), "it had not started");
+    world.boss(ToWorker::Cancel { at: many[1] });
+    assert!(world.cancelled.contains(&many[1]));
+    world.lose_one();
+    world.drain();
+    assert_eq!(world.ended.keys().copied().collect::<Vec<_>>(), many);
+    world.collect_all();
+    let again = world.bootstrap(4);
+    world.take_slots();
+    world.bootstrap(5);
+    world.boss(ToWorker::Quit);
+    assert!(world.cancelled.contains(&again) && !world.exit, "it ends what runs first");
+    world.end_one(Outcome::Cancelled);
+    world.end_one(Outcome::Cancelled);
+    assert!(world.exit);
+    world.bootstrap(6);
+    assert!(matches!(world.sent.last(), Some(FromWorker::Refused { reason: Refusal::Stopping, .. })));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Order(u32, u32),
+    Bootstrap(u32),
     Source,
     Prepare,
     FailToPrepare,
@@ -320,6 +359,7 @@ fn step() -> impl Strategy<Value = Step> {
     let number = 0_u32..30;
     prop_oneof![
         4 => (number.clone(), 0_u32..3).prop_map(|(number, target)| Step::Order(number, target)),
+        1 => number.clone().prop_map(Step::Bootstrap),
         1 => Just(Step::Source),
         4 => Just(Step::Prepare),
         1 => Just(Step::FailToPrepare),
@@ -342,11 +382,16 @@ proptest! {
         let mut world = World::new();
         let mut ordered = BTreeSet::new();
         let at = |number: u32| -> TaskRef { format!("{number}.1").parse().unwrap() };
+        let bootstrap_at = |number: u32| -> TaskRef { format!("{number}.2").parse().unwrap() };
+        let mut bootstraps = BTreeSet::new();
         for step in steps {
             match step {
                 // A boss never uses a number twice.
                 Step::Order(number, target) => if ordered.insert(number) {
                     world.order(number, target);
+                },
+                Step::Bootstrap(number) => if bootstraps.insert(number) {
+                    world.bootstrap(number);
                 },
                 Step::Source => world.boss(ToWorker::SourceReady { tree: TREE }),
                 Step::Prepare => world.prepare_one(None),
@@ -355,9 +400,13 @@ proptest! {
                 Step::End(outcome) => world.end_one(outcome),
                 Step::Lose => world.lose_one(),
                 Step::Keep => world.keep_one(),
-                Step::Cancel(number) => world.boss(ToWorker::Cancel { at: at(number) }),
+                Step::Cancel(number) => {
+                    world.boss(ToWorker::Cancel { at: at(number) });
+                    world.boss(ToWorker::Cancel { at: bootstrap_at(number) });
+                }
                 Step::Recall(numbers) => {
-                    let tasks: BTreeSet<TaskRef> = numbers.into_iter().map(at).collect();
+                    let both = numbers.into_iter().flat_map(|number| [at(number), bootstrap_at(number)]);
+                    let tasks: BTreeSet<TaskRef> = both.collect();
                     world.boss(ToWorker::Recall { tasks: tasks.into_iter().collect() });
                 }
                 Step::Collect => world.collect_all(),
@@ -368,7 +417,8 @@ proptest! {
             }
         }
         world.drain();
-        let ordered: BTreeSet<TaskRef> = ordered.into_iter().map(at).collect();
+        let bootstraps = bootstraps.into_iter().map(bootstrap_at);
+        let ordered: BTreeSet<TaskRef> = ordered.into_iter().map(at).chain(bootstraps).collect();
         prop_assert_eq!(world.ended.keys().copied().collect::<BTreeSet<_>>(), ordered);
         world.collect_all();
         prop_assert!(world.prepared.is_empty(), "left: {:?}", world.prepared);

@@ -22,6 +22,12 @@ use super::watch::{Seen, Watch};
 /// The archive with agent and toolchain, in the staging copy until it is done.
 const ARCHIVE: &str = "bootstrap.tar";
 
+/// What a copy says of its versions, in bytes.
+const VERSIONS_BYTES_MAX: usize = 32 << 10;
+
+/// Programs and their versions.
+pub type Versions = BTreeMap<String, String>;
+
 /// What is bootstrapped.
 #[derive(Debug)]
 pub struct Bench<'a> {
@@ -56,8 +62,7 @@ pub struct Means {
 pub type Show<'a> = dyn FnMut(&mut Watch<'_>, &[u8]) + 'a;
 
 /// Makes the copy of a machine for a toolchain and puts it into place. The caller holds the bootstrap lock. A machine that
-/// cannot be bootstrapped is suspended, unless somebody stopped it or the host was the reason. Returns the versions, for a
-/// person.
+/// cannot be bootstrapped is suspended, unless somebody stopped it or the host was the reason. Returns the versions.
 ///
 /// # Errors
 /// Why there is no new copy. An old one stays as it was.
@@ -66,7 +71,7 @@ pub fn make(
     means: &Means,
     watch: &mut Watch<'_>,
     show: &mut Show<'_>,
-) -> Result<String, Stop> {
+) -> Result<Versions, Stop> {
     let tries = bench.manifest.limits.misboots + 1;
     for number in 1..=tries {
         match attempt(bench, means, watch, show) {
@@ -95,10 +100,10 @@ fn attempt(
     means: &Means,
     watch: &mut Watch<'_>,
     show: &mut Show<'_>,
-) -> Result<String, Stop> {
+) -> Result<Versions, Stop> {
     let mut guests = Vec::new();
     let patience = Patience { startup: bench.manifest.limits.startup, again: bench.manifest.limits.misboots };
-    boot(watch, &mut guests, &bench.directory.name, patience, &mut || start(bench, means))?;
+    boot(watch, &mut guests, &bench.directory.name, patience, &mut |_| start(bench, means))?;
     let Some(mut guest) = guests.pop() else { return Err(Stop::Host("a boot without a guest".to_owned())) };
     guest.advance(Step::Bootstrapping)?;
     let toolchain = bench.toolchain.name.clone();
@@ -147,6 +152,7 @@ fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
         processors: means.processors,
         purpose: Purpose::Bootstrap { archive: &archive, document: format!("{toolchain}\n") },
         life: Life::Boot,
+        wire: None,
         shows_console: true,
     })?;
     guest.advance(Step::Booting)?;
@@ -164,7 +170,7 @@ fn install(
     watch: &mut Watch<'_>,
     guest: &mut Guest,
     show: &mut Show<'_>,
-) -> Result<BTreeMap<String, String>, Stop> {
+) -> Result<Versions, Stop> {
     let machine = &bench.directory.name;
     let limit = bench.manifest.limits.bootstrap;
     let until = Instant::now() + limit;
@@ -218,28 +224,43 @@ fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Opti
 }
 
 /// What the guest has made of its snapshot becomes the copy.
-fn publish(bench: &Bench<'_>, guest: Guest, versions: BTreeMap<String, String>) -> Result<String, Stop> {
+fn publish(bench: &Bench<'_>, guest: Guest, mut versions: Versions) -> Result<Versions, Stop> {
     let staging = guest.directory().to_owned();
     // Neither has a place in a copy.
     for rest in [staging.join(ARCHIVE), super::plan::put_directory(&staging)] {
         crate::storage::remove_tree(&rest).map_err(|error| Stop::Host(error.to_string()))?;
     }
     let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    // Most programs begin with their name when they are asked for their version.
-    let shown = |(name, version): (&String, &String)| {
-        if version.starts_with(name.as_str()) { version.clone() } else { format!("{name} {version}") }
-    };
-    let shown: Vec<String> = versions.iter().map(shown).collect();
+    shorten(&mut versions);
     let record = CopyRecord {
         machine_id: bench.manifest.id.clone(),
         toolchain: bench.toolchain.name.clone(),
         toolchain_id: bench.toolchain.id.clone(),
         agent: AGENT_VERSION,
-        versions,
+        versions: versions.clone(),
         made,
     };
     bench.directory.publish(&staging, &record).map_err(|error| Stop::host(&error))?;
     // Its snapshot has become the copy: what is removed with it is its record, and an old copy that was left there.
     guest.end();
-    Ok(shown.join(", "))
+    Ok(versions)
+}
+
+/// For a person.
+pub fn shown(versions: &Versions) -> String {
+    // Most programs begin with their name when they are asked for their version.
+    let one = |(name, version): (&String, &String)| {
+        if version.starts_with(name.as_str()) { version.clone() } else { format!("{name} {version}") }
+    };
+    versions.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// They travel with every result: what does not fit is left out.
+fn shorten(versions: &mut Versions) {
+    let mut room = VERSIONS_BYTES_MAX;
+    versions.retain(|name, version| {
+        let left = room.checked_sub(name.len() + version.len());
+        room = left.unwrap_or(0);
+        left.is_some()
+    });
 }

@@ -1,6 +1,7 @@
 //! One guest under control: QEMU, its channels, and what comes through them, as one thing that can be polled.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use rustix::io::Errno;
 
 use super::console::Console;
 use super::directory::Machines;
+use super::door::Door;
 use super::exchange::{PortDecoder, PortEvent, encode};
+use super::hold::shelf::Kept;
 use super::plan::Plan;
 use super::qemu::child::Ended;
 use super::qemu::process::Qemu;
@@ -51,6 +54,8 @@ pub enum GuestEvent {
     Put(String),
     /// It asked for what it may not have.
     Refused(String),
+    /// A person lets its task go on.
+    Released,
     /// Its agent has not said a word for this long.
     Silent(Duration),
     /// It is gone.
@@ -64,6 +69,8 @@ pub struct Guest {
     pub machine: Name,
     /// What the task calls it, if it serves.
     pub auxiliary: Option<Name>,
+    /// The device and address that it has in the private network of its task.
+    pub private: Option<(String, Ipv4Addr)>,
     /// What it has printed.
     pub console: Console,
     /// Whether its console belongs into the live view.
@@ -75,6 +82,8 @@ pub struct Guest {
     machines: Machines,
     directory: PathBuf,
     qemu: Qemu,
+    kept: Kept,
+    door: Option<Door>,
     talk: Talk,
     farewell: Option<String>,
     ended: bool,
@@ -122,6 +131,7 @@ impl Guest {
         Self {
             machine: plan.record.machine.clone(),
             auxiliary: None,
+            private: plan.private,
             console: Console::default(),
             shows_console: plan.shows_console,
             directory: plan.record.snapshot(&plan.machines),
@@ -129,11 +139,37 @@ impl Guest {
             started: plan.started,
             machines: plan.machines,
             qemu: plan.qemu,
+            kept: plan.kept,
+            door: None,
             talk,
             farewell: None,
             ended: false,
             removed: false,
         }
+    }
+
+    /// The machine directory that it lies in.
+    pub fn machines(&self) -> &Machines {
+        &self.machines
+    }
+
+    /// How it was started.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// Lets people in who knock, until the door is closed by dropping what was opened before.
+    ///
+    /// # Errors
+    /// If there can be no door.
+    pub fn open_door(&mut self) -> std::io::Result<()> {
+        self.door = Some(Door::open(&self.directory)?);
+        Ok(())
+    }
+
+    /// Lets nobody in any more; whoever is inside hears of it.
+    pub fn close_door(&mut self) {
+        self.door = None;
     }
 
     /// Where it lies.
@@ -157,6 +193,13 @@ impl Guest {
         encode(message, &mut port.output).map_err(|error| Stop::Host(chain(&error)))?;
         self.write();
         Ok(())
+    }
+
+    /// Whether its agent has to be told an address, which it is with that; it answers that it has it.
+    pub fn tell_address(&mut self) -> Result<bool, Stop> {
+        let Talk::Agent(_) = &self.talk else { return Ok(false) };
+        let Some((mac, address)) = self.private.clone() else { return Ok(false) };
+        self.tell(&ToGuest::Network { mac, address }).map(|()| true)
     }
 
     /// What it puts under this name by TFTP lies here.
@@ -204,7 +247,10 @@ impl Guest {
         let flags = |writes: bool| if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         fds.push((self.qemu.child.fd(), PollFlags::IN));
         fds.push((self.qemu.qmp.fd(), flags(self.qemu.qmp.wants_write())));
-        fds.push((self.qemu.console.as_fd(), PollFlags::IN));
+        if !self.lends_console() {
+            fds.push((self.qemu.console.as_fd(), PollFlags::IN));
+        }
+        fds.extend(self.door.iter().flat_map(Door::fds));
         fds.extend(self.qemu.child.words_fd().map(|fd| (fd, PollFlags::IN)));
         match &self.talk {
             Talk::Agent(port) => {
@@ -224,6 +270,7 @@ impl Guest {
         let ended = self.qemu.child.try_ended();
         self.qemu.child.hear();
         self.look_at_monitor();
+        self.look_at_door(&mut events);
         self.read_console(&mut events);
         self.write();
         match &mut self.talk {
@@ -272,7 +319,21 @@ impl Guest {
         format!("ended: QEMU left with {ended}{colon}{said}")
     }
 
+    fn lends_console(&self) -> bool {
+        self.door.as_ref().is_some_and(Door::lends_console)
+    }
+
+    fn look_at_door(&mut self, events: &mut Vec<GuestEvent>) {
+        let Some(door) = &mut self.door else { return };
+        if door.look(self.qemu.shell.as_ref().map(AsFd::as_fd), self.qemu.console.as_fd()) {
+            events.push(GuestEvent::Released);
+        }
+    }
+
     fn read_console(&mut self, events: &mut Vec<GuestEvent>) {
+        if self.lends_console() {
+            return;
+        }
         let mut bytes = Vec::new();
         read_some(self.qemu.console.as_fd(), &mut bytes);
         if !bytes.is_empty() {
@@ -329,7 +390,9 @@ pub(super) struct Parts {
     pub record: GuestRecord,
     pub qemu: Qemu,
     pub started: Instant,
+    pub kept: Kept,
     pub server: Option<Server>,
+    pub private: Option<(String, Ipv4Addr)>,
     pub shows_console: bool,
 }
 

@@ -65,7 +65,7 @@ fn host_name(machine: &Name) -> Name {
 pub fn prove(told: &Identity, answered: &Identity, now: u64) -> Result<(), Doubt> {
     let differs = |what| Err(Doubt::Other { what });
     let seed: Option<Vec<u8>> = told.seed.as_bytes().chunks(2).map(byte).collect();
-    if !seed.is_some_and(|seed| blake3::hash(&seed).to_hex().as_str() == answered.seed) {
+    if seed.is_none_or(|seed| blake3::hash(&seed).to_hex().as_str() != answered.seed) {
         return differs("random seed");
     }
     if told.machine_id != answered.machine_id {

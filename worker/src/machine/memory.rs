@@ -6,6 +6,14 @@
 
 use crewboss_protocol::limits::AUXILIARIES_MAX;
 
+/// Memory that guests leave to the host, in hundredths: its kernel, QEMU itself, the page cache for their disks.
+const HOST_PERCENT: u64 = 10;
+
+/// What a slot has of a host's memory for all guests of its task together, in bytes.
+pub fn slot_share(total: u64, slots: u32) -> u64 {
+    total / 100 * (100 - HOST_PERCENT) / u64::from(slots.max(1))
+}
+
 /// What a machine needs and may have, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish {
@@ -109,6 +117,13 @@ mod tests {
         // Either way round.
         let division = divide(4096 * MIB, wish(1024, Some(1536)), &[wish(512, None)]).unwrap();
         assert_eq!(division, Division { build: 1536 * MIB, auxiliary: vec![2560 * MIB] });
+    }
+
+    #[test]
+    fn the_shares_of_all_slots_leave_some_memory_to_the_host() {
+        assert_eq!(slot_share(1000, 3), 300);
+        assert_eq!(slot_share(1000, 0), 900);
+        assert!(slot_share(u64::MAX, 1) < u64::MAX / 100 * 91);
     }
 
     #[test]

@@ -2,26 +2,33 @@
 //!
 //! [`manifest`] and [`directory`] say which machines there are, [`lock`] who uses them, [`record`] who owns which guest.
 //! [`qemu`] runs one guest, [`tftp`] and the agent's port are the two ways to talk to it, [`exchange`] brings source in and
-//! artifacts out. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`]; how a
-//! task does without booting in [`warm`]. All of it
+//! artifacts out. A task's whole life in a guest is in [`task`]; the bootstrap of a machine in [`bootstrap`], one ahead of
+//! time in [`ahead`]; how a task does without booting in [`warm`]; what a person does with guests that were kept in
+//! [`hold`] and [`person`]. All of it
 //! happens in the runner of a slot, so that a guest can live no longer than what started it.
 
 pub mod accelerator;
+pub mod ahead;
 pub mod boot;
 pub mod bootstrap;
 pub mod console;
 pub mod directory;
+pub mod door;
 pub mod exchange;
 pub mod guest;
 pub mod halt;
+pub mod hold;
+pub mod hub;
 pub mod identity;
 pub mod lock;
 pub mod manifest;
 pub mod memory;
+pub mod person;
 pub mod plan;
 pub mod probe;
 pub mod qemu;
 pub mod record;
+mod supply;
 pub mod sweep;
 pub mod tap;
 pub mod task;

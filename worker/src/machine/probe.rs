@@ -22,7 +22,7 @@ const BYTES_MAX: usize = 384 << 10;
 const WHY_CHARS_MAX: usize = 1000;
 
 /// What is said of every machine, in the order of the directory. Those that cannot be used are there, too, with the reason.
-/// `memory` is the host's, in bytes.
+/// `memory` is what a guest can get at most, in bytes.
 pub fn machines(machines: &Machines, memory: u64) -> Vec<MachineFacts> {
     let listing = match machines.list() {
         Ok(listing) => listing,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crewboss_protocol::machine::HeldGuest;
+use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::{Name, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,9 @@ pub struct GuestRecord {
     pub owners: Owners,
     /// How far it has come.
     pub step: Step,
+    /// For whom its task waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// For whom and until when it is kept without any process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldGuest>,
@@ -76,6 +80,8 @@ pub enum Step {
     Preparing,
     /// Stages run.
     Running,
+    /// Its task waits for a person.
+    Waiting,
     /// Artifacts are being brought out.
     Collecting,
     /// It is being switched off.
@@ -166,6 +172,7 @@ impl GuestRecord {
                 boot: boot_id(),
                 owners: owners.clone(),
                 step: Step::Planned,
+                waiting: None,
                 held: None,
             };
             if fs::symlink_metadata(record.snapshot(machines)).is_err() && record.write_new(machines)? {
@@ -185,7 +192,18 @@ impl GuestRecord {
     /// # Errors
     /// If the record cannot be written; then it is as it was.
     pub fn advance(&mut self, machines: &Machines, step: Step) -> Result<(), RecordError> {
-        let new = Self { step, ..self.clone() };
+        let new = Self { step, waiting: None, ..self.clone() };
+        new.write(machines, false)?;
+        *self = new;
+        Ok(())
+    }
+
+    /// Notes that the guest's task waits for a person, until the next [`Self::advance`].
+    ///
+    /// # Errors
+    /// If the record cannot be written; then it is as it was.
+    pub fn wait(&mut self, machines: &Machines, waiting: Waiting) -> Result<(), RecordError> {
+        let new = Self { step: Step::Waiting, waiting: Some(waiting), ..self.clone() };
         new.write(machines, false)?;
         *self = new;
         Ok(())
@@ -197,7 +215,7 @@ impl GuestRecord {
     /// # Errors
     /// If the record cannot be written; then it is as it was.
     pub fn hold(&mut self, machines: &Machines, held: HeldGuest) -> Result<(), RecordError> {
-        let new = Self { step: Step::Held, held: Some(held), ..self.clone() };
+        let new = Self { step: Step::Held, waiting: None, held: Some(held), ..self.clone() };
         new.write(machines, true)?;
         *self = new;
         Ok(())

@@ -14,12 +14,13 @@ use std::path::PathBuf;
 
 use crewboss_protocol::host::SlotHolder;
 use crewboss_protocol::message::Hello;
-use crewboss_protocol::{HostFacts, TreeId};
+use crewboss_protocol::{HostFacts, TreeId, chain};
 
 pub use load::load;
 
 use crate::layout::Layout;
 use crate::machine::directory::Machines;
+use crate::machine::memory::slot_share;
 use crate::machine::{self, accelerator};
 use crate::source;
 use crate::source::objects::{self, Objects};
@@ -65,10 +66,16 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     // The next probe then only takes longer.
     drop(cache.store(&layout.probe_cache()));
     let load = load(layout);
-    let emulator = accelerator::of_host(layout, hello).and_then(Result::ok);
+    let (emulator, no_emulator) = match accelerator::of_host(layout, hello) {
+        Some(Ok(emulator)) => (Some(emulator), String::new()),
+        Some(Err(error)) => (None, chain(&error)),
+        None => (None, String::new()),
+    };
     let memory = load::memory_total();
+    let slots = hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX);
+    let share = slot_share(memory, slots);
     let (machines, held) = match Machines::resolve(layout, hello.machines.as_deref()) {
-        Ok(machines) => (machine::probe::machines(&machines, memory), machine::probe::held(&machines)),
+        Ok(machines) => (machine::probe::machines(&machines, share), machine::probe::held(&machines)),
         Err(_) => (Vec::new(), Vec::new()),
     };
     Ok(HostFacts {
@@ -78,7 +85,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         memory,
         disk_free: load.disk_free,
         work: work.to_string_lossy().into_owned(),
-        slots: hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX),
+        slots,
         speed,
         speed_source,
         toolchains,
@@ -88,6 +95,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         holders: holders(layout),
         trees: trees(layout),
         emulator,
+        no_emulator,
         machines,
         held,
     })
@@ -108,7 +116,7 @@ fn trees(layout: &Layout) -> Vec<TreeId> {
 }
 
 /// Who holds which slot: a slot's file is held as long as it is locked, and says by whom.
-fn holders(layout: &Layout) -> Vec<SlotHolder> {
+pub(crate) fn holders(layout: &Layout) -> Vec<SlotHolder> {
     let Ok(entries) = fs::read_dir(layout.locks()) else { return Vec::new() };
     let slot = |entry: &fs::DirEntry| {
         entry.file_name().to_str().and_then(|name| name.strip_prefix("slot-")?.parse::<u32>().ok())

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::LIVE_CHUNK_BYTES_MAX;
-use crewboss_protocol::message::Done;
-use crewboss_protocol::{FromWorker, TaskRef, codec};
+use crewboss_protocol::message::{BootstrapEnd, Done};
+use crewboss_protocol::{FromWorker, Outcome, TaskRef, codec};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::SendFlags;
 
@@ -99,9 +99,21 @@ impl Link {
 
     /// Sends the result of a job.
     pub fn done(&mut self, done: Done) {
+        let (at, outcome) = (done.at, done.outcome);
+        self.end(at, outcome, &FromWorker::Done(Box::new(done)));
+    }
+
+    /// Sends the end of a bootstrap.
+    pub fn bootstrapped(&mut self, at: TaskRef, end: BootstrapEnd) {
+        let good = matches!(end, BootstrapEnd::Made { .. } | BootstrapEnd::Ready { .. });
+        let outcome = if good { Outcome::Success } else { Outcome::Infrastructure };
+        self.end(at, outcome, &FromWorker::Bootstrapped { at, end });
+    }
+
+    fn end(&mut self, at: TaskRef, outcome: Outcome, message: &FromWorker) {
         self.output.clear();
-        self.output.extend_from_slice(format!("D{} {} ", done.at, done.outcome).as_bytes());
-        codec::encode(&FromWorker::Done(Box::new(done)), &mut self.output);
+        self.output.extend_from_slice(format!("D{at} {outcome} ").as_bytes());
+        codec::encode(message, &mut self.output);
         self.write();
         self.live = Live::default();
     }

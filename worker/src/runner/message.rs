@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use crewboss_protocol::machine::{Accelerator, MachineUse};
-use crewboss_protocol::message::{Hold, Pause};
+use crewboss_protocol::message::{BootstrapOrder, Hold, Pause};
 use crewboss_protocol::{HostName, Name, Outcome, RunId, SessionId, Target, TaskRef, Toolchain, TreeId};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub enum ToRunner {
     },
     /// Run this now. Comes only while no other job runs.
     Run(Box<Job>),
+    /// Make a machine ready now. Comes only while no other job runs.
+    Bootstrap(Box<BootstrapJob>),
     /// Stop the job, if it is this one.
     Cancel {
         /// Which.
@@ -67,6 +69,15 @@ pub struct Job {
     /// What it takes to run it in a guest, if it is to run in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Box<MachineJob>>,
+}
+
+/// One bootstrap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootstrapJob {
+    /// What the boss wants.
+    pub order: BootstrapOrder,
+    /// What it takes to run its guest; there is no source.
+    pub machine: MachineJob,
 }
 
 /// What a runner needs to know for a guest.

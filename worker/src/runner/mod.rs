@@ -20,6 +20,7 @@ use job::{Kept, run_job};
 use link::Link;
 use message::{Spec, ToRunner};
 
+use crate::machine::ahead::bootstrap;
 use crate::machine::task::run_in_guest;
 use crate::process::kill_all_descendants;
 use crate::sys;
@@ -55,6 +56,10 @@ fn serve(mut link: Link) {
                     None => run_job(&job, spec, &mut link, &mut kept),
                 };
                 link.done(done);
+            }
+            ToRunner::Bootstrap(job) => {
+                let end = bootstrap(&job, &mut link);
+                link.bootstrapped(job.order.at, end);
             }
             // It has ended meanwhile.
             ToRunner::Cancel { .. } => {}

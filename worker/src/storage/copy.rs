@@ -1,14 +1,17 @@
 //! Copying a tree file by file, with or without sharing the data.
 
 use std::ffi::CStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, fchmod, futimens, mkdirat, openat,
-    readlinkat, statat, symlinkat, utimensat,
+    readlinkat, seek, statat, symlinkat, utimensat,
 };
+
+use rustix::io::Errno;
 
 /// Directories inside directories that are followed. Each holds two open files; Linux allows 1024 by default.
 const DEPTH_MAX: usize = 400;
@@ -104,12 +107,32 @@ fn copy_file(
     if options.reflink {
         rustix::fs::ioctl_ficlone(&to, &from)?;
     } else if state.st_size > 0 {
-        io::copy(&mut std::fs::File::from(from), &mut std::fs::File::from(to.try_clone()?))?;
+        io::copy(&mut File::from(from), &mut File::from(to.try_clone()?))?;
     }
     if mode != (Mode::RUSR | Mode::WUSR) {
         fchmod(&to, mode)?;
     }
     Ok(futimens(&to, &modified(state))?)
+}
+
+/// Copies what is data of a file, and gives the copy the same length.
+pub(super) fn copy_data(mut source: &File, mut target: &File) -> io::Result<()> {
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    let mut end = 0;
+    while end < length {
+        let start = match seek(source, rustix::fs::SeekFrom::Data(end)) {
+            Ok(start) => start,
+            // All the rest is a hole.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        end = seek(source, rustix::fs::SeekFrom::Hole(start))?;
+        source.seek(io::SeekFrom::Start(start))?;
+        target.seek(io::SeekFrom::Start(start))?;
+        io::copy(&mut source.take(end - start), &mut target)?;
+    }
+    Ok(())
 }
 
 fn mode_of(state: &Stat, options: CopyOptions) -> Mode {

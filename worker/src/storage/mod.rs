@@ -65,6 +65,23 @@ impl Way {
     }
 }
 
+/// Copies one file to `to`, which must not exist: data is shared where the file system can, and holes stay holes.
+///
+/// # Errors
+/// Whatever the file system says; a copy in part is removed.
+pub fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
+    let (source, target) = (fs::File::open(from)?, fs::File::create_new(to)?);
+    let cloned = if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+        Ok(())
+    } else {
+        copy::copy_data(&source, &target)
+    };
+    cloned.inspect_err(|_| {
+        // The first error is the one to report.
+        drop(fs::remove_file(to));
+    })
+}
+
 fn snapshots_work(trial: &Path) -> bool {
     let (first, second) = (trial.join("first"), trial.join("second"));
     btrfs::create_subvolume(&first).and_then(|()| btrfs::snapshot(&first, &second, false)).is_ok()

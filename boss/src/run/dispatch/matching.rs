@@ -16,7 +16,8 @@ pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
         speed: facts.speed,
         toolchains: facts.toolchains.iter().map(|toolchain| toolchain.name.clone()).collect(),
         machines: machines(&facts.machines),
-        no_machines: facts.emulator.is_none().then(|| "no QEMU that can be used".to_owned()),
+        no_machines: (facts.emulator.is_none() && !facts.machines.is_empty())
+            .then(|| format!("no QEMU that can be used: {}", facts.no_emulator)),
         refused_machines: BTreeMap::new(),
         features: facts.features.clone(),
         tags: tags.clone(),
@@ -32,9 +33,9 @@ fn machines(all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer>
     for machine in all {
         let unusable = match &machine.state {
             MachineState::Usable => None,
-            MachineState::LittleMemory { needs, has } => {
-                Some(format!("it needs {needs} bytes of memory, and {has} are there"))
-            }
+            MachineState::LittleMemory { needs, has } => Some(format!(
+                "it needs {needs} bytes of memory, and a slot has {has}; give the host fewer slots"
+            )),
             MachineState::Unusable { why } => Some(why.clone()),
         };
         let without = machine.copies.iter().filter_map(|copy| match &copy.state {

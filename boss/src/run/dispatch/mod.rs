@@ -331,6 +331,8 @@ impl Dispatcher {
                 self.events.emit(EventKind::HostNotice { host, text });
             }
             // The session takes care of these itself.
+            // A run orders no bootstrap.
+            FromWorker::Bootstrapped { .. } => {}
             FromWorker::Ready(_) | FromWorker::Error { .. } | FromWorker::Finished => {}
         }
     }

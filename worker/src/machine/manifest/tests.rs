@@ -227,3 +227,20 @@ proptest::proptest! {
         drop(raw::parse(&text, Path::new("manifest.toml")));
     }
 }
+
+#[test]
+fn every_key_is_documented_and_the_example_is_accepted() {
+    let documentation = include_str!("../../../../CONFIGURATION.md");
+    let section = documentation.split("### `manifest.toml`").nth(1).unwrap().split("\n#").next().unwrap();
+    let example = section.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let path = Path::new("manifest.toml");
+    raw::parse(example, path).unwrap_or_else(|error| panic!("the example: {error}"));
+    let known = raw::parse(&format!("nonsense = 1\n{example}"), path).unwrap_err().to_string();
+    let documented: Vec<&str> =
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    for key in &documented {
+        assert!(known.contains(&format!("`{key}`")), "{key} is no key: {known}");
+    }
+    let (_, list) = known.split_once("expected one of").unwrap();
+    assert_eq!(list.matches("`").count() / 2, documented.len(), "{list}");
+}

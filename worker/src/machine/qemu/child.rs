@@ -41,7 +41,8 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A child in a process group of its own. Killed and reaped when dropped.
+/// A child in a process group of its own. Killed and reaped when dropped, and killed by the kernel when the thread ends
+/// that started it.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -78,8 +79,14 @@ impl Child {
         let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
         // Messages are looked through, and told to a person together with ours.
         command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+        let parent = rustix::process::getpid();
         let open = move || {
             sys::unblock_all();
+            // Whatever ends this process ends the child, too: nobody else could take care of it.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             sys::inherit(&numbers)
         };
         // SAFETY: the closure makes system calls alone, with memory that was allocated before the fork.

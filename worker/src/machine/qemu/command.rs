@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use crewboss_protocol::guest::{AGENT_PORT, SHELL_PORT};
 use crewboss_protocol::machine::Accelerator;
+use serde::{Deserialize, Serialize};
 
 use super::firmware::Uefi;
 
@@ -35,7 +36,7 @@ const MEMORY: &str = "pc.ram";
 const MEBIBYTE: u64 = 1 << 20;
 
 /// Everything that says how a guest is started, without descriptors.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestConfig {
     /// What it is called in lists of processes.
     pub name: String,
@@ -70,7 +71,7 @@ pub struct GuestConfig {
 }
 
 /// Where the memory of a guest lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backing {
     /// In memory of QEMU.
     Anonymous,
@@ -81,7 +82,7 @@ pub enum Backing {
 }
 
 /// What a guest starts from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Boot {
     /// This kernel, without firmware of the disk having a say.
     Kernel {
@@ -99,7 +100,7 @@ pub enum Boot {
 }
 
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The file. QEMU locks it, so that two guests never write to one.
     pub path: PathBuf,
@@ -112,7 +113,7 @@ pub struct Disk {
 }
 
 /// The format of a disk's file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// Bytes as they are.
     Raw,
@@ -121,7 +122,7 @@ pub enum Format {
 }
 
 /// What a guest may do with a disk, and what becomes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     /// It reads.
     ReadOnly,
@@ -132,7 +133,7 @@ pub enum Access {
 }
 
 /// A network card.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {
     /// What it is connected to.
     pub link: Link,
@@ -141,7 +142,7 @@ pub struct Nic {
 }
 
 /// What a network card is connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Link {
     /// A network of QEMU's own, from which the host is 10.0.2.2.
     User,

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::QemuError;
 
 /// Code and variables, where they were seen: Debian and Ubuntu, Fedora and its kin, Arch, openSUSE, Alpine. Without secure
@@ -17,7 +19,7 @@ const PLACES: [(&str, &str); 6] = [
 ];
 
 /// The two files of UEFI firmware.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uefi {
     /// The program; never written.
     pub code: PathBuf,

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -18,6 +18,9 @@ use super::version::Identity;
 
 /// Bytes per second: none that counts, since the guest is stopped.
 const BANDWIDTH: u64 = 1 << 40;
+
+/// How often is asked whether a state is still wanted while it is saved.
+pub const LOOK: Duration = Duration::from_millis(100);
 
 /// What the file is called towards QEMU.
 const FILE: &str = "state";
@@ -54,6 +57,9 @@ pub enum SavedError {
         /// Its own words.
         why: String,
     },
+    /// Whoever wanted it saved does not want it any more.
+    #[error("it was given up")]
+    GivenUp,
     /// The monitor failed.
     #[error("the monitor failed while a state was saved or restored")]
     Monitor(#[from] QmpError),
@@ -64,8 +70,22 @@ pub enum SavedError {
 /// # Errors
 /// If it is not saved until then. The guest is stopped in any case that the monitor allows.
 pub fn save(qmp: &mut Qmp, path: &Path, kind: Kind, until: Instant) -> Result<(), SavedError> {
+    save_while(qmp, path, kind, until, &mut || true)
+}
+
+/// As [`save`], as long as it is wanted, which is asked every [`LOOK`].
+///
+/// # Errors
+/// As [`save`], and if it is not wanted any more.
+pub fn save_while(
+    qmp: &mut Qmp,
+    path: &Path,
+    kind: Kind,
+    until: Instant,
+    wanted: &mut dyn FnMut() -> bool,
+) -> Result<(), SavedError> {
     let part = path.with_added_extension("part");
-    let saved = save_part(qmp, &part, path, kind, until);
+    let saved = save_part(qmp, &part, path, kind, until, wanted);
     if saved.is_err() {
         // Whatever is there of it is useless.
         fs::remove_file(&part).ok();
@@ -73,14 +93,21 @@ pub fn save(qmp: &mut Qmp, path: &Path, kind: Kind, until: Instant) -> Result<()
     saved
 }
 
-fn save_part(qmp: &mut Qmp, part: &Path, path: &Path, kind: Kind, until: Instant) -> Result<(), SavedError> {
+fn save_part(
+    qmp: &mut Qmp,
+    part: &Path,
+    path: &Path,
+    kind: Kind,
+    until: Instant,
+    wanted: &mut dyn FnMut() -> bool,
+) -> Result<(), SavedError> {
     let failed = |action| move |source| SavedError::File { action, path: part.to_owned(), source };
     let file = File::create(part).map_err(failed("create"))?;
     qmp.stop(until)?;
     prepare(qmp, kind, until)?;
     let bandwidth = json!({ "max-bandwidth": BANDWIDTH });
     qmp.call("migrate-set-parameters", &bandwidth, until)?;
-    migrate(qmp, "migrate", "save", &file, until)?;
+    migrate(qmp, "migrate", "save", &file, until, wanted)?;
     if kind == Kind::Whole {
         // It waits for a person, who may well come after a power failure.
         file.sync_all().map_err(failed("sync"))?;
@@ -97,7 +124,7 @@ pub fn restore(qmp: &mut Qmp, path: &Path, kind: Kind, until: Instant) -> Result
     let failed = |source| SavedError::File { action: "open", path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     prepare(qmp, kind, until)?;
-    migrate(qmp, "migrate-incoming", "restore", &file, until)
+    migrate(qmp, "migrate-incoming", "restore", &file, until, &mut || true)
 }
 
 fn prepare(qmp: &mut Qmp, kind: Kind, until: Instant) -> Result<(), SavedError> {
@@ -114,6 +141,7 @@ fn migrate(
     action: &'static str,
     file: &File,
     until: Instant,
+    wanted: &mut dyn FnMut() -> bool,
 ) -> Result<(), SavedError> {
     qmp.pass(FILE, file.as_fd(), until)?;
     qmp.call(command, &json!({ "uri": format!("fd:{FILE}") }), until)?;
@@ -121,16 +149,32 @@ fn migrate(
         let Incoming::Event(Event::Migration(how)) = incoming else { return false };
         *how != Migration::Going
     };
-    match qmp.wait(command, until, over) {
-        Ok(Incoming::Event(Event::Migration(Migration::Completed))) => Ok(()),
-        Ok(_) => {
+    match wait_while(qmp, command, until, over, wanted)? {
+        Incoming::Event(Event::Migration(Migration::Completed)) => Ok(()),
+        _ => {
             // An incoming one that failed ends QEMU, which then answers no more; its messages say why.
             let answer = qmp.call("query-migrate", &Value::Null, until).unwrap_or_default();
             let why = answer.get("error-desc").and_then(Value::as_str);
             let why = why.unwrap_or("it does not say why here").to_owned();
             Err(SavedError::Failed { action, why })
         }
-        Err(error) => Err(error.into()),
+    }
+}
+
+fn wait_while(
+    qmp: &mut Qmp,
+    command: &'static str,
+    until: Instant,
+    over: impl Fn(&Incoming) -> bool,
+    wanted: &mut dyn FnMut() -> bool,
+) -> Result<Incoming, SavedError> {
+    loop {
+        let look = until.min(Instant::now() + LOOK);
+        match qmp.wait(command, look, &over) {
+            Err(QmpError::Deadline { .. }) if !wanted() => return Err(SavedError::GivenUp),
+            Err(QmpError::Deadline { .. }) if look < until => {}
+            end => return Ok(end?),
+        }
     }
 }
 

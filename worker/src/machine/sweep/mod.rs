@@ -61,7 +61,10 @@ pub fn sweep(machines: &Machines, held: HeldGuests, report: &mut CleanReport) {
 
 /// Removes the guests of one session, which must be over, except those that are held.
 pub fn sweep_session(machines: &Machines, session: &SessionId, report: &mut CleanReport) {
-    sweep_those(machines, report, |record| record.session == *session);
+    // Another thread of its worker may be removing one.
+    wait_until(END_WITHIN, || {
+        !sweep_those(machines, report, |record| record.session == *session) || !report.errors.is_empty()
+    });
 }
 
 /// Removes the guests of one runner, which must be dead and its processes with it, except those that are held.
@@ -69,12 +72,16 @@ pub fn sweep_runner(machines: &Machines, runner: &ProcessId, report: &mut CleanR
     sweep_those(machines, report, |record| record.owners.runner == *runner);
 }
 
-fn sweep_those(machines: &Machines, report: &mut CleanReport, is_one: impl Fn(&GuestRecord) -> bool) {
+/// Says whether some are left.
+fn sweep_those(machines: &Machines, report: &mut CleanReport, is_one: impl Fn(&GuestRecord) -> bool) -> bool {
+    let mut left = false;
     let mut sweep = Sweep::new(machines, HeldGuests::Keep, report);
     let records = record::guests(machines).into_iter().filter_map(|id| GuestRecord::load(machines, &id));
     for record in records.filter(|record| is_one(record) && record.held.is_none()) {
-        sweep.remove(&record.id, |now| now.held.is_none());
+        let removed = sweep.remove(&record.id, |now| now.held.is_none());
+        left |= !removed && GuestRecord::load(machines, &record.id).is_some_and(|now| now.held.is_none());
     }
+    left
 }
 
 /// Ends the held guests whose time is over, unless somebody is in them.

@@ -1,10 +1,15 @@
 //! The end of a task: its result, its console, its guests.
 
+use std::time::{Duration, SystemTime};
+
+use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{Outcome, RelPath};
+use crewboss_protocol::{Name, Outcome, RelPath, chain};
 
 use super::Task;
-use crate::machine::verdict::keeps_console;
+use crate::machine::hold;
+use crate::machine::record::Step;
+use crate::machine::verdict::{is_held, keeps_console};
 use crate::runner::job::shortened;
 
 /// The name of the console among the artifacts of a task that ended strangely.
@@ -61,13 +66,67 @@ impl Task<'_> {
         }
     }
 
+    /// Keeps the build machine's guest for a person. Why it is not kept stands in the message of the task.
+    fn hold(&mut self, outcome: Outcome) {
+        // A guest that never asked for its task is of no use to anybody.
+        if self.result.is_none() || self.watch.is_cancelled() {
+            return;
+        }
+        let Some(mut guest) = self.guests.pop() else { return };
+        self.watch.step(format!("holds the guest {}", guest.record.id));
+        let held = self.held_guest(outcome, &guest.record.id);
+        let watch = &mut self.watch;
+        let (problems, why) = match hold::keep(&mut guest, held, &mut || !watch.is_cancelled()) {
+            Ok((held, without)) => {
+                self.held = Some(held);
+                let why = without.map(|why| format!("its guest is kept with its disk alone, since {why}"));
+                (guest.leave(), why)
+            }
+            Err(hold::HoldError::GivenUp) => (guest.end(), None),
+            Err(error) => (guest.end(), Some(format!("its guest is not kept: {}", chain(&error)))),
+        };
+        for problem in problems {
+            self.watch.step(problem);
+        }
+        if let Some(why) = why {
+            let between = if self.message.is_empty() { "" } else { "; " };
+            self.message = format!("{}{between}{why}", self.message);
+        }
+    }
+
+    fn held_guest(&self, outcome: Outcome, id: &Name) -> HeldGuest {
+        let now = SystemTime::now();
+        let seconds =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let last = || self.stages.last().map(|stage| stage.name.clone());
+        HeldGuest {
+            id: id.clone(),
+            machine: self.machine.machines.name.clone(),
+            target: self.spec.target.name.clone(),
+            commit: self.job.commit,
+            at: self.job.at,
+            stage: self.stage.clone().or_else(last),
+            outcome,
+            boss: self.machine.boss.clone(),
+            run: self.machine.run.clone(),
+            since: seconds(now),
+            until: seconds(now + Duration::from_millis(self.machine.hold.for_ms)),
+            memory: true,
+            entered: None,
+        }
+    }
+
     /// The build machine first: it may still use what the others serve.
     fn take_down(&mut self, outcome: Outcome) {
+        if is_held(outcome, self.machine.hold) {
+            self.hold(outcome);
+        }
         let mut problems = Vec::new();
-        while let Some(guest) = self.guests.pop() {
+        while let Some(mut guest) = self.guests.pop() {
+            // Only for whoever looks at it now.
+            let _unwritten = guest.advance(Step::Stopping);
             problems.extend(guest.end());
         }
-        let _ = outcome;
         for problem in problems {
             self.watch.step(problem);
         }

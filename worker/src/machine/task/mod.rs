@@ -2,7 +2,8 @@
 //!
 //! It reads in the order in which it happens: [`claim`] finds the machines, has them bootstrapped and takes their locks;
 //! [`boot`] starts guests and tries again when one does not come up; [`by_agent`] and [`by_tftp`] are the two ways in which
-//! a guest then does the task; [`finish`] collects what came out and takes everything down.
+//! a guest then does the task; [`pause`] lets a person in between; [`finish`] collects what came out, keeps the guest for a
+//! person if that was asked for, and takes everything else down.
 
 mod auxiliary;
 mod boot;
@@ -10,9 +11,11 @@ mod by_agent;
 mod by_tftp;
 mod claim;
 mod finish;
+mod pause;
 
 use std::time::Instant;
 
+use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::Done;
 use crewboss_protocol::{Name, Outcome, StageResult};
@@ -46,6 +49,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         message: String::new(),
         result: None,
         held: None,
+        served: Vec::new(),
     };
     let outcome = task.run().unwrap_or_else(|stop| {
         task.message = stop.to_string();
@@ -73,15 +77,18 @@ struct Task<'a> {
     message: String,
     result: Option<MachineResult>,
     held: Option<HeldGuest>,
+    /// What the auxiliary machines have said of themselves.
+    served: Vec<Served>,
 }
 
 impl Task<'_> {
     fn run(&mut self) -> Result<Outcome, Stop> {
         let mut claims = self.claim()?;
-        let variables = self.start_auxiliaries(&mut claims)?;
-        self.boot_build_machine(&mut claims, &variables)?;
+        self.check_pause(claims.build.manifest.exchange)?;
+        self.start_auxiliaries(&mut claims)?;
+        self.boot_build_machine(&mut claims)?;
         match claims.build.manifest.exchange {
-            Exchange::Agent => self.run_by_agent(&variables),
+            Exchange::Agent => self.run_by_agent(),
             Exchange::Tftp => self.run_by_tftp(),
         }
     }

@@ -1,0 +1,72 @@
+//! `crewboss machines bootstrap`: machines made ready ahead of the first task that needs them.
+
+mod support;
+
+use serde_json::Value;
+use support::boss::Ended;
+use support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory};
+use support::scene::Scene;
+
+/// A toolchain that installs itself only in a guest whose kernel was told so, which is no matter of the machine's id.
+const TOOLCHAIN: &str = r#"#!/bin/sh
+if ! grep -q let.it.be /proc/cmdline; then echo will not; exit 3; fi
+echo "picky 1.0" >"$CREWBOSS_VERSIONS"
+"#;
+
+fn bootstrap(site: &Site, scene: &Scene, words: &[&str]) -> Ended {
+    let crew = site.crew(scene, "slots = 2");
+    let mut boss = scene.crewboss(Some(site.lab()), &["machines", "bootstrap", "--crew"]);
+    boss.arg(crew);
+    boss.args(words).called("bootstrap").start().end(A_GUEST_RUN)
+}
+
+fn copy(site: &Site, scene: &Scene, machine: &str, toolchain: &str) -> Value {
+    let shown = site.shown(scene, machine);
+    let copies = shown["copies"].as_array().cloned().unwrap_or_default();
+    copies.into_iter().find(|copy| copy["toolchain"] == toolchain).unwrap_or_else(|| panic!("{shown:#}"))
+}
+
+#[test]
+fn a_person_bootstraps_ahead_of_time_and_may_try_again_what_was_suspended() {
+    let site = Site::shared();
+    let scene = Scene::new("");
+    site.on(&format!("mkdir -p {MACHINES}/toolchains/picky; cat >{MACHINES}/toolchains/picky/bootstrap <<'E'\n{TOOLCHAIN}\nE\nchmod +x {MACHINES}/toolchains/picky/bootstrap"));
+    site.variant(TINY, "moody", &["limits = { misboots = 0 }"]);
+    let once = |words: &[&str]| bootstrap(&site, &scene, words);
+
+    let ended = once(&["moody", "--toolchain", "picky", "-v"]).expect_code(102);
+    assert!(ended.stdout.contains("suspended") && ended.stdout.contains("exit code 3"), "{ended:#?}");
+    assert!(ended.stderr.contains("moody boots") && ended.stderr.contains("will not"), "{ended:#?}");
+    assert!(copy(&site, &scene, "moody", "picky")["state"]["suspended"]["why"].is_string());
+    site.expect_no_guests();
+
+    let manifest = format!("{}/moody-1/manifest.toml", directory("moody"));
+    site.on(&format!("sed -i 's/^append = \"/&let.it.be /' {manifest}"));
+    let ended = once(&["moody", "--toolchain", "picky"]).expect_code(0);
+    assert!(ended.stdout.contains("bootstrapped in") && ended.stdout.contains("picky 1.0"), "{ended:#?}");
+    assert_eq!(copy(&site, &scene, "moody", "picky")["state"], "ready");
+
+    let ended = once(&["moody", "--toolchain", "picky"]).expect_code(0);
+    assert!(ended.stdout.contains("already ready"), "{ended:#?}");
+    assert!(!ended.stderr.contains("boots"), "{ended:#?}");
+
+    let ended =
+        once(&["moody", "--toolchain", "picky", "--force", "--json", "--host", "host1"]).expect_code(0);
+    let hosts: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert_eq!(hosts[0]["machines"][0]["end"]["made"]["versions"]["picky"], "1.0", "{hosts:#}");
+    assert!(ended.stderr.contains("since a person wants it"), "{ended:#?}");
+    site.expect_no_guests();
+
+    for (words, name) in
+        [(["moodier"].as_slice(), "machine moodier"), (&["--toolchain", "vax"], "usable toolchain vax")]
+    {
+        let ended = once(words).expect_code(2);
+        assert!(ended.stderr.contains(&format!("no host has a {name}")), "{ended:#?}");
+    }
+    let ended = once(&["--host", "nowhere"]).expect_code(2);
+    assert!(ended.stderr.contains("nowhere"), "{ended:#?}");
+
+    site.remove("moody");
+    site.on(&format!("rm -r {MACHINES}/toolchains/picky"));
+    site.expect_no_guests();
+}

@@ -1,0 +1,321 @@
+//! `crewboss retry`, on the host: a stage of a held guest's task runs again, in that very guest.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use crewboss_protocol::guest::{FromGuest, GuestStream, ToGuest};
+use crewboss_protocol::{Name, StageResult};
+use rustix::event::{PollFd, PollFlags};
+
+use super::agent::{Heard, Line, end_of};
+use super::bridge::SIGNALS;
+use super::enter::{drain, drain_monitor};
+use super::visit::{Visit, load};
+use super::{PersonError, claim, say};
+use crate::machine::directory::Machines;
+use crate::sweep::MARK;
+use crate::sys::{self, Signals};
+
+/// An agent that was stopped answers at once; a host that is short of processors may let it wait.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// A stage that is to stop is killed by its agent after some seconds.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// Unpacking a source takes seconds.
+const PREPARE_WITHIN: Duration = Duration::from_secs(600);
+
+/// Between two questions whether what ran has stopped, and between two looks whether anybody reads the output.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// All signals of one Ctrl-C come within this time.
+const ONE_KEY: Duration = Duration::from_secs(1);
+
+/// What is to be run again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Again {
+    /// In which guest.
+    pub guest: Name,
+    /// Which stage.
+    pub stage: Name,
+    /// Variables on top of those of the task.
+    pub variables: BTreeMap<String, String>,
+    /// Unpack the source anew and empty the output first.
+    pub wipe: bool,
+}
+
+/// How that went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Retried {
+    /// The stage has ended.
+    Ended(StageResult),
+    /// The person, or the end of the link, stopped it.
+    Interrupted,
+}
+
+/// Runs the stage and shows its output. The guest is held again afterwards.
+///
+/// # Errors
+/// If the stage cannot be run.
+pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError> {
+    sys::forget_variable(MARK);
+    let claimed = claim(machines, &again.guest)?;
+    if claimed.record.held.is_none() {
+        return Err(PersonError::NotHeld { guest: again.guest.clone() });
+    }
+    let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
+    let kept = load(machines, &claimed.record)?;
+    let has_source = kept.memory && kept.prepared;
+    if !has_source && !again.wipe {
+        return Err(PersonError::NoMemory { guest: again.guest.clone() });
+    }
+    let mut visit = Visit::begin(machines, claimed)?;
+    let retried = Talk::begin(&mut visit, &signals).and_then(|mut talk| talk.run(again));
+    match retried {
+        Err(Stopped::Terminated) => {
+            visit.abandon();
+            say("ended from outside; what was done since it was entered is lost");
+            Ok(Retried::Interrupted)
+        }
+        retried => {
+            visit.end()?;
+            match retried {
+                Ok(result) => Ok(Retried::Ended(result)),
+                Err(Stopped::Error(error)) => Err(error),
+                Err(Stopped::Person | Stopped::Terminated) => Ok(Retried::Interrupted),
+            }
+        }
+    }
+}
+
+/// Why there is no result.
+enum Stopped {
+    Person,
+    Terminated,
+    Error(PersonError),
+}
+
+impl From<PersonError> for Stopped {
+    fn from(error: PersonError) -> Self {
+        Stopped::Error(error)
+    }
+}
+
+struct Talk<'a, 'b> {
+    visit: &'a mut Visit<'b>,
+    signals: &'a Signals,
+    line: Line,
+    /// When the person wanted an end.
+    interrupted: Option<Instant>,
+    /// What was heard and not used.
+    heard: std::collections::VecDeque<Heard>,
+}
+
+impl<'a, 'b> Talk<'a, 'b> {
+    fn begin(visit: &'a mut Visit<'b>, signals: &'a Signals) -> Result<Self, Stopped> {
+        let no_agent = PersonError::NoWay {
+            guest: visit.guest().clone(),
+            what: "agent of ours",
+            hint: ", so no stage of it can be run by itself",
+        };
+        let port = visit.revived.qemu.agent.as_ref().ok_or(no_agent)?;
+        let port = rustix::io::fcntl_dupfd_cloexec(port, 3)
+            .map_err(|error| PersonError::system("use the agent's port")(error.into()))?;
+        let line = if visit.goes_on { Line::resumed(port) } else { Line::fresh(port) };
+        Ok(Self { visit, signals, line, interrupted: None, heard: std::collections::VecDeque::new() })
+    }
+
+    fn guest(&self) -> Name {
+        self.visit.guest().clone()
+    }
+
+    fn run(&mut self, again: &Again) -> Result<StageResult, Stopped> {
+        if self.visit.goes_on {
+            self.quiet_down()?;
+        } else {
+            self.come_up()?;
+        }
+        if !self.visit.revived.kept.prepared {
+            self.prepare()?;
+        }
+        say(&format!("runs stage {} again", again.stage));
+        let Again { stage, variables, wipe, .. } = again.clone();
+        self.tell(&ToGuest::Stage { name: stage, variables, wipe })?;
+        self.stage_end()
+    }
+
+    /// Until the agent has answered and nothing of the task runs.
+    fn quiet_down(&mut self) -> Result<(), Stopped> {
+        let mut told = false;
+        let mut end = end_of(ANSWER_WITHIN);
+        let mut what = "answer";
+        loop {
+            match self.next(end)? {
+                None => return Err(self.silent(what, if told { STOP_WITHIN } else { ANSWER_WITHIN })),
+                Some(Heard::Said(FromGuest::Alive { busy: false, .. })) => return Ok(()),
+                Some(Heard::Said(FromGuest::Alive { busy: true, .. })) => {
+                    if !std::mem::replace(&mut told, true) {
+                        say("stops what still runs in it");
+                        self.tell(&ToGuest::Cancel)?;
+                        (end, what) = (end_of(STOP_WITHIN), "stop what runs");
+                    }
+                    self.pause();
+                    self.line.ask();
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// A guest that boots.
+    fn come_up(&mut self) -> Result<(), Stopped> {
+        let startup = Duration::from_millis(self.visit.revived.kept.startup_ms);
+        let end = end_of(startup);
+        loop {
+            match self.next(end)? {
+                None => return Err(self.silent("come up", startup)),
+                Some(Heard::Said(FromGuest::Ready { .. })) => return Ok(()),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// An agent that has forgotten its task is given it again.
+    fn prepare(&mut self) -> Result<(), Stopped> {
+        let document = self.visit.revived.kept.document.clone();
+        self.tell(&ToGuest::Task { document })?;
+        let end = end_of(PREPARE_WITHIN);
+        loop {
+            match self.next(end)? {
+                None => return Err(self.silent("unpack the source", PREPARE_WITHIN)),
+                Some(Heard::Said(FromGuest::Prepared)) => {
+                    self.visit.revived.kept.prepared = true;
+                    return Ok(());
+                }
+                Some(Heard::Said(FromGuest::Failed { text })) => return Err(self.unable(text)),
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn stage_end(&mut self) -> Result<StageResult, Stopped> {
+        // A person who wants to may stop it; there is no other limit.
+        let mut end = None;
+        loop {
+            let look = end.unwrap_or_else(|| end_of(Duration::from_secs(3600)));
+            let heard = match self.next(look) {
+                Err(Stopped::Person) if end.is_none() => {
+                    say("stops the stage");
+                    self.tell(&ToGuest::Cancel)?;
+                    end = Some(end_of(STOP_WITHIN));
+                    continue;
+                }
+                heard => heard?,
+            };
+            match heard {
+                None if end.is_some() => return Err(Stopped::Person),
+                Some(Heard::Output(stream, bytes)) => show(stream, &bytes),
+                Some(Heard::Said(FromGuest::Ended { stopped: true, .. } | FromGuest::Failed { .. }))
+                    if end.is_some() =>
+                {
+                    return Err(Stopped::Person);
+                }
+                Some(Heard::Said(FromGuest::Ended { result, .. })) => return Ok(result),
+                Some(Heard::Said(FromGuest::Failed { text })) => return Err(self.unable(text)),
+                _ => {}
+            }
+        }
+    }
+
+    fn tell(&mut self, message: &ToGuest) -> Result<(), PersonError> {
+        self.line.tell(message).map_err(PersonError::system("speak to the agent"))
+    }
+
+    fn silent(&self, what: &'static str, limit: Duration) -> Stopped {
+        PersonError::Silent { guest: self.guest(), what, seconds: limit.as_secs() }.into()
+    }
+
+    fn unable(&self, why: String) -> Stopped {
+        PersonError::Unable { guest: self.guest(), why }.into()
+    }
+
+    /// A moment, so that questions do not come in a flood.
+    fn pause(&self) {
+        std::thread::sleep(LOOK);
+    }
+
+    /// The next thing that is heard before `end`.
+    fn next(&mut self, end: Instant) -> Result<Option<Heard>, Stopped> {
+        loop {
+            match self.heard.pop_front() {
+                Some(Heard::Nonsense(why)) => return Err(self.unable(why)),
+                Some(heard) => return Ok(Some(heard)),
+                None => {}
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.wait(left.min(LOOK))?;
+            self.heard.extend(self.line.look());
+        }
+    }
+
+    fn wait(&mut self, within: Duration) -> Result<(), Stopped> {
+        let qemu = &mut self.visit.revived.qemu;
+        let mut others: Vec<BorrowedFd<'_>> = vec![qemu.child.fd(), qemu.qmp.fd()];
+        others.push(std::os::fd::AsFd::as_fd(&qemu.console));
+        others.push(std::os::fd::AsFd::as_fd(self.signals.fd()));
+        others.extend(qemu.child.words_fd());
+        self.line.wait(&others, within).map_err(PersonError::system("wait"))?;
+        drop(others);
+        qemu.child.hear();
+        drain_monitor(qemu);
+        drain(std::os::fd::AsFd::as_fd(&qemu.console));
+        if let Some(ended) = qemu.child.try_ended() {
+            let how = format!(", QEMU left with {ended}");
+            return Err(PersonError::Ended { guest: self.guest(), how }.into());
+        }
+        self.look_at_person()
+    }
+
+    /// Ctrl-C comes as several signals, by the terminal and from whoever started us: they count once. A second Ctrl-C waits
+    /// for nothing any more.
+    fn look_at_person(&mut self) -> Result<(), Stopped> {
+        let mut wanted = self.interrupted.is_none() && is_unread();
+        while let Some(signal) = self.signals.take() {
+            match signal {
+                libc::SIGWINCH => {}
+                libc::SIGTERM => return Err(Stopped::Terminated),
+                _ => wanted |= self.interrupted.is_none_or(|at| at.elapsed() > ONE_KEY),
+            }
+        }
+        if wanted {
+            self.interrupted = Some(Instant::now());
+            return Err(Stopped::Person);
+        }
+        Ok(())
+    }
+}
+
+/// Whether standard output leads nowhere any more: the link has dropped.
+fn is_unread() -> bool {
+    let out = io::stdout();
+    let mut fds = [PollFd::new(&out, PollFlags::empty())];
+    let polled = sys::poll(&mut fds, Some(Duration::ZERO));
+    polled.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+}
+
+fn show(stream: GuestStream, bytes: &[u8]) {
+    let shown = match stream {
+        GuestStream::Out => {
+            let mut out = io::stdout().lock();
+            out.write_all(bytes).and_then(|()| out.flush())
+        }
+        GuestStream::Err => io::stderr().lock().write_all(bytes),
+    };
+    // That nobody reads it shows in the next look.
+    drop(shown);
+}
