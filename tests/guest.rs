@@ -82,6 +82,7 @@ impl Guest {
             commit: TREE,
             jobs: 2,
             variables: vec![(MARK.to_owned(), self.mark.clone()), ("HOME".to_owned(), "/x".to_owned())],
+            served: Vec::new(),
             stages: stages
                 .iter()
                 .map(|(name, line)| stage(name, StageCommand::Shell((*line).into())))
@@ -325,6 +326,7 @@ fn a_program_that_is_not_there_ends_its_stage() {
         commit: TREE,
         jobs: 1,
         variables: Vec::new(),
+        served: Vec::new(),
         stages: vec![
             stage("none", StageCommand::Words(vec!["no-such-program".to_owned()])),
             stage("echo", StageCommand::Words(vec!["echo".to_owned(), "$HOME;".to_owned()])),

@@ -279,8 +279,11 @@ impl fmt::Display for Matched {
         if let Some(toolchain) = &self.toolchain {
             write!(f, ", toolchain {toolchain}")?;
         }
-        if let Some(MachineInputs { name, id, toolchain_id, agent }) = &self.machine {
+        if let Some(MachineInputs { name, id, toolchain_id, agent, auxiliary }) = &self.machine {
             write!(f, ", machine {name} ({id}), toolchain id {toolchain_id}, guest agent {agent}")?;
+            for one in auxiliary {
+                write!(f, ", auxiliary machine {} ({})", one.name, one.id)?;
+            }
         }
         Ok(())
     }

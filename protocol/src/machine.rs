@@ -263,6 +263,24 @@ pub struct MachineResult {
     /// Versions that the bootstrap reported.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub versions: BTreeMap<String, String>,
+    /// The machines that served it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub auxiliary: Vec<AuxiliaryResult>,
+}
+
+/// What a result says about a machine that served its task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuxiliaryResult {
+    /// What the task called it.
+    pub name: Name,
+    /// The machine.
+    pub machine: Name,
+    /// Its id.
+    pub id: String,
+    /// The id of its toolchain.
+    pub toolchain_id: String,
+    /// Memory of its guest in bytes.
+    pub memory: u64,
 }
 
 impl Validate for MachineUse {

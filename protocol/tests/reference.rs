@@ -147,7 +147,7 @@ fn the_samples_are_complete() {
 /// The same for what is said to and by a guest.
 #[test]
 fn the_samples_of_guests_are_complete() {
-    let mut seen = [false; 9];
+    let mut seen = [false; 10];
     for message in samples::guest::to_guest() {
         seen[match message {
             ToGuest::Bootstrap { .. } => 0,
@@ -159,10 +159,11 @@ fn the_samples_of_guests_are_complete() {
             ToGuest::Renew(_) => 6,
             ToGuest::Ping { .. } => 7,
             ToGuest::PowerOff => 8,
+            ToGuest::Network { .. } => 9,
         }] = true;
     }
-    assert_eq!(seen, [true; 9]);
-    let mut seen = [false; 10];
+    assert_eq!(seen, [true; 10]);
+    let mut seen = [false; 11];
     for message in samples::guest::from_guest() {
         seen[match message {
             FromGuest::Ready { .. } => 0,
@@ -175,7 +176,8 @@ fn the_samples_of_guests_are_complete() {
             FromGuest::Renewed(_) => 7,
             FromGuest::Alive { .. } => 8,
             FromGuest::Failed { .. } => 9,
+            FromGuest::Networked => 10,
         }] = true;
     }
-    assert_eq!(seen, [true; 10]);
+    assert_eq!(seen, [true; 11]);
 }

@@ -163,7 +163,11 @@ mod tests {
             held: vec![held_guest()],
             ..host_facts()
         };
-        let board = HostFacts { machines: vec![machines().swap_remove(1)], no_emulator: "there is none".to_owned(), ..host_facts() };
+        let board = HostFacts {
+            machines: vec![machines().swap_remove(1)],
+            no_emulator: "there is none".to_owned(),
+            ..host_facts()
+        };
         vec![
             HostReport { name: host("lab1"), facts: Ok(lab1) },
             HostReport { name: host("board"), facts: Ok(board) },

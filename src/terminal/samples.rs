@@ -72,6 +72,7 @@ fn skipped() -> EventKind {
             id: "debian12-7".to_owned(),
             toolchain_id: "8d2f0c".to_owned(),
             agent: 1,
+            auxiliary: Vec::new(),
         }),
     }));
     task.attempt = Attempt(0);

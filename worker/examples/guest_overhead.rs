@@ -86,6 +86,7 @@ fn guest(machines: &Machines, name: &str, source: &Path) -> Result<Vec<(&'static
         processors: 1,
         purpose: Purpose::Task { source, document: String::new() },
         life: Life::Boot,
+        wire: None,
         shows_console: false,
     })?;
     guest.advance(Step::Booting)?;

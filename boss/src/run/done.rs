@@ -12,7 +12,7 @@ use crewboss_protocol::machine::{AGENT_VERSION, DEFAULT_TOOLCHAIN, MachineRole, 
 use crewboss_protocol::{Environment, HostFacts, Name, Outcome, Target, TaskId};
 
 use crate::run::plan::Plan;
-use crate::store::{MachineInputs, Recorded, ResultFile, TaskKey};
+use crate::store::{AuxiliaryInputs, MachineInputs, Recorded, ResultFile, TaskKey};
 
 /// How long candidates wait for hosts that answer late.
 pub const SETTLE_WITHIN: Duration = Duration::from_secs(10);
@@ -105,22 +105,36 @@ pub fn confirmed<'a>(
     records.iter().find(|record| record.toolchain.as_ref() == Some(version))
 }
 
-/// Whether a task of this target would run in the same machine on this host.
+/// Whether a task of this target would run in the same machine on this host, served by the same ones.
 fn offers(facts: &HostFacts, used: &MachineInputs, target: &Target) -> bool {
     let toolchain = target.toolchain.as_ref().map_or(DEFAULT_TOOLCHAIN, Name::as_str);
-    let same_copy = |copies: &[crewboss_protocol::machine::CopyFacts]| {
-        copies
-            .iter()
-            .any(|copy| copy.toolchain.as_str() == toolchain && copy.toolchain_id == used.toolchain_id)
+    let has = |role, name: &Name, id: &String, toolchain: &str, toolchain_id: &String| {
+        facts.machines.iter().any(|machine| {
+            machine.role == role
+                && machine.state == MachineState::Usable
+                && (&machine.name, &machine.id) == (name, id)
+                && machine
+                    .copies
+                    .iter()
+                    .any(|copy| copy.toolchain.as_str() == toolchain && copy.toolchain_id == *toolchain_id)
+        })
+    };
+    let serves = |one: &AuxiliaryInputs| {
+        has(MachineRole::Auxiliary, &one.name, &one.id, DEFAULT_TOOLCHAIN, &one.toolchain_id)
     };
     used.agent == AGENT_VERSION
         && facts.emulator.is_some()
-        && facts.machines.iter().any(|machine| {
-            machine.role == MachineRole::Build
-                && machine.state == MachineState::Usable
-                && (&machine.name, &machine.id) == (&used.name, &used.id)
-                && same_copy(&machine.copies)
-        })
+        && has(MachineRole::Build, &used.name, &used.id, toolchain, &used.toolchain_id)
+        && wants(target) == used.auxiliary.len()
+        && used.auxiliary.iter().all(serves)
+}
+
+/// How many machines serve a task of this target.
+fn wants(target: &Target) -> usize {
+    match &target.environment {
+        Environment::Machine(machine) => machine.auxiliary.len(),
+        Environment::Snapshot | Environment::Directory => 0,
+    }
 }
 
 /// Whether a recorded outcome is a result that is not tried again by itself.
@@ -151,7 +165,7 @@ mod tests {
     use crate::store::RESULT_SCHEMA;
     use crewboss_protocol::host::SpeedSource;
     use crewboss_protocol::machine::{
-        Accelerator, CopyFacts, CopyState, Emulator, MachineFacts, MachineResult, MachineUse,
+        Accelerator, Auxiliary, CopyFacts, CopyState, Emulator, MachineFacts, MachineResult, MachineUse,
     };
     use crewboss_protocol::message::ArtifactCount;
     use crewboss_protocol::{Attempt, Command, Load, Stage, Toolchain, TreeId};
@@ -345,8 +359,13 @@ mod tests {
         let division =
             |recorded: &Recorded| divided(&now, std::slice::from_ref(recorded), dir.path(), Force::Nothing);
         assert_eq!(division(&recorded), (1, 0, 0), "it is not said which machine it ran in");
-        let used =
-            MachineInputs { name, id: "1".to_owned(), toolchain_id: "a".to_owned(), agent: AGENT_VERSION };
+        let used = MachineInputs {
+            name,
+            id: "1".to_owned(),
+            toolchain_id: "a".to_owned(),
+            agent: AGENT_VERSION,
+            auxiliary: Vec::new(),
+        };
         recorded.machine = Some(used.clone());
         assert_eq!(division(&recorded), (1, 0, 0), "result.json says something else");
         let path = dir.path().join(&*recorded.path).join("result.json");
@@ -363,6 +382,7 @@ mod tests {
             warm: false,
             boots: 1,
             versions: BTreeMap::new(),
+            auxiliary: Vec::new(),
         }));
         fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
         assert_eq!(division(&recorded), (0, 0, 1));
@@ -386,5 +406,42 @@ mod tests {
         let older = MachineInputs { agent: AGENT_VERSION + 1, ..used };
         recorded.machine = Some(older);
         assert!(!is_confirmed(&recorded, Some(machine("1", "gcc12", "a"))), "another agent");
+    }
+
+    #[test]
+    fn another_image_of_a_machine_that_serves_makes_a_result_old() {
+        let (build, db): (Name, Name) = ("debian".parse().unwrap(), "postgres".parse().unwrap());
+        let mut served = target("served", None);
+        let auxiliary = vec![Auxiliary { name: "db".parse().unwrap(), machine: db.clone() }];
+        served.target.environment = Environment::Machine(MachineUse { name: build.clone(), auxiliary });
+        let used = MachineInputs {
+            name: build,
+            id: "1".to_owned(),
+            toolchain_id: "a".to_owned(),
+            agent: AGENT_VERSION,
+            auxiliary: vec![AuxiliaryInputs {
+                name: db.clone(),
+                id: "7".to_owned(),
+                toolchain_id: "b".to_owned(),
+            }],
+        };
+        let serves = |id: &str, toolchain: &str, role| MachineFacts {
+            name: db.clone(),
+            role,
+            ..machine(id, "default", toolchain)
+        };
+        let offered = |serves: Option<MachineFacts>, used: &MachineInputs| {
+            let mut facts = facts("gcc 12", Some(machine("1", "default", "a")));
+            facts.machines.extend(serves);
+            offers(&facts, used, &served.target)
+        };
+        let role = MachineRole::Auxiliary;
+        assert!(offered(Some(serves("7", "b", role)), &used));
+        assert!(!offered(None, &used), "it is gone");
+        assert!(!offered(Some(serves("8", "b", role)), &used), "another image");
+        assert!(!offered(Some(serves("7", "c", role)), &used), "another toolchain");
+        assert!(!offered(Some(serves("7", "b", MachineRole::Build)), &used), "another role");
+        let before = MachineInputs { auxiliary: Vec::new(), ..used };
+        assert!(!offered(Some(serves("7", "b", role)), &before), "it is not said what served it");
     }
 }

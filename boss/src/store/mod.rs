@@ -7,5 +7,7 @@ mod writer;
 
 pub use journal::{Journal, JournalError, Recorded};
 pub use layout::{OutDir, StoreError, task_path};
-pub use result::{AttemptStory, MachineInputs, RESULT_SCHEMA, ResultFile, TargetDigest, TaskKey};
+pub use result::{
+    AttemptStory, AuxiliaryInputs, MachineInputs, RESULT_SCHEMA, ResultFile, TargetDigest, TaskKey,
+};
 pub use writer::{StoreReply, Stored, Submission, WriteError, Writer};

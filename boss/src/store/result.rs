@@ -83,12 +83,37 @@ pub struct MachineInputs {
     pub toolchain_id: String,
     /// The version of the guest agent.
     pub agent: u32,
+    /// The machines that served it, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub auxiliary: Vec<AuxiliaryInputs>,
+}
+
+/// A machine that served a task, as far as it decides whether the result still stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuxiliaryInputs {
+    /// The machine.
+    pub name: Name,
+    /// Its id.
+    pub id: String,
+    /// The toolchain's id.
+    pub toolchain_id: String,
 }
 
 impl From<&MachineResult> for MachineInputs {
     fn from(result: &MachineResult) -> Self {
         let MachineResult { name, id, toolchain_id, agent, .. } = result;
-        Self { name: name.clone(), id: id.clone(), toolchain_id: toolchain_id.clone(), agent: *agent }
+        let auxiliary = result.auxiliary.iter().map(|one| AuxiliaryInputs {
+            name: one.machine.clone(),
+            id: one.id.clone(),
+            toolchain_id: one.toolchain_id.clone(),
+        });
+        Self {
+            name: name.clone(),
+            id: id.clone(),
+            toolchain_id: toolchain_id.clone(),
+            agent: *agent,
+            auxiliary: auxiliary.collect(),
+        }
     }
 }
 

@@ -54,12 +54,23 @@ pub struct TaskDocument {
     pub jobs: u32,
     /// Variables of the stages.
     pub variables: Vec<(String, String)>,
+    /// What auxiliary machines have said of themselves: variables, too.
+    pub served: Vec<Served>,
     /// The stages.
     pub stages: Vec<Stage>,
     /// Globs of artifacts.
     pub artifacts: Vec<String>,
     /// Files whose section sizes are wanted.
     pub sizes: Vec<String>,
+}
+
+/// What an auxiliary machine has said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// What the task calls it.
+    pub name: Name,
+    /// Variables, with their prefix.
+    pub variables: Vec<(String, String)>,
 }
 
 /// How a task went in a guest.
@@ -95,6 +106,13 @@ impl TaskDocument {
         for (name, value) in &self.variables {
             text.line("variable", &format!("{name} {value}"));
         }
+        for served in &self.served {
+            // A header for people, and for whoever wants to know which is whose; the variables are like all others.
+            text.line("auxiliary", served.name.as_str());
+            for (name, value) in &served.variables {
+                text.line("variable", &format!("{name} {value}"));
+            }
+        }
         for stage in &self.stages {
             text.line("stage", stage.name.as_str());
             match &stage.command {
@@ -113,7 +131,8 @@ impl TaskDocument {
     /// If it is not what [`Self::to_text`] writes.
     pub fn parse(text: &str) -> Result<Self, DocumentError> {
         let (mut at, mut target, mut commit, mut jobs) = (None, None, None, 1);
-        let (mut variables, mut stages) = (Vec::new(), Vec::<Stage>::new());
+        let (mut variables, mut served) = (Vec::new(), Vec::<Served>::new());
+        let mut stages = Vec::<Stage>::new();
         let (mut artifacts, mut sizes) = (Vec::new(), Vec::new());
         for line in lines("task", text)? {
             let (number, word, value) = line?;
@@ -124,7 +143,14 @@ impl TaskDocument {
                 "target" => target = Some(value.parse().map_err(|error| bad(&error))?),
                 "commit" => commit = Some(value.parse().map_err(|error| bad(&error))?),
                 "jobs" => jobs = value.parse().map_err(|error| bad(&error))?,
-                "variable" => variables.push(pair(&value).map_err(|why| bad(&why))?),
+                "auxiliary" => {
+                    let name = value.parse().map_err(|error| bad(&error))?;
+                    served.push(Served { name, variables: Vec::new() });
+                }
+                "variable" => {
+                    let list = served.last_mut().map_or(&mut variables, |served| &mut served.variables);
+                    list.push(pair(&value).map_err(|why| bad(&why))?);
+                }
                 "stage" => {
                     let name = value.parse().map_err(|error| bad(&error))?;
                     stages.push(Stage { name, command: Command::Words(Vec::new()) });
@@ -148,10 +174,18 @@ impl TaskDocument {
             commit: commit.ok_or_else(|| lacks("commit"))?,
             jobs,
             variables,
+            served,
             stages,
             artifacts,
             sizes,
         })
+    }
+}
+
+impl TaskDocument {
+    /// The variables of the stages, those from auxiliary machines first: later ones win.
+    pub fn all_variables(&self) -> impl Iterator<Item = &(String, String)> {
+        self.served.iter().flat_map(|served| &served.variables).chain(&self.variables)
     }
 }
 
@@ -339,7 +373,11 @@ mod tests {
             target: "unzip".parse().unwrap(),
             commit: TreeId([7; 20]),
             jobs: 2,
-            variables: vec![("CC".to_owned(), value)],
+            variables: vec![("CC".to_owned(), value.clone())],
+            served: vec![Served {
+                name: "db".parse().unwrap(),
+                variables: vec![("DB_URL".to_owned(), value)],
+            }],
             stages: vec![Stage { name: "build".parse().unwrap(), command }],
             artifacts: vec!["*.bin".to_owned()],
             sizes: vec!["u-boot".to_owned()],
@@ -352,7 +390,7 @@ mod tests {
         assert_eq!(
             text,
             "crewboss-task 1\ntask 3.1\ntarget unzip\ncommit 0707070707070707070707070707070707070707\njobs 2\n\
-             variable CC a b\nstage build\nshell make \\\\\\n -j2\nartifact *.bin\nsize u-boot\nend\n"
+             variable CC a b\nauxiliary db\nvariable DB_URL a b\nstage build\nshell make \\\\\\n -j2\nartifact *.bin\nsize u-boot\nend\n"
         );
     }
 

@@ -9,10 +9,11 @@
 mod document;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-pub use document::{DocumentError, Ending, ResultDocument, TaskDocument};
+pub use document::{DocumentError, Ending, ResultDocument, Served, TaskDocument};
 
 use crate::id::Name;
 use crate::limits::{GUEST_LOG_BYTES_MAX, LINE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS_MAX};
@@ -43,6 +44,15 @@ pub const GUEST_AGENT: &str = "/usr/lib/crewboss/crewboss";
 /// Where the toolchain's files lie in the guest while it is bootstrapped.
 pub const GUEST_TOOLCHAIN: &str = "/usr/lib/crewboss/toolchain";
 
+/// How much of an address in the private network of a task's guests is the network's, in bits.
+pub const NETWORK_BITS: u8 = 24;
+
+/// The address of a guest in the private network of its task: auxiliary machines come first, in their order, and the
+/// build machine is the last one.
+pub fn network_address(place: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, place.saturating_add(2))
+}
+
 /// To the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,6 +61,13 @@ pub enum ToGuest {
     Bootstrap {
         /// The toolchain's name.
         toolchain: Name,
+    },
+    /// Take this address in the private network of the task's guests. Answered by `networked`.
+    Network {
+        /// The network device with this address gets it.
+        mac: String,
+        /// The address; [`NETWORK_BITS`] of it are the network's.
+        address: Ipv4Addr,
     },
     /// Unpack the source and be ready for stages. Answered by `prepared`.
     Task {
@@ -103,6 +120,8 @@ pub enum FromGuest {
         #[serde(default)]
         versions: BTreeMap<String, String>,
     },
+    /// The guest has its address.
+    Networked,
     /// The source is in place.
     Prepared,
     /// The service of an auxiliary machine is up, and what the task needs to know of it.
@@ -190,6 +209,7 @@ impl Validate for ToGuest {
             ToGuest::Task { document } => at_most("document", document.len(), LINE_BYTES_MAX),
             ToGuest::Stage { variables, .. } => are_variables(variables),
             ToGuest::Bootstrap { .. }
+            | ToGuest::Network { .. }
             | ToGuest::Serve { .. }
             | ToGuest::Cancel
             | ToGuest::Collect
@@ -210,6 +230,7 @@ impl Validate for FromGuest {
             FromGuest::Bootstrapped { versions } => at_most("versions", versions.len(), VERSIONS_MAX),
             FromGuest::Ready { .. }
             | FromGuest::Ended { .. }
+            | FromGuest::Networked
             | FromGuest::Prepared
             | FromGuest::Renewed(_)
             | FromGuest::Alive { .. } => Ok(()),

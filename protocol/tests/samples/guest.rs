@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crewboss_protocol::guest::{
-    Ending, FromGuest, GuestStream, Identity, ResultDocument, TaskDocument, ToGuest,
+    Ending, FromGuest, GuestStream, Identity, ResultDocument, Served, TaskDocument, ToGuest, network_address,
 };
 use crewboss_protocol::{Command, Stage, StageExit, StageResult};
 
@@ -15,7 +15,14 @@ fn task() -> TaskDocument {
         target: name("unit_tests"),
         commit: tree(),
         jobs: 2,
-        variables: vec![("DB_HOST".to_owned(), "10.0.2.15".to_owned())],
+        variables: vec![("V".to_owned(), "1".to_owned())],
+        served: vec![Served {
+            name: name("db"),
+            variables: vec![
+                ("DB_ADDRESS".to_owned(), "10.77.0.2".to_owned()),
+                ("DB_PORT".to_owned(), "5432".to_owned()),
+            ],
+        }],
         stages: vec![
             Stage { name: name("build"), command: Command::Shell("make \\\n  all".to_owned()) },
             Stage {
@@ -62,13 +69,14 @@ pub fn documents() -> Vec<String> {
         task().to_text(),
         result().to_text(),
         Ending::Bootstrapped.to_text(&pairs(&[("gcc", "12.2.0")])),
-        Ending::Environment.to_text(&pairs(&[("HOST", "10.0.2.15"), ("PORT", "5432")])),
+        Ending::Environment.to_text(&pairs(&[("PORT", "5432"), ("USER", "ci")])),
     ]
 }
 
 pub fn to_guest() -> Vec<ToGuest> {
     vec![
         ToGuest::Bootstrap { toolchain: name("gcc12") },
+        ToGuest::Network { mac: "52:54:01:12:34:56".to_owned(), address: network_address(0) },
         ToGuest::Task { document: task().to_text() },
         ToGuest::Serve { name: name("db") },
         ToGuest::Stage { name: name("build"), variables: BTreeMap::new(), wipe: false },
@@ -85,6 +93,7 @@ pub fn from_guest() -> Vec<FromGuest> {
     vec![
         FromGuest::Ready { agent: 1 },
         FromGuest::Bootstrapped { versions: pairs(&[("gcc", "12.2.0")]) },
+        FromGuest::Networked,
         FromGuest::Prepared,
         FromGuest::Environment { variables: pairs(&[("PORT", "5432")]) },
         FromGuest::Log { stream: GuestStream::Err, bytes: 512 },

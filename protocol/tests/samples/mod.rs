@@ -9,8 +9,8 @@ use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream}
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
-    AccelChoice, Accelerator, Auxiliary, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts,
-    MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
+    AccelChoice, Accelerator, Auxiliary, AuxiliaryResult, CopyFacts, CopyState, Emulator, HeldGuest,
+    MachineFacts, MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
 };
 use crewboss_protocol::message::{
     ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder,
@@ -292,6 +292,13 @@ fn machine_done() -> Done {
             warm: true,
             boots: 1,
             versions: BTreeMap::from([("gcc".to_owned(), "12.2.0".to_owned())]),
+            auxiliary: vec![AuxiliaryResult {
+                name: name("db"),
+                machine: name("postgres15"),
+                id: "postgres15-3".to_owned(),
+                toolchain_id: "af1349".to_owned(),
+                memory: 268_435_456,
+            }],
         })),
         held: Some(Box::new(held())),
         message: "the time limit of 30 min ran out".to_owned(),

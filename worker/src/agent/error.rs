@@ -66,6 +66,8 @@ pub(super) enum AgentError {
     Died { what: &'static str },
     #[error("the host sent something that is no message")]
     Line(#[source] crewboss_protocol::codec::DecodeError),
+    #[error("no network device has the address {mac}: is the driver virtio_net loaded?")]
+    NoDevice { mac: String },
     #[error("the identity's {what} is {value:?}, which cannot be one")]
     Identity { what: &'static str, value: String },
 }

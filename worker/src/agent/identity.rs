@@ -121,7 +121,7 @@ fn write(path: &Path, id: &str) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
+pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
@@ -132,7 +132,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && bytes[0] & 1 == 0).then_some(bytes)
 }
 
-fn show_mac(mac: [u8; 6]) -> String {
+pub(super) fn show_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -188,7 +188,7 @@ fn change_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     set
 }
 
-fn request(name: &str) -> io::Result<libc::ifreq> {
+pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: plain data, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {

@@ -12,6 +12,7 @@ mod error;
 mod health;
 mod identity;
 mod job;
+mod network;
 mod place;
 mod port;
 mod power;

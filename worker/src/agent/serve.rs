@@ -14,7 +14,7 @@ use super::place::Place;
 use super::port::{Port, State};
 use super::shell::{Shell, Start};
 use super::stage::Order;
-use super::{bootstrap, collect, health, identity, power, service, source, stage, variables};
+use super::{bootstrap, collect, health, identity, network, power, service, source, stage, variables};
 use crate::process::{descendants, kill_orphans, reap_ended};
 use crate::sys::{self, Signals};
 
@@ -196,6 +196,10 @@ impl<'a> Agent<'a> {
                 let renewed = identity::renew(self.place, &identity);
                 self.port.say(&renewed.map_or_else(|error| error.told(), FromGuest::Renewed));
             }
+            ToGuest::Network { mac, address } => {
+                let set = network::set(self.place, &mac, address);
+                self.port.say(&set.map_or_else(|error| error.told(), |()| FromGuest::Networked));
+            }
             ToGuest::PowerOff => self.over = Some(Over::PowerOff),
             work => {
                 if let Err(error) = self.start(work) {
@@ -236,7 +240,11 @@ impl<'a> Agent<'a> {
                     collect::run(reporter, place, &task.document, result)
                 })
             }
-            ToGuest::Cancel | ToGuest::Renew(_) | ToGuest::Ping { .. } | ToGuest::PowerOff => return Ok(()),
+            ToGuest::Cancel
+            | ToGuest::Network { .. }
+            | ToGuest::Renew(_)
+            | ToGuest::Ping { .. }
+            | ToGuest::PowerOff => return Ok(()),
         };
         self.job = Some(job?);
         Ok(())

@@ -36,7 +36,7 @@ pub(super) fn of_task(
     let mut add = |name: &str, value: String| variables.push((name.to_owned(), value));
     add("CREWBOSS_JOBS", task.jobs.to_string());
     add("CREWBOSS_TARGET", task.target.to_string());
-    task.variables.iter().for_each(|(name, value)| add(name, value.clone()));
+    task.all_variables().for_each(|(name, value)| add(name, value.clone()));
     more.iter().for_each(|(name, value)| add(name, value.clone()));
     // These are where they are, whatever a target says.
     add("HOME", text(&place.home()));

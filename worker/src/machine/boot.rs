@@ -38,14 +38,14 @@ pub fn boot(
     guests: &mut Vec<Guest>,
     machine: &Name,
     patience: Patience,
-    start: &mut dyn FnMut() -> Result<Guest, Stop>,
+    start: &mut dyn FnMut(&mut Watch<'_>) -> Result<Guest, Stop>,
 ) -> Result<Boot, Stop> {
     let tries = patience.again + 1;
     let mut number = 1;
     loop {
         watch.step(format!("{machine} boots"));
         let begun = Instant::now();
-        guests.push(start()?);
+        guests.push(start(watch)?);
         let Some(why) = until_up(watch, guests, begun + patience.startup)? else {
             let took = guests.last().map_or(begun, |guest| guest.started).elapsed();
             return Ok(Boot { took, boots: number });

@@ -103,7 +103,7 @@ fn attempt(
 ) -> Result<Versions, Stop> {
     let mut guests = Vec::new();
     let patience = Patience { startup: bench.manifest.limits.startup, again: bench.manifest.limits.misboots };
-    boot(watch, &mut guests, &bench.directory.name, patience, &mut || start(bench, means))?;
+    boot(watch, &mut guests, &bench.directory.name, patience, &mut |_| start(bench, means))?;
     let Some(mut guest) = guests.pop() else { return Err(Stop::Host("a boot without a guest".to_owned())) };
     guest.advance(Step::Bootstrapping)?;
     let toolchain = bench.toolchain.name.clone();
@@ -152,6 +152,7 @@ fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
         processors: means.processors,
         purpose: Purpose::Bootstrap { archive: &archive, document: format!("{toolchain}\n") },
         life: Life::Boot,
+        wire: None,
         shows_console: true,
     })?;
     guest.advance(Step::Booting)?;

@@ -1,5 +1,6 @@
 //! One guest under control: QEMU, its channels, and what comes through them, as one thing that can be polled.
 
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -68,6 +69,8 @@ pub struct Guest {
     pub machine: Name,
     /// What the task calls it, if it serves.
     pub auxiliary: Option<Name>,
+    /// The device and address that it has in the private network of its task.
+    pub private: Option<(String, Ipv4Addr)>,
     /// What it has printed.
     pub console: Console,
     /// Whether its console belongs into the live view.
@@ -128,6 +131,7 @@ impl Guest {
         Self {
             machine: plan.record.machine.clone(),
             auxiliary: None,
+            private: plan.private,
             console: Console::default(),
             shows_console: plan.shows_console,
             directory: plan.record.snapshot(&plan.machines),
@@ -189,6 +193,13 @@ impl Guest {
         encode(message, &mut port.output).map_err(|error| Stop::Host(chain(&error)))?;
         self.write();
         Ok(())
+    }
+
+    /// Whether its agent has to be told an address, which it is with that; it answers that it has it.
+    pub fn tell_address(&mut self) -> Result<bool, Stop> {
+        let Talk::Agent(_) = &self.talk else { return Ok(false) };
+        let Some((mac, address)) = self.private.clone() else { return Ok(false) };
+        self.tell(&ToGuest::Network { mac, address }).map(|()| true)
     }
 
     /// What it puts under this name by TFTP lies here.
@@ -381,6 +392,7 @@ pub(super) struct Parts {
     pub started: Instant,
     pub kept: Kept,
     pub server: Option<Server>,
+    pub private: Option<(String, Ipv4Addr)>,
     pub shows_console: bool,
 }
 

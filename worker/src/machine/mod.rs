@@ -18,6 +18,7 @@ pub mod exchange;
 pub mod guest;
 pub mod halt;
 pub mod hold;
+pub mod hub;
 pub mod identity;
 pub mod lock;
 pub mod manifest;

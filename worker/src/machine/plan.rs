@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::chain;
-use crewboss_protocol::guest::{BOOTSTRAP_DISK, RESULT_DISK, SOURCE_DISK};
+use crewboss_protocol::guest::{BOOTSTRAP_DISK, NETWORK_BITS, RESULT_DISK, SOURCE_DISK};
 use crewboss_protocol::machine::Accelerator;
 
 use super::directory::Machines;
@@ -115,8 +117,19 @@ pub struct Plan<'a> {
     pub purpose: Purpose<'a>,
     /// How it comes to life.
     pub life: Life,
+    /// Its end of the private network of its task, if that has one.
+    pub wire: Option<Wire>,
     /// Whether its console belongs into the live view.
     pub shows_console: bool,
+}
+
+/// An end of a private network.
+#[derive(Debug)]
+pub struct Wire {
+    /// For QEMU.
+    pub end: OwnedFd,
+    /// The guest's address in it.
+    pub address: Ipv4Addr,
 }
 
 /// Everything that a guest puts lies below this.
@@ -167,7 +180,7 @@ impl Plan<'_> {
         (self.manifest.network != Network::None).then(|| self.mac())
     }
 
-    fn try_start(self) -> Result<Guest, Stop> {
+    fn try_start(mut self) -> Result<Guest, Stop> {
         let directory = self.record.snapshot(self.machines);
         self.make_files(&directory)?;
         let mut server = match self.manifest.exchange {
@@ -175,10 +188,12 @@ impl Plan<'_> {
             Exchange::Agent => None,
         };
         let config = self.config(&directory, server.as_ref())?;
-        let networks = match &self.manifest.network {
+        let mut networks = match &self.manifest.network {
             Network::Bridge(bridge) => vec![super::tap::open(bridge).map_err(|error| Stop::host(&error))?],
             Network::None | Network::User => Vec::new(),
         };
+        let private = self.wire.as_ref().map(|wire| (self.private_mac(), wire.address));
+        networks.extend(self.wire.take().map(|wire| wire.end));
         let program = Program::find().map_err(|error| Stop::host(&error))?;
         let started = Instant::now();
         let mut qemu =
@@ -195,6 +210,7 @@ impl Plan<'_> {
             qemu,
             started,
             server,
+            private,
             shows_console: self.shows_console,
         }))
     }
@@ -209,6 +225,7 @@ impl Plan<'_> {
             instances: self.manifest.instances_max(),
             startup_ms: u64::try_from(self.manifest.limits.startup.as_millis()).unwrap_or(u64::MAX),
             memory: false,
+            prepared: true,
             qemu: qemu.to_owned(),
             document: match &self.purpose {
                 Purpose::Task { document, .. }
@@ -221,12 +238,16 @@ impl Plan<'_> {
     fn config(&self, directory: &Path, server: Option<&Server>) -> Result<GuestConfig, Stop> {
         let agent = self.manifest.exchange == Exchange::Agent;
         let address = server.map(|server| format!("10.0.2.2:{}", server.port()));
-        let networks = match &self.manifest.network {
+        let mut networks = match &self.manifest.network {
             Network::None => Vec::new(),
             Network::User => vec![self.nic(Link::User)],
             Network::Bridge(_) => vec![self.nic(Link::Tap)],
         };
-        let entry = |address: &String| ("opt/crewboss/tftp".to_owned(), address.clone());
+        // What its manifest asks for stays first.
+        networks
+            .extend(self.wire.as_ref().map(|_| Nic { link: Link::Frames, mac: Some(self.private_mac()) }));
+        let words = self.words(address.as_deref());
+        let entry = |(name, value): &(&str, String)| (format!("opt/crewboss/{name}"), value.clone());
         Ok(GuestConfig {
             name: self.record.id.to_string(),
             accelerator: self.accelerator,
@@ -238,12 +259,12 @@ impl Plan<'_> {
                 Life::Saved(memory) => Backing::Private(memory.clone()),
             },
             processors: self.processors(),
-            boot: self.boot(directory, address.as_deref())?,
+            boot: self.boot(directory, &words)?,
             disks: self.disks(directory, agent),
             agent,
             shell: agent,
             networks,
-            firmware_entries: address.iter().map(entry).collect(),
+            firmware_entries: words.iter().map(entry).collect(),
             display: self.manifest.display.then(|| PathBuf::from("vnc")),
             incoming: matches!(self.life, Life::Saved(_)),
             options: self.manifest.options.clone(),
@@ -264,7 +285,21 @@ impl Plan<'_> {
         format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
     }
 
-    fn boot(&self, directory: &Path, tftp: Option<&str>) -> Result<command::Boot, Stop> {
+    /// The address of its card in the private network, of another part of the hash than the other one.
+    fn private_mac(&self) -> String {
+        let hash = blake3::hash(self.record.id.as_str().as_bytes());
+        let [_, _, _, a, b, c, ..] = *hash.as_bytes();
+        format!("52:54:01:{a:02x}:{b:02x}:{c:02x}")
+    }
+
+    /// What a guest finds on its kernel's command line, or in its firmware's configuration.
+    fn words(&self, tftp: Option<&str>) -> Vec<(&'static str, String)> {
+        let private = |wire: &Wire| format!("{}/{NETWORK_BITS},{}", wire.address, self.private_mac());
+        let tftp = tftp.map(|tftp| ("tftp", tftp.to_owned()));
+        tftp.into_iter().chain(self.wire.as_ref().map(|wire| ("address", private(wire)))).collect()
+    }
+
+    fn boot(&self, directory: &Path, words: &[(&str, String)]) -> Result<command::Boot, Stop> {
         Ok(match &self.manifest.boot {
             Boot::Bios => command::Boot::Bios,
             Boot::Uefi => {
@@ -274,7 +309,9 @@ impl Plan<'_> {
             Boot::Kernel { kernel, initrd, append } => command::Boot::Kernel {
                 kernel: directory.join(kernel),
                 initrd: initrd.as_ref().map(|initrd| directory.join(initrd)),
-                append: tftp.map_or_else(|| append.clone(), |tftp| format!("{append} crewboss.tftp={tftp}")),
+                append: words.iter().fold(append.clone(), |append, (name, value)| {
+                    format!("{append} crewboss.{name}={value}")
+                }),
             },
         })
     }

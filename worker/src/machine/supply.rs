@@ -41,7 +41,7 @@ pub(super) struct Found {
 pub(super) struct Told(u32);
 
 impl Told {
-    fn once(&mut self, watch: &mut Watch<'_>, text: impl FnOnce() -> String) {
+    pub fn once(&mut self, watch: &mut Watch<'_>, text: impl FnOnce() -> String) {
         self.0 = self.0.saturating_add(1);
         if self.0 == 2 {
             watch.step(text());

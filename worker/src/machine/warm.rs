@@ -263,6 +263,7 @@ impl Site<'_> {
             processors: self.means.processors,
             purpose,
             life,
+            wire: None,
             shows_console,
         }
     }
@@ -289,7 +290,7 @@ impl Site<'_> {
         let limits = self.directory.manifest().map_err(|error| Stop::host(&error))?.limits;
         let patience = Patience { startup: limits.startup, again: 0 };
         let before = guests.len();
-        let up = boot(watch, guests, &self.directory.name, patience, &mut || {
+        let up = boot(watch, guests, &self.directory.name, patience, &mut |_| {
             let (guest, record) = self.start_to_save()?;
             saved = Some(record);
             Ok(guest)

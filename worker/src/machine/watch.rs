@@ -8,6 +8,7 @@ use crewboss_protocol::{FromWorker, TaskRef};
 use rustix::event::{PollFd, PollFlags};
 
 use super::guest::{Guest, GuestEvent};
+use super::hub::Hub;
 use crate::runner::link::Link;
 use crate::runner::message::ToRunner;
 use crate::sys;
@@ -28,6 +29,8 @@ pub enum Seen {
 pub struct Watch<'a> {
     /// The line to the worker proper.
     pub link: &'a mut Link,
+    /// The network between the guests, if they have one.
+    pub hub: Hub,
     at: TaskRef,
     seen: VecDeque<Seen>,
     cancelled: bool,
@@ -36,7 +39,7 @@ pub struct Watch<'a> {
 impl<'a> Watch<'a> {
     /// For an attempt.
     pub fn new(link: &'a mut Link, at: TaskRef) -> Self {
-        Self { link, at, seen: VecDeque::new(), cancelled: false }
+        Self { link, hub: Hub::default(), at, seen: VecDeque::new(), cancelled: false }
     }
 
     /// Tells a person what goes on.
@@ -89,6 +92,7 @@ impl<'a> Watch<'a> {
         let mut fds: Vec<(BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
         fds.push((std::os::fd::AsFd::as_fd(self.link.fd()), PollFlags::IN));
         guests.iter().for_each(|guest| guest.add_fds(&mut fds));
+        fds.extend(self.hub.fds().map(|fd| (fd, PollFlags::IN)));
         let mut polled: Vec<PollFd<'_>> =
             fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
         // Whatever poll has against it, every descriptor is looked at afterwards anyway.
@@ -110,6 +114,7 @@ impl<'a> Watch<'a> {
     }
 
     fn look(&mut self, guests: &mut [Guest], now: Instant) {
+        self.hub.forward();
         for (index, guest) in guests.iter_mut().enumerate() {
             for event in guest.look(now) {
                 match event {

@@ -1,5 +1,7 @@
 //! A held guest that runs again for a while.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,7 +9,9 @@ use crewboss_protocol::chain;
 
 use super::shelf::{Draft, Kept, Shelf, ShelfError};
 use super::{MemoryError, save_memory};
+use crate::machine::hub;
 use crate::machine::qemu::child::Ended;
+use crate::machine::qemu::command::Link;
 use crate::machine::qemu::error::QemuError;
 use crate::machine::qemu::process::Qemu;
 use crate::machine::qemu::qmp::QmpError;
@@ -33,6 +37,9 @@ pub enum ReviveError {
     /// Its network.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The private network of its task.
+    #[error("cannot make a network")]
+    Network(#[source] io::Error),
     /// QEMU does not start.
     #[error(transparent)]
     Qemu(#[from] QemuError),
@@ -90,9 +97,9 @@ pub fn revive(guest: &Path) -> Result<Revived, ReviveError> {
     let draft = shelf.begin(number.saturating_add(1))?;
     kept.config = draft.clone_disks(&kept.config)?;
     kept.config.incoming = kept.memory;
-    let networks = kept.bridge.as_deref().map(tap::open).transpose()?;
+    let networks = networks(&kept)?;
     let program = Program::find()?;
-    let mut qemu = Qemu::start(&program, &kept.config, guest, networks.into_iter().collect())?;
+    let mut qemu = Qemu::start(&program, &kept.config, guest, networks)?;
     let version = qemu.wait_ready(Instant::now() + GREETING_WITHIN)?;
     let saved_by = std::mem::replace(&mut kept.qemu, version.to_string());
     if kept.memory {
@@ -105,7 +112,17 @@ pub fn revive(guest: &Path) -> Result<Revived, ReviveError> {
         qemu.qmp.cont(until).map_err(ReviveError::Continue)?;
     }
     kept.config.incoming = false;
+    kept.prepared &= kept.memory;
     Ok(Revived { qemu, kept, draft })
+}
+
+/// The other guests of its task are gone, and with them their network.
+fn networks(kept: &Kept) -> Result<Vec<OwnedFd>, ReviveError> {
+    let mut networks: Vec<OwnedFd> = kept.bridge.as_deref().map(tap::open).transpose()?.into_iter().collect();
+    if kept.config.networks.iter().any(|nic| nic.link == Link::Frames) {
+        networks.push(hub::loose_end().map_err(ReviveError::Network)?);
+    }
+    Ok(networks)
 }
 
 impl Revived {

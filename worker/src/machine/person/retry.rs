@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::agent::{Heard, Line, end_of};
 use super::bridge::SIGNALS;
 use super::enter::{drain, drain_monitor};
-use super::visit::Visit;
+use super::visit::{Visit, load};
 use super::{PersonError, claim, say};
 use crate::machine::directory::Machines;
 use crate::sweep::MARK;
@@ -66,6 +66,11 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
         return Err(PersonError::NotHeld { guest: again.guest.clone() });
     }
     let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
+    let kept = load(machines, &claimed.record)?;
+    let has_source = kept.memory && kept.prepared;
+    if !has_source && !again.wipe {
+        return Err(PersonError::NoMemory { guest: again.guest.clone() });
+    }
     let mut visit = Visit::begin(machines, claimed)?;
     let retried = Talk::begin(&mut visit, &signals).and_then(|mut talk| talk.run(again));
     match retried {
@@ -129,10 +134,11 @@ impl<'a, 'b> Talk<'a, 'b> {
     fn run(&mut self, again: &Again) -> Result<StageResult, Stopped> {
         if self.visit.goes_on {
             self.quiet_down()?;
-        } else if again.wipe {
-            self.start_anew()?;
         } else {
-            return Err(PersonError::NoMemory { guest: self.guest() }.into());
+            self.come_up()?;
+        }
+        if !self.visit.revived.kept.prepared {
+            self.prepare()?;
         }
         say(&format!("runs stage {} again", again.stage));
         let Again { stage, variables, wipe, .. } = again.clone();
@@ -163,20 +169,31 @@ impl<'a, 'b> Talk<'a, 'b> {
         }
     }
 
-    /// A guest that boots is given its task again.
-    fn start_anew(&mut self) -> Result<(), Stopped> {
+    /// A guest that boots.
+    fn come_up(&mut self) -> Result<(), Stopped> {
         let startup = Duration::from_millis(self.visit.revived.kept.startup_ms);
-        let mut end = end_of(startup);
-        let (mut what, mut limit) = ("come up", startup);
+        let end = end_of(startup);
         loop {
             match self.next(end)? {
-                None => return Err(self.silent(what, limit)),
-                Some(Heard::Said(FromGuest::Ready { .. })) => {
-                    let document = self.visit.revived.kept.document.clone();
-                    self.tell(&ToGuest::Task { document })?;
-                    (what, limit, end) = ("unpack the source", PREPARE_WITHIN, end_of(PREPARE_WITHIN));
+                None => return Err(self.silent("come up", startup)),
+                Some(Heard::Said(FromGuest::Ready { .. })) => return Ok(()),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// An agent that has forgotten its task is given it again.
+    fn prepare(&mut self) -> Result<(), Stopped> {
+        let document = self.visit.revived.kept.document.clone();
+        self.tell(&ToGuest::Task { document })?;
+        let end = end_of(PREPARE_WITHIN);
+        loop {
+            match self.next(end)? {
+                None => return Err(self.silent("unpack the source", PREPARE_WITHIN)),
+                Some(Heard::Said(FromGuest::Prepared)) => {
+                    self.visit.revived.kept.prepared = true;
+                    return Ok(());
                 }
-                Some(Heard::Said(FromGuest::Prepared)) => return Ok(()),
                 Some(Heard::Said(FromGuest::Failed { text })) => return Err(self.unable(text)),
                 Some(_) => {}
             }

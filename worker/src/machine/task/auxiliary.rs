@@ -3,55 +3,77 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::guest::{Ending, FromGuest, ToGuest};
+use crewboss_protocol::guest::{Ending, FromGuest, Served, ToGuest};
 use crewboss_protocol::machine::variable_prefix;
 use crewboss_protocol::{Name, chain};
 
 use super::Task;
-use super::boot::start;
-use super::claim::Claims;
+use super::boot::{start, wire};
+use super::claim::{Claim, Claims};
 use crate::machine::boot::{Patience, boot};
 use crate::machine::guest::GuestEvent;
 use crate::machine::plan::{ENVIRONMENT, Purpose};
+use crate::machine::record::Step;
 use crate::machine::verdict::Stop;
+use crate::machine::watch::Watch;
 
-/// A service starts within the time that its machine has for a bootstrap; that is the limit it documents for slow work.
-fn service_within(claim: &super::claim::Claim) -> Duration {
-    claim.manifest.limits.bootstrap
-}
+/// The variable with a machine's address in the private network, behind its prefix.
+const ADDRESS: &str = "ADDRESS";
 
 impl Task<'_> {
-    /// Starts all of them. Returns the variables that they give to the task, each with the prefix of its machine.
-    pub(super) fn start_auxiliaries(
-        &mut self,
-        claims: &mut Claims,
-    ) -> Result<BTreeMap<String, String>, Stop> {
-        let mut variables = BTreeMap::new();
-        let Claims { machines, owners, auxiliary, .. } = claims;
-        for (name, claim) in auxiliary {
-            let limits = claim.manifest.limits;
-            let patience = Patience { startup: limits.startup, again: limits.misboots };
-            let machine = claim.directory.name.clone();
-            let within = service_within(claim);
-            let job = self.machine;
-            let mut start = || {
-                let purpose = Purpose::Serve { document: format!("{name}\n") };
-                start(machines, owners, job, claim, purpose, false).map(|(guest, _)| guest)
-            };
-            let missing = |why: String| Stop::Auxiliary { name: name.clone(), why };
-            match boot(&mut self.watch, &mut self.guests, &machine, patience, &mut start) {
-                Err(stop @ (Stop::Cancelled | Stop::Auxiliary { .. })) => return Err(stop),
-                Err(stop) => return Err(missing(stop.to_string())),
-                Ok(_) => {}
-            }
-            let last = self.guests.len() - 1;
-            self.guests[last].auxiliary = Some(name.clone());
-            self.guests[last].tell(&ToGuest::Serve { name: name.clone() })?;
-            let served = self.environment(name, within)?;
-            self.watch.step(format!("{name} serves ({machine})"));
+    /// Starts all of them, one after the other, and keeps what they say of themselves for the task.
+    pub(super) fn start_auxiliaries(&mut self, claims: &mut Claims) -> Result<(), Stop> {
+        for place in 0..claims.auxiliary.len() {
+            self.boot_auxiliary(claims, place)?;
+            let (name, claim) = &claims.auxiliary[place];
+            let own = self.serve(name, claim)?;
             let prefix = variable_prefix(name);
-            variables.extend(served.into_iter().map(|(name, value)| (format!("{prefix}_{name}"), value)));
+            let mine = |variable: &str| format!("{prefix}_{variable}");
+            let address = self.guests.last().and_then(|guest| guest.private.clone());
+            let mut variables: BTreeMap<String, String> =
+                address.into_iter().map(|(_, address)| (mine(ADDRESS), address.to_string())).collect();
+            // What it says itself wins.
+            variables.extend(own.into_iter().map(|(variable, value)| (mine(&variable), value)));
+            self.served.push(Served { name: name.clone(), variables: variables.into_iter().collect() });
+            self.watch.step(format!("{name} serves ({})", claim.directory.name));
         }
+        Ok(())
+    }
+
+    fn boot_auxiliary(&mut self, claims: &mut Claims, place: usize) -> Result<(), Stop> {
+        let Claims { machines, owners, auxiliary, .. } = claims;
+        let (name, claim) = &mut auxiliary[place];
+        let limits = claim.manifest.limits;
+        let patience = Patience { startup: limits.startup, again: limits.misboots };
+        let machine = claim.directory.name.clone();
+        let job = self.machine;
+        let mut start = |watch: &mut Watch<'_>| {
+            let purpose = Purpose::Serve { document: format!("{name}\n") };
+            let wire = wire(watch, place)?;
+            let (guest, copy) = start(machines, owners, job, claim, purpose, Some(wire), false)?;
+            claim.used = Some(copy.record);
+            Ok(guest)
+        };
+        match boot(&mut self.watch, &mut self.guests, &machine, patience, &mut start) {
+            Err(stop @ (Stop::Cancelled | Stop::Auxiliary { .. })) => return Err(stop),
+            Err(stop) => return Err(Stop::Auxiliary { name: name.clone(), why: stop.to_string() }),
+            Ok(_) => {}
+        }
+        let last = self.build();
+        self.guests[last].auxiliary = Some(name.clone());
+        Ok(())
+    }
+
+    /// Has the machine that was started last serve. Returns what it says of its service.
+    fn serve(&mut self, name: &Name, claim: &Claim) -> Result<BTreeMap<String, String>, Stop> {
+        let last = self.build();
+        self.guests[last].advance(Step::Preparing)?;
+        // It does one after the other, and says if it cannot.
+        self.guests[last].tell_address()?;
+        self.guests[last].tell(&ToGuest::Serve { name: name.clone() })?;
+        // A service starts within the time that its machine has for a bootstrap: that is the limit for slow work.
+        let variables = self.environment(name, claim.manifest.limits.bootstrap)?;
+        self.guests[last].advance(Step::Running)?;
         Ok(variables)
     }
 

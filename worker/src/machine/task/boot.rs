@@ -1,10 +1,8 @@
 //! The build machine's guest, up and asking for its task.
 
-use std::collections::BTreeMap;
-
 use crewboss_protocol::Name;
-use crewboss_protocol::guest::TaskDocument;
-use crewboss_protocol::machine::MachineResult;
+use crewboss_protocol::guest::{TaskDocument, network_address};
+use crewboss_protocol::machine::{AuxiliaryResult, MachineResult};
 
 use super::Task;
 use super::claim::{Claim, Claims};
@@ -12,49 +10,50 @@ use crate::machine::boot::{Boot, Patience, boot};
 use crate::machine::bootstrap::Means;
 use crate::machine::directory::{CopySnapshot, Machines};
 use crate::machine::guest::Guest;
-use crate::machine::plan::{Life, Plan, Purpose};
+use crate::machine::plan::{Life, Plan, Purpose, Wire};
 use crate::machine::record::{GuestRecord, Owners, Step};
 use crate::machine::verdict::Stop;
 use crate::machine::warm::{self, Given, Site, Warm};
+use crate::machine::watch::Watch;
 
 /// Variables that say where something lies on the host, or who runs there; a guest has its own.
 const OF_THE_HOST: [&str; 6] = ["PATH", "LANG", "LOGNAME", "USER", "SHELL", crate::sweep::MARK];
 
 impl Task<'_> {
     /// Starts the build machine's guest; it is the last of the guests then.
-    pub(super) fn boot_build_machine(
-        &mut self,
-        claims: &mut Claims,
-        variables: &BTreeMap<String, String>,
-    ) -> Result<(), Stop> {
-        let document = self.document(variables).to_text();
+    pub(super) fn boot_build_machine(&mut self, claims: &mut Claims) -> Result<(), Stop> {
+        let document = self.document().to_text();
         if let Some(Warm { took, copy }) = self.start_warm(claims, &document)? {
-            self.note_machine(&claims.build, copy, Boot { took, boots: 0 });
+            self.note_machine(claims, copy, Boot { took, boots: 0 });
             return Ok(());
         }
         let source = self.machine.source.clone();
+        // It is the last of them, and alone there is nobody to talk to.
+        let place = Some(claims.auxiliary.len()).filter(|others| *others > 0);
         let limits = claims.build.manifest.limits;
         let patience = Patience { startup: limits.startup, again: limits.misboots };
         let (machines, owners, claim) = (&claims.machines, &claims.owners, &mut claims.build);
         let name = claim.directory.name.clone();
         let mut copy = None;
         let machine = self.machine;
-        let mut start = || {
+        let mut start = |watch: &mut Watch<'_>| {
             let purpose = Purpose::Task { source: &source, document: document.clone() };
-            let (guest, used) = start(machines, owners, machine, claim, purpose, true)?;
+            let wire = place.map(|place| wire(watch, place)).transpose()?;
+            let (guest, used) = start(machines, owners, machine, claim, purpose, wire, true)?;
             copy = Some(used);
             Ok(guest)
         };
         let up = boot(&mut self.watch, &mut self.guests, &name, patience, &mut start)?;
         let Some(copy) = copy else { return Err(Stop::Host("a boot without a guest".to_owned())) };
-        self.note_machine(&claims.build, copy, up);
+        self.note_machine(claims, copy, up);
         Ok(())
     }
 
     /// Starts the guest from saved memory, if its machine does that and nothing is in the way.
     fn start_warm(&mut self, claims: &Claims, document: &str) -> Result<Option<Warm>, Stop> {
         let claim = &claims.build;
-        if !claim.manifest.warm_start {
+        // What is saved knows no network of other guests.
+        if !claim.manifest.warm_start || !claims.auxiliary.is_empty() {
             return Ok(None);
         }
         let job = self.machine;
@@ -78,7 +77,8 @@ impl Task<'_> {
     }
 
     /// For the result: what the guest is that came up without a boot, or after so many.
-    fn note_machine(&mut self, claim: &Claim, copy: CopySnapshot, up: Boot) {
+    fn note_machine(&mut self, claims: &Claims, copy: CopySnapshot, up: Boot) {
+        let claim = &claims.build;
         let processors = self.machine.processors;
         self.result = Some(MachineResult {
             name: claim.directory.name.clone(),
@@ -92,11 +92,12 @@ impl Task<'_> {
             warm: up.boots == 0,
             boots: up.boots,
             versions: copy.record.versions,
+            auxiliary: claims.auxiliary.iter().filter_map(|(name, claim)| served_by(name, claim)).collect(),
         });
     }
 
     /// The task as the guest gets it.
-    pub(super) fn document(&self, auxiliary: &BTreeMap<String, String>) -> TaskDocument {
+    pub(super) fn document(&self) -> TaskDocument {
         let (spec, target) = (self.spec, &self.spec.target);
         let of_the_guest = |name: &String| {
             // What the target itself sets is meant for wherever it runs.
@@ -107,19 +108,38 @@ impl Task<'_> {
         let jobs_here = |(name, value): (String, String)| {
             if name == "CREWBOSS_JOBS" { (name, jobs.to_string()) } else { (name, value) }
         };
-        let served = auxiliary.iter().map(|(name, value)| (name.clone(), value.clone()));
         TaskDocument {
             at: self.job.at,
             target: target.name.clone(),
             commit: self.job.commit,
             jobs,
-            // A target's own variables win over what auxiliary machines say.
-            variables: served.chain(own.map(jobs_here)).collect(),
+            variables: own.map(jobs_here).collect(),
+            served: self.served.clone(),
             stages: target.stages.clone(),
             artifacts: target.artifacts.clone(),
             sizes: target.sizes.clone(),
         }
     }
+}
+
+/// What a result says of a machine that served it.
+fn served_by(name: &Name, claim: &Claim) -> Option<AuxiliaryResult> {
+    let used = claim.used.as_ref()?;
+    Some(AuxiliaryResult {
+        name: name.clone(),
+        machine: claim.directory.name.clone(),
+        id: used.machine_id.clone(),
+        toolchain_id: used.toolchain_id.clone(),
+        memory: claim.memory,
+    })
+}
+
+/// A guest's end of the private network of its task.
+pub(super) fn wire(watch: &mut Watch<'_>, place: usize) -> Result<Wire, Stop> {
+    let place = u8::try_from(place).map_err(|error| Stop::host(&error))?;
+    let end = watch.hub.plug(place);
+    let end = end.map_err(|error| Stop::Host(format!("cannot make a network for guests: {error}")))?;
+    Ok(Wire { end, address: network_address(place) })
 }
 
 /// Starts one guest of a machine in a fresh snapshot of its copy.
@@ -129,6 +149,7 @@ pub(super) fn start(
     job: &crate::runner::message::MachineJob,
     claim: &mut Claim,
     purpose: Purpose<'_>,
+    wire: Option<Wire>,
     shows_console: bool,
 ) -> Result<(Guest, CopySnapshot), Stop> {
     let toolchain: &Name = &claim.toolchain;
@@ -158,6 +179,7 @@ pub(super) fn start(
         processors: job.processors,
         purpose,
         life: Life::Boot,
+        wire,
         shows_console,
     })?;
     guest.advance(Step::Booting)?;

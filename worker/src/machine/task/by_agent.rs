@@ -13,6 +13,7 @@ use super::Task;
 use crate::machine::exchange::{self, ArchiveError, ArchiveLimits};
 use crate::machine::guest::GuestEvent;
 use crate::machine::plan::result_disk;
+use crate::machine::record::Step;
 use crate::machine::verdict::Stop;
 use crate::runner::stage::Stream;
 use crate::runner::uploads;
@@ -34,12 +35,20 @@ struct StageEnd {
 
 impl Task<'_> {
     /// Runs all stages, then brings out what they made.
-    pub(super) fn run_by_agent(&mut self, variables: &BTreeMap<String, String>) -> Result<Outcome, Stop> {
-        let document = self.document(variables).to_text();
+    pub(super) fn run_by_agent(&mut self) -> Result<Outcome, Stop> {
+        let build = self.build();
+        self.guests[build].advance(Step::Preparing)?;
+        if self.guests[build].tell_address()? {
+            self.answer(Instant::now() + PREPARE_WITHIN, |said| {
+                matches!(said, FromGuest::Networked).then_some(())
+            })?;
+        }
+        let document = self.document().to_text();
         self.tell(&ToGuest::Task { document })?;
         self.answer(Instant::now() + PREPARE_WITHIN, |said| {
             matches!(said, FromGuest::Prepared).then_some(())
         })?;
+        self.guests[build].advance(Step::Running)?;
         let limit = Duration::from_millis(self.spec.target.timeout_ms);
         let mut deadline = Instant::now() + limit;
         let mut outcome = Outcome::Success;
@@ -137,6 +146,8 @@ impl Task<'_> {
     }
 
     fn collect_from_agent(&mut self, outcome: &mut Outcome) -> Result<(), Stop> {
+        let build = self.build();
+        self.guests[build].advance(Step::Collecting)?;
         self.tell(&ToGuest::Collect)?;
         let collected = self.answer(Instant::now() + COLLECT_WITHIN, |said| match said {
             FromGuest::Collected { document, bytes } => Some((document.clone(), *bytes)),

@@ -12,6 +12,7 @@ use super::Task;
 use super::by_agent::cannot_store;
 use crate::machine::guest::GuestEvent;
 use crate::machine::plan::{ARTIFACTS, ERR, LOG, RESULT};
+use crate::machine::record::Step;
 use crate::machine::verdict::Stop;
 use crate::runner::stage::Stream;
 
@@ -26,6 +27,8 @@ impl Task<'_> {
     pub(super) fn run_by_tftp(&mut self) -> Result<Outcome, Stop> {
         let limit = Duration::from_millis(self.spec.target.timeout_ms);
         let deadline = Instant::now() + limit;
+        let build = self.build();
+        self.guests[build].advance(Step::Running)?;
         // Which stage runs only the guest knows.
         loop {
             match self.next(deadline)? {
@@ -34,6 +37,7 @@ impl Task<'_> {
                 Some(_) => {}
             }
         }
+        self.guests[build].advance(Step::Collecting)?;
         self.take_logs()?;
         let result = self.result_document()?;
         let mut outcome = self.judge(&result)?;

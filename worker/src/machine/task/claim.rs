@@ -4,12 +4,12 @@ use crewboss_protocol::Name;
 use crewboss_protocol::machine::{DEFAULT_TOOLCHAIN, MachineRole};
 
 use super::Task;
-use crate::machine::directory::{MachineDir, Machines};
+use crate::machine::directory::{CopyRecord, MachineDir, Machines};
 use crate::machine::lock::{Locks, Wanted};
 use crate::machine::manifest::Manifest;
 use crate::machine::memory::{Division, Wish, divide};
 use crate::machine::record::Owners;
-use crate::machine::supply::{Found, LOOK, Supply};
+use crate::machine::supply::{Found, LOOK, Supply, Told};
 use crate::machine::verdict::Stop;
 
 /// A machine that a task may start a guest of.
@@ -18,6 +18,8 @@ pub(super) struct Claim {
     pub toolchain: Name,
     pub manifest: Manifest,
     pub memory: u64,
+    /// The copy that its guest was made of, once there is one.
+    pub used: Option<CopyRecord>,
 }
 
 /// All machines of a task.
@@ -58,7 +60,7 @@ impl Task<'_> {
         role: MachineRole,
     ) -> Result<Claim, Stop> {
         let Found { directory, manifest } = supply.ready(&mut self.watch, name, toolchain, role)?;
-        Ok(Claim { directory, toolchain: toolchain.clone(), manifest, memory: 0 })
+        Ok(Claim { directory, toolchain: toolchain.clone(), manifest, memory: 0, used: None })
     }
 
     /// Each guest gets its part of the memory of the task.
@@ -91,16 +93,16 @@ impl Task<'_> {
                 instances: claim.manifest.instances_max(),
             })
             .collect();
-        let mut told = false;
+        let mut told = Told::default();
         loop {
             if let Some(places) = claims.locks.try_places(&wanted).map_err(|error| Stop::host(&error))? {
                 self.places = places;
                 return Ok(());
             }
-            if !std::mem::replace(&mut told, true) {
+            told.once(&mut self.watch, || {
                 let names: Vec<&str> = wanted.iter().map(|wanted| wanted.machine.as_str()).collect();
-                self.watch.step(format!("waits for a place in {}", names.join(", ")));
-            }
+                format!("waits for a place in {}", names.join(", "))
+            });
             if !self.watch.pause(LOOK) {
                 return Err(Stop::Cancelled);
             }

@@ -8,6 +8,7 @@ use crewboss_protocol::{Name, Outcome, RelPath, chain};
 
 use super::Task;
 use crate::machine::hold;
+use crate::machine::record::Step;
 use crate::machine::verdict::{is_held, keeps_console};
 use crate::runner::job::shortened;
 
@@ -121,7 +122,9 @@ impl Task<'_> {
             self.hold(outcome);
         }
         let mut problems = Vec::new();
-        while let Some(guest) = self.guests.pop() {
+        while let Some(mut guest) = self.guests.pop() {
+            // Only for whoever looks at it now.
+            let _unwritten = guest.advance(Step::Stopping);
             problems.extend(guest.end());
         }
         for problem in problems {

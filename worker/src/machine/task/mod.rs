@@ -15,6 +15,7 @@ mod pause;
 
 use std::time::Instant;
 
+use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::Done;
 use crewboss_protocol::{Name, Outcome, StageResult};
@@ -48,6 +49,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         message: String::new(),
         result: None,
         held: None,
+        served: Vec::new(),
     };
     let outcome = task.run().unwrap_or_else(|stop| {
         task.message = stop.to_string();
@@ -75,16 +77,18 @@ struct Task<'a> {
     message: String,
     result: Option<MachineResult>,
     held: Option<HeldGuest>,
+    /// What the auxiliary machines have said of themselves.
+    served: Vec<Served>,
 }
 
 impl Task<'_> {
     fn run(&mut self) -> Result<Outcome, Stop> {
         let mut claims = self.claim()?;
         self.check_pause(claims.build.manifest.exchange)?;
-        let variables = self.start_auxiliaries(&mut claims)?;
-        self.boot_build_machine(&mut claims, &variables)?;
+        self.start_auxiliaries(&mut claims)?;
+        self.boot_build_machine(&mut claims)?;
         match claims.build.manifest.exchange {
-            Exchange::Agent => self.run_by_agent(&variables),
+            Exchange::Agent => self.run_by_agent(),
             Exchange::Tftp => self.run_by_tftp(),
         }
     }
