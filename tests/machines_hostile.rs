@@ -105,7 +105,8 @@ fn run_odd(site: &Site, all: &[Odd]) -> Kept {
         };
         site.variant(ODD, name, &[&append, &limits, network, exchange]);
         let timeout = if matches!(*name, "asks-forever" | "silent-stage") { "4s" } else { "100s" };
-        let lines = format!("timeout = '{timeout}'\nartifacts = ['*']\nstages.run = 'true'");
+        let artifacts = if *name == "names-that-lead-out" { "artifacts = ['*']" } else { "" };
+        let lines = format!("timeout = '{timeout}'\n{artifacts}\nstages.run = 'true'");
         build += &target(name, name, &lines);
     }
     let scene = Scene::with_commits(&(build + HARMLESS), 1);
@@ -217,16 +218,4 @@ fn stages_that_ruin_their_guest_ruin_nothing_else() {
     for machine in [TINY, PLAIN] {
         assert_eq!(kept.file(&format!("says-much-{machine}"), "log").len(), 3_000_000);
     }
-}
-
-#[test]
-fn zz_repro() {
-    let site = Site::shared();
-    let lines = "stages.run = \"head -c 3000000 /dev/zero | tr '\\\\0' x; cp /usr/lib/crewboss/agent $CREWBOSS_OUT/agent\"\nartifacts=['agent']";
-    let scene = Scene::with_commits(&(BUILD.to_owned() + &target("t", PLAIN, lines)), 1);
-    let kept = site.run(&scene);
-    let console = kept.results.file("t", "artifacts/console.log").replace("xxxxxxxxxx", "");
-    eprintln!("{}", console);
-    eprintln!("{}", kept.results.file("t", "result.json"));
-    panic!();
 }

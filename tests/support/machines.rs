@@ -27,7 +27,7 @@ pub const PLAIN: &str = "plain";
 pub const A_GUEST_RUN: Duration = Duration::from_secs(240);
 
 /// What every machine of the tests is made with: busybox alone, which takes seconds.
-const SMALL: [&str; 4] = ["--compiler", "none", "--free", "64M"];
+const SMALL: [&str; 4] = ["--compiler", "none", "--free", "256M"];
 
 /// Arguments: the machine directory, the machine that is there, the new one, lines of its manifest.
 const VARIANT: &str = r#"
