@@ -44,6 +44,34 @@ pub enum Command {
         crewboss machines lab1 --json  those of one, for a program
         crewboss machines bootstrap    make all of them ready, before a task has to wait for it")]
     Machines(MachinesArgs),
+    /// Show in short who uses the hosts: slots, guests that run, wait or are kept
+    #[command(after_help = "Example:\n  \
+        crewboss status         all hosts; what it shows of guests says how to get in")]
+    Status(StatusArgs),
+    /// Get into the guest of a task: one that was kept, or one that waits for you
+    #[command(
+        after_help = "Ctrl-] leaves. A guest that was kept goes on where it was stopped, is stopped again when you leave or the link \
+        drops, and stays kept. One whose task waits runs on.\n\n\
+        Examples:\n  \
+        crewboss enter                                list the guests\n  \
+        crewboss enter lab1/debian12-gcc12-k3x9ab     a shell in this one\n  \
+        crewboss enter arm64                          in the one of target arm64, if there is one\n  \
+        crewboss enter lab1/arm64 --console           its serial console"
+    )]
+    Enter(EnterArgs),
+    /// End a guest that was kept, or let a task go on that waits for you
+    #[command(after_help = "Example:\n  \
+        crewboss release lab1/debian12-gcc12-k3x9ab")]
+    Release(ReleaseArgs),
+    /// Run a stage again in a guest that was kept
+    #[command(
+        after_help = "What still runs of the task is stopped first. The guest stays kept. Exit codes: 0 the stage succeeded, 100 it failed, 102 it \
+        could not be run, 130 interrupted.\n\n\
+        Examples:\n  \
+        crewboss retry lab1/debian12-gcc12-k3x9ab --stage build --set V=1\n  \
+        crewboss retry arm64 --stage build --wipe     with the source unpacked anew, and no output"
+    )]
+    Retry(RetryArgs),
     /// End workers on hosts and remove what they left
     #[command(
         after_help = "Work of live bosses is left alone unless --force is given, and what you may not end always is. Guests that \
@@ -201,6 +229,71 @@ pub struct BootstrapArgs {
     /// Show also what the guests print
     #[arg(long, short)]
     pub verbose: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The hosts to ask [default: all]
+    #[arg(value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Print JSON: an array with an object per host
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `enter`.
+#[derive(Debug, Args)]
+pub struct EnterArgs {
+    /// The guest: its name or its target, with the host before it if that is known [default: list them]
+    #[arg(value_name = "[HOST/]GUEST")]
+    pub guest: Option<String>,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// A shell [default, if our agent runs in the guest]
+    #[arg(long, group = "way")]
+    pub shell: bool,
+    /// The serial console
+    #[arg(long, group = "way")]
+    pub console: bool,
+    /// The screen, for a VNC viewer; the machine needs `display = true`
+    #[arg(long, group = "way")]
+    pub vnc: bool,
+}
+
+/// Arguments of `release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The guest: its name or its target, with the host before it if that is known
+    #[arg(value_name = "[HOST/]GUEST")]
+    pub guest: String,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Arguments of `retry`.
+#[derive(Debug, Args)]
+pub struct RetryArgs {
+    /// The guest: its name or its target, with the host before it if that is known
+    #[arg(value_name = "[HOST/]GUEST")]
+    pub guest: String,
+    /// Options that every command has.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The stage to run
+    #[arg(long, value_name = "STAGE")]
+    pub stage: String,
+    /// A variable on top of those of the task; may be given several times
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub variables: Vec<String>,
+    /// Unpack the source anew and empty the output first
+    #[arg(long)]
+    pub wipe: bool,
 }
 
 /// Arguments of `kill-workers`.

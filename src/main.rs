@@ -39,6 +39,10 @@ fn main() -> ExitCode {
         Command::Build(arguments) => commands::build::run(arguments),
         Command::Hosts(arguments) => commands::hosts::run(&arguments),
         Command::Machines(arguments) => commands::machines::run(&arguments),
+        Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Enter(arguments) => commands::person::enter(&arguments),
+        Command::Release(arguments) => commands::person::release(&arguments),
+        Command::Retry(arguments) => commands::person::retry(&arguments),
         Command::KillWorkers(arguments) => commands::kill_workers::run(&arguments),
     };
     exit.into()

@@ -46,6 +46,9 @@ pub struct HostFacts {
     /// What guests run with; `None` if there is no QEMU that can be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emulator: Option<Emulator>,
+    /// Why there is none; empty also where nobody has looked, since there is no machine directory.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub no_emulator: String,
     /// Its virtual machines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<MachineFacts>,

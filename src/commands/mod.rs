@@ -2,10 +2,13 @@
 
 pub mod bootstrap;
 pub mod build;
+pub mod find;
 pub mod guests;
 pub mod hosts;
 pub mod kill_workers;
 pub mod machines;
+pub mod person;
+pub mod status;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +20,7 @@ use crate::config::{self, ConfigError};
 use crate::exit::Exit;
 use crate::output::complain_with_hint;
 use crate::terminal::text::Palette;
+use crate::terminal::way_in;
 
 /// The time in seconds since 1970, by which what hosts tell of their guests is read.
 pub fn now() -> u64 {
@@ -45,6 +49,12 @@ pub enum CommandError {
         #[source]
         source: std::io::Error,
     },
+    /// A guest could not be reached.
+    #[error(transparent)]
+    Person(#[from] crewboss_boss::person::PersonError),
+    /// There is no such guest.
+    #[error(transparent)]
+    Find(#[from] find::FindError),
     /// The run could not begin, or its record could not be completed.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -55,6 +65,8 @@ impl CommandError {
     fn hint(&self) -> Option<&'static str> {
         match self {
             CommandError::Run(error) => error.hint(),
+            CommandError::Person(error) => error.hint(),
+            CommandError::Find(error) => error.hint(),
             _ => None,
         }
     }
@@ -65,7 +77,11 @@ impl CommandError {
             // Nothing was started; the path given is wrong.
             CommandError::Events(crate::terminal::events::EventsError::Create { .. }) => Exit::Usage,
             CommandError::Run(RunError::Source(_) | RunError::Plan(_)) => Exit::Usage,
-            CommandError::Events(_) | CommandError::System { .. } | CommandError::Run(_) => Exit::CouldNotRun,
+            CommandError::Events(_)
+            | CommandError::System { .. }
+            | CommandError::Run(_)
+            | CommandError::Person(_)
+            | CommandError::Find(_) => Exit::CouldNotRun,
         }
     }
 }
@@ -88,6 +104,7 @@ pub fn crew(common: &CommonArgs, hosts: &[String]) -> Result<Crew, ConfigError> 
         None => (config::local_crew(), "this computer's own crew (there is no crew.toml)".to_owned()),
     };
     config::select_hosts(&mut crew, hosts, &place)?;
+    way_in::remember(common.crew.as_deref());
     Ok(crew)
 }
 

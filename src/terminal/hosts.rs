@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::table::Table;
 use super::text::{Palette, bytes, duration, one_line, put, shortened, tail};
+use super::way_in::enter;
 
 /// Longest version of a toolchain in the table; `--json` has them in full.
 const VERSION_CHARS_MAX: usize = 48;
@@ -122,6 +123,10 @@ fn details(report: &HostReport, palette: Palette, now: u64, text: &mut String) {
         let why = shortened(&one_line(&emulator.why), 160);
         table.row(["guests".to_owned(), format!("QEMU {version} with {accelerator}: {why}")]);
     }
+    if !facts.no_emulator.is_empty() {
+        let why = shortened(&one_line(&facts.no_emulator), 160);
+        table.row(["guests".to_owned(), format!("none can run: {why}")]);
+    }
     for guest in &facts.held {
         table.row(["held".to_owned(), held(&report.name, guest, now)]);
     }
@@ -146,8 +151,11 @@ pub fn held(host: &HostName, guest: &HeldGuest, now: u64) -> String {
     let entered = guest.entered.map(|pid| format!(", entered by process {pid}")).unwrap_or_default();
     let who = shortened(&one_line(&guest.boss), 60);
     format!(
-        "{}@{:.8} of {who}: {}{stage}, {left}{entered}: crewboss enter {host}/{}",
-        guest.target, guest.commit, guest.outcome, guest.id
+        "{}@{:.8} of {who}: {}{stage}, {left}{entered}: {}",
+        guest.target,
+        guest.commit,
+        guest.outcome,
+        enter(host, &guest.id)
     )
 }
 

@@ -114,7 +114,8 @@ fn notes(report: &HostReport, palette: Palette, text: &mut String) {
         }
         Ok(facts) if facts.machines.is_empty() => put(text, format_args!("\n{name} has no machines\n")),
         Ok(facts) if facts.emulator.is_none() => {
-            put(text, format_args!("\n{name} has no QEMU that can be used\n"));
+            let why = shortened(&one_line(&facts.no_emulator), REASON_CHARS_MAX);
+            put(text, format_args!("\n{name} has no QEMU that can be used: {why}\n"));
         }
         Ok(_) => {}
     }
@@ -162,7 +163,11 @@ mod tests {
             held: vec![held_guest()],
             ..host_facts()
         };
-        let board = HostFacts { machines: vec![machines().swap_remove(1)], ..host_facts() };
+        let board = HostFacts {
+            machines: vec![machines().swap_remove(1)],
+            no_emulator: "there is none".to_owned(),
+            ..host_facts()
+        };
         vec![
             HostReport { name: host("lab1"), facts: Ok(lab1) },
             HostReport { name: host("board"), facts: Ok(board) },
@@ -190,7 +195,7 @@ lab1   win         build                 from 256.0 MiB        win-1         unu
 lab1   debian12                                                              held               arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
 board  postgres15  auxiliary             from 256.0 MiB        postgres15-1  needs bootstrap    there is no copy of it yet
 
-board has no QEMU that can be used
+board has no QEMU that can be used: there is none
 
 pod has no machines
 

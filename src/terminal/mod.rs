@@ -9,9 +9,11 @@ pub mod machines;
 pub mod plain;
 pub mod plan;
 pub mod progress;
+pub mod status;
 pub mod summary;
 pub mod table;
 pub mod text;
+pub mod way_in;
 
 #[cfg(test)]
 pub mod samples;

@@ -8,6 +8,7 @@ use crewboss_protocol::{HostName, Outcome};
 use super::Verbosity;
 use super::progress::Progress;
 use super::text::{Palette, bytes, counted, duration, one_line, put, tail};
+use super::way_in::enter;
 
 /// After so long without a line, one says how far the run is. Short enough that no CI service takes the job for hung.
 const QUIET_MS_MAX: u64 = 60_000;
@@ -133,8 +134,9 @@ impl Lines {
                 let waits = self.palette.strong("waits for you");
                 line!(
                     into,
-                    "{target}@{commit} {waits}{stage} for {}: crewboss enter {host}/{guest}",
-                    duration(left)
+                    "{target}@{commit} {waits}{stage} for {}: {}",
+                    duration(left),
+                    enter(host, guest)
                 );
             }
             kind if self.verbosity >= Verbosity::Normal => self.normal(kind, into),
@@ -225,7 +227,7 @@ impl Lines {
         }
         if let (Some(host), Some(held)) = (&done.host, &done.held) {
             let time = duration(held.until.saturating_sub(held.since).saturating_mul(1000));
-            line!(into, "    its guest is kept for {time}: crewboss enter {host}/{}", held.id);
+            line!(into, "    its guest is kept for {time}: {}", enter(host, &held.id));
         }
     }
 }

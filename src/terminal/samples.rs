@@ -11,6 +11,7 @@ use crewboss_protocol::machine::{
     Accelerator, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts, MachineHolder, MachineRole,
     MachineState,
 };
+use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
     Attempt, Feature, HostFacts, HostName, Load, Name, Outcome, SlotHolder, TaskId, TaskRef, Toolchain,
     TreeId,
@@ -257,6 +258,7 @@ pub fn host_facts() -> HostFacts {
         holders: vec![holder],
         trees: Vec::new(),
         emulator: None,
+        no_emulator: String::new(),
         machines: Vec::new(),
         held: Vec::new(),
     }
@@ -284,6 +286,42 @@ pub fn held_guest() -> HeldGuest {
         until: NOW + 3480,
         memory: true,
         entered: None,
+    }
+}
+
+/// A host with a slot in use, a guest that runs, one that waits and one that is kept.
+pub fn overview() -> Overview {
+    let user = MachineHolder {
+        boss: "ann@laptop".to_owned(),
+        run: "20260102-030405-1".parse().unwrap(),
+        host: host("lab1"),
+        pid: 4711,
+        priority: 0,
+        task: Some(at(3, 1)),
+        since: NOW - 60,
+    };
+    let waiting = Waiting {
+        target: name("x86"),
+        commit: TreeId([0x1a; 20]),
+        at: at(3, 1),
+        stage: Some(name("check")),
+        until: NOW + 1800,
+        entered: Some(4712),
+    };
+    let guest = |id, step, waiting| RunningGuest {
+        id: name(id),
+        machine: name("debian12"),
+        step: name(step),
+        user: Some(user.clone()),
+        waiting,
+    };
+    Overview {
+        slots: host_facts().holders,
+        guests: vec![
+            guest("debian12-gcc12-p0q1r2", "waiting", Some(waiting)),
+            guest("debian12-gcc12-s3t4u5", "booting", None),
+        ],
+        held: vec![held_guest()],
     }
 }
 

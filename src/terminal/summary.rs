@@ -8,6 +8,7 @@ use crewboss_protocol::Outcome;
 use super::Verbosity;
 use super::table::Table;
 use super::text::{Palette, bytes, counted, duration, one_line, put};
+use super::way_in::enter;
 
 /// The summary: outcomes, slowest tasks, hosts, and where the results are.
 pub fn render(summary: &Summary, out: &Path, verbosity: Verbosity, palette: Palette) -> String {
@@ -107,7 +108,7 @@ fn held(summary: &Summary, text: &mut String) {
             format!("{}@{commit}", guest.target),
             guest.outcome.to_string(),
             format!("for {}", duration(guest.until.saturating_sub(guest.since).saturating_mul(1000))),
-            format!("crewboss enter {host}/{}", guest.id),
+            enter(host, &guest.id),
         ]);
     }
     text.push_str(&table.render("  "));

@@ -114,6 +114,11 @@ impl Running {
         self.wait_for_event("task_started", |event| event["host"] == host)
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("its state").is_none()
+    }
+
     /// Waits for its end.
     #[must_use = "what it came to is what is tested"]
     pub fn end(mut self, within: Duration) -> Ended {

@@ -1,6 +1,7 @@
 //! Machines on the hosts of a lab: made from Debian packages by `scripts/make-machine`, changed by editing a revision, and
 //! looked over for what guests have left.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::MutexGuard;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use super::boss::{Boss, Ended};
 use super::lab::{Lab, User};
 use super::scene::Scene;
-use super::{SOON, run, wait_for};
+use super::{SOON, read, run, wait_for, write};
 
 /// Where the hosts of a lab have their machines: the default below the work directory of root.
 pub const MACHINES: &str = "/srv/crewboss/machines";
@@ -28,6 +29,36 @@ pub const A_GUEST_RUN: Duration = Duration::from_secs(240);
 /// What every machine of the tests is made with: busybox alone, which takes seconds.
 const SMALL: [&str; 4] = ["--compiler", "none", "--free", "64M"];
 
+/// Arguments: the machine directory, the machine that is there, the new one, lines of its manifest.
+const VARIANT: &str = r#"
+cd "$1/local"
+of=$2 name=$3
+shift 3
+edit() { # edit DIRECTORY LINE...
+    sed -i -e "s/^name = .*/name = \"$name\"/" -e "s/^id = .*/id = \"$name-of-$of-$n\"/" "$1/manifest.toml"
+    manifest=$1/manifest.toml
+    shift
+    for line; do
+        sed -i "/^${line%%[ =]*} =/d" "$manifest"
+        printf '%s\n' "$line" >>"$manifest"
+    done
+}
+mkdir -p "$name"
+n=1
+while [ -e "$name/$name-1.$n" ]; do n=$((n + 1)); done
+btrfs -q subvolume snapshot "$of/$(readlink "$of/$of-1")" "$name/$name-1.$n"
+edit "$name/$name-1.$n" "$@"
+if [ -e "$of/$of-default" ] && [ ! -e "$name/$name-default" ]; then
+    btrfs -q subvolume snapshot "$of/$of-default" "$name/$name-default"
+    edit "$name/$name-default" "$@"
+    sed -i 's/"machine_id":"[^"]*"/"machine_id":"'"$name-of-$of-$n"'"/' "$name/$name-default/bootstrapped.json"
+fi
+ln -sfn "$name-1.$n" "$name/$name-1"
+"#;
+
+/// Stands for `size` in the guests, which busybox does not have.
+const SIZE: &str = "#!/bin/sh\necho text data bss\nfor file; do echo 7 8 9 $file; done\n";
+
 /// The one lab of this test program, with machines on `host1`; for one test at a time.
 #[derive(Debug)]
 pub struct Site {
@@ -39,11 +70,14 @@ impl Site {
     pub fn shared() -> Self {
         let site = Self { lab: Lab::shared() };
         // After a test that failed the lab is a new one.
-        if !site.has("host1", TINY) {
-            site.make("host1", TINY, &["--memory", "128M:256M"]);
-        }
-        if !site.has("host1", PLAIN) {
-            site.make("host1", PLAIN, &["--memory", "128M:256M", "--exchange", "tftp"]);
+        if !site.has(TINY) {
+            let files = site.lab.dir().join("files");
+            write(&files.join("usr/bin/size"), SIZE);
+            run(Command::new("chmod").arg("755").arg(files.join("usr/bin/size")));
+            let files = files.display().to_string();
+            let common = ["--memory", "128M:256M", "--files", &files];
+            site.make("host1", TINY, &common);
+            site.make("host1", PLAIN, &[&common[..], &["--exchange", "tftp"]].concat());
         }
         site
     }
@@ -58,9 +92,8 @@ impl Site {
         self.lab.on("host1", line)
     }
 
-    fn has(&self, host: &str, name: &str) -> bool {
-        let link = directory(name) + &format!("/{name}-1");
-        self.lab.on(host, &format!("[ ! -L {link} ] || echo there")).contains("there")
+    fn has(&self, name: &str) -> bool {
+        self.on(&format!("[ ! -L {}/{name}-1 ] || echo there", directory(name))).contains("there")
     }
 
     /// Makes a machine on a host, or a new revision of it.
@@ -92,31 +125,9 @@ impl Site {
     /// `manifest` replace those with the same key. If `of` has a copy for the default toolchain and `name` has none, it
     /// gets a copy of that, which saves the bootstrap.
     pub fn variant(&self, of: &str, name: &str, manifest: &[&str]) {
-        let mut edit =
-            format!("sed -i -e 's/^name = .*/name = \"{name}\"/' -e 's/^id = .*/id = \"{name}-of-{of}\"/'");
-        for line in manifest {
-            let key = line.split([' ', '=']).next().expect("a key");
-            edit += &format!(" -e '/^{key} =/d'");
-        }
-        edit += " manifest.toml";
-        let added: String =
-            manifest.iter().map(|line| format!("cat >>manifest.toml <<'E'\n{line}\nE\n")).collect();
-        let (from, to) = (directory(of), directory(name));
-        self.on(&format!(
-            "set -e
-            edit() {{ cd \"$1\"; {edit}
-{added}cd - >/dev/null; }}
-            mkdir -p {to}
-            n=1; while [ -e {to}/{name}-1.$n ]; do n=$((n + 1)); done
-            btrfs -q subvolume snapshot {from}/$(readlink {from}/{of}-1) {to}/{name}-1.$n
-            edit {to}/{name}-1.$n
-            if [ -e {from}/{of}-default ] && [ ! -e {to}/{name}-default ]; then
-                btrfs -q subvolume snapshot {from}/{of}-default {to}/{name}-default
-                edit {to}/{name}-default
-                sed -i 's/\"machine_id\":\"[^\"]*\"/\"machine_id\":\"{name}-of-{of}\"/' {to}/{name}-default/bootstrapped.json
-            fi
-            ln -sfn {name}-1.$n {to}/{name}-1"
-        ));
+        let mut words = vec!["host1", "sh", "-ec", VARIANT, "sh", MACHINES, of, name];
+        words.extend(manifest);
+        self.lab.lab("exec", &words);
     }
 
     /// Removes a machine with all its revisions and copies.
@@ -184,6 +195,51 @@ impl Site {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wait_for("no guests", SOON, look)));
         assert!(found.is_ok(), "left of guests:\n{left}");
         self.lab.expect_clean(&["host1"]);
+    }
+}
+
+/// A run that ended, and everything in its result directory, for several tests to look at.
+#[derive(Debug)]
+pub struct Kept {
+    /// How it ended. The result directory is gone.
+    pub ended: Ended,
+    files: BTreeMap<String, String>,
+}
+
+impl Kept {
+    /// Reads everything.
+    pub fn of(ended: Ended) -> Self {
+        let mut files = BTreeMap::new();
+        for directory in ended.results.tasks.values() {
+            let target = directory.file_name().expect("a name").to_string_lossy();
+            let all = run(Command::new("find").arg(directory).args(["-type", "f", "-printf", "%P\n"]));
+            for name in all.lines() {
+                files.insert(format!("{target}/{name}"), read(&directory.join(name)));
+            }
+        }
+        Self { ended, files }
+    }
+
+    /// A file of a target's only task.
+    pub fn file(&self, target: &str, name: &str) -> &str {
+        self.find(target, name).unwrap_or_else(|| {
+            panic!("{target} has no {name}, it has {:?}\n{:#?}", self.names(target), self.ended)
+        })
+    }
+
+    /// A file of a target's only task, if it is there.
+    pub fn find(&self, target: &str, name: &str) -> Option<&str> {
+        self.files.get(&format!("{target}/{name}")).map(String::as_str)
+    }
+
+    /// The names of all files of a target's only task.
+    pub fn names(&self, target: &str) -> Vec<&str> {
+        self.files.keys().filter_map(|name| name.strip_prefix(target)?.strip_prefix('/')).collect()
+    }
+
+    /// The `result.json` of a target's only task.
+    pub fn result(&self, target: &str) -> Value {
+        serde_json::from_str(self.file(target, "result.json")).expect("JSON")
     }
 }
 

@@ -52,7 +52,7 @@ impl Wanted {
             }
             let Some(toolchain) = self.toolchain_of(machine) else { continue };
             let verdict = if host.emulator.is_none() {
-                Some(failed("this host has no QEMU that can be used"))
+                Some(failed(&format!("this host has no QEMU that can be used: {}", host.no_emulator)))
             } else {
                 self.verdict(machine, &toolchain, named)
             };
@@ -169,6 +169,7 @@ mod tests {
                 accelerator: Accelerator::Tcg,
                 why: String::new(),
             }),
+            no_emulator: String::new(),
             machines,
             held: Vec::new(),
         }

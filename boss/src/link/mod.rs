@@ -13,7 +13,7 @@ mod transport;
 
 pub use channel::{Channel, ChannelGuard, ChannelReader, Exit, RawChannel};
 pub use error::{LinkError, ShipError, SshFailure};
-pub use ship::{OwnBinary, Role, Running, start};
+pub use ship::{OwnBinary, Role, Running, start, terminal_command};
 pub use transport::{Connector, Link, abandon};
 
 /// A word that every shell passes on unchanged: `sh`, `bash`, `zsh`, `fish` and `csh` alike.

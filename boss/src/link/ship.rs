@@ -138,6 +138,23 @@ pub async fn start(
     }
 }
 
+/// What runs a role on a host whose binary is there already, for a person who sits before it: nothing but the role itself
+/// says anything.
+pub fn terminal_command(
+    link: &Link,
+    binary: &OwnBinary,
+    role: Role<'_>,
+    terminal: bool,
+) -> std::process::Command {
+    let (run, absent) = START_MARKS;
+    let script = start_script(&binary.sha256, &role.arguments());
+    let script = script.replace(run, "").replace(absent, r#"echo "crewboss is not there any more" >&2"#);
+    link.command(&script, terminal)
+}
+
+/// What the script says before it starts the binary, and if there is none.
+const START_MARKS: (&str, &str) = (r#"echo "@cb-ship run"; "#, r#"echo "@cb-ship absent $(uname -s -m)""#);
+
 /// A directory in the user's home comes first. The others are for homes that are full, read-only or `noexec`; since
 /// everybody may write beside them, they count only if they belong to us, and are no links: another user's link may lead to
 /// a directory that is ours and in which everybody may write, such as root's `/tmp`.
@@ -146,9 +163,10 @@ const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
 
 /// The user's own cache directory is tried without starting any program.
 fn start_script(sha256: &str, arguments: &str) -> String {
-    let run = format!(r#"{{ echo "@cb-ship run"; exec "$f"{arguments}; }}"#);
+    let (mark, absent) = START_MARKS;
+    let run = format!(r#"{{ {mark}exec "$f"{arguments}; }}"#);
     format!(
-        r#"f={HOME_PLACE}/bin/{sha256}/crewboss; [ -x "$f" ] && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/bin/{sha256}/crewboss"; [ ! -L "$d" ] && [ -O "$d" ] && [ -x "$f" ] && {run}; done; echo "@cb-ship absent $(uname -s -m)""#
+        r#"f={HOME_PLACE}/bin/{sha256}/crewboss; [ -x "$f" ] && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/bin/{sha256}/crewboss"; [ ! -L "$d" ] && [ -O "$d" ] && [ -x "$f" ] && {run}; done; {absent}"#
     )
 }
 

@@ -36,6 +36,8 @@ const EXIT_WITHIN: Duration = Duration::from_millis(200);
 pub(super) struct Master {
     session: Arc<Session>,
     control: PathBuf,
+    config: PathBuf,
+    destination: String,
 }
 
 /// What a connection is made of.
@@ -75,6 +77,8 @@ impl Login<'_> {
             Ok(status) if status.success() => Ok(Master {
                 session: Arc::new(Session::resume_mux(self.control.clone().into(), None)),
                 control: self.control,
+                config: self.config.to_owned(),
+                destination: self.destination.to_owned(),
             }),
             _ => {
                 let text = read_log(&log);
@@ -122,6 +126,17 @@ impl Master {
             .await
             .map_err(|error| channel_error(host, &error))?;
         Ok(ExitWatch::remote(async move { exit(child.wait().await) }))
+    }
+
+    /// A client of this connection that runs a script, for a person.
+    pub(super) fn command(&self, script: &str, terminal: bool) -> std::process::Command {
+        let mut ssh = std::process::Command::new("ssh");
+        ssh.arg("-F").arg(&self.config).arg("-S").arg(&self.control);
+        // What is typed goes to the guest, also what ssh would take for its own.
+        ssh.args(["-o", "ControlMaster=no", "-o", "LogLevel=ERROR", "-e", "none"]);
+        ssh.arg(if terminal { "-t" } else { "-T" });
+        ssh.arg("--").arg(&self.destination).arg(format!("exec sh -c {}", quote(script)));
+        ssh
     }
 
     /// Whether the connection stands, as far as ssh knows.

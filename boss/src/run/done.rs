@@ -307,6 +307,7 @@ mod tests {
                 accelerator: Accelerator::Tcg,
                 why: String::new(),
             }),
+            no_emulator: String::new(),
             machines: machine.into_iter().collect(),
             held: Vec::new(),
         }

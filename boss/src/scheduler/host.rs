@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crewboss_protocol::TaskId;
 
-use super::requirement::Offer;
+use super::requirement::{MachineNeed, Offer};
 use super::types::{ChainId, Millis};
 
 /// Added to the round trip when work is sent ahead: covers the scheduling jitter of both sides and lets the estimate
@@ -82,6 +82,8 @@ pub(super) struct Host {
     /// Held tasks on their last attempt.
     pub last_attempts: u32,
     pub strikes: u32,
+    /// The same of what its machines are to blame for, by the machines of a task.
+    pub machine_strikes: BTreeMap<Vec<MachineNeed>, u32>,
     pub pauses: u32,
     round_trip_micros: u64,
     /// Completions per 1,000 seconds, smoothed.
@@ -112,6 +114,7 @@ impl Host {
             warm: BTreeSet::new(),
             last_attempts: 0,
             strikes: 0,
+            machine_strikes: BTreeMap::new(),
             pauses: 0,
             round_trip_micros: 0,
             rate: 0,

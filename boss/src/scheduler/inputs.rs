@@ -3,8 +3,7 @@
 use crewboss_protocol::message::Refusal;
 use crewboss_protocol::{Attempt, Name, TaskId, TaskRef};
 
-use super::hand_out::push_recall;
-use super::host::{Health, Link, PAUSES_MAX, STRIKES_MAX};
+use super::host::{Health, Link, STRIKES_MAX};
 use super::requirement::Offer;
 use super::task::{ATTEMPTS_MAX, LOST_MAX, NO_SEGMENT, Phase, REFUSALS_MAX, Recall, Task};
 use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, TaskEntry};
@@ -87,7 +86,13 @@ impl Scheduler {
         self.refresh_host(host);
     }
 
-    fn host_down(&mut self, host: HostIndex, reason: String, returns: bool, out: &mut Vec<Action>) {
+    pub(super) fn host_down(
+        &mut self,
+        host: HostIndex,
+        reason: String,
+        returns: bool,
+        out: &mut Vec<Action>,
+    ) {
         if !self.known_host(host) {
             self.counts.stale += 1;
             return;
@@ -147,7 +152,7 @@ impl Scheduler {
         match ended {
             Ended::Result => self.result(host, at, out),
             Ended::Infrastructure(reason) => {
-                self.strike(host, &reason, out);
+                self.blame(host, at.task, &reason, out);
                 self.fail(host, at, reason, out);
             }
             Ended::Cancelled if self.stopped => self.result(host, at, out),
@@ -164,7 +169,7 @@ impl Scheduler {
     }
 
     fn result(&mut self, host: HostIndex, at: TaskRef, out: &mut Vec<Action>) {
-        self.prove(host);
+        self.prove(host, at.task);
         if self.task(at.task).unwanted {
             return self.conclude(at.task, Phase::Withdrawn);
         }
@@ -179,17 +184,6 @@ impl Scheduler {
             if let Some(next) = tasks.get(next).copied() {
                 self.continuations.push((host, next));
             }
-        }
-    }
-
-    /// A result came: the host works.
-    fn prove(&mut self, host: HostIndex) {
-        let state = self.host_mut(host);
-        state.strikes = 0;
-        if state.health == Health::Trial {
-            state.health = Health::Well;
-            state.pauses = 0;
-            self.refresh_host(host);
         }
     }
 
@@ -251,7 +245,7 @@ impl Scheduler {
     }
 
     /// The same of machines. If there are several it is not said which one is missing, so it counts for these together.
-    fn drop_machines(&mut self, host: HostIndex, task: TaskId, text: &str) {
+    pub(super) fn drop_machines(&mut self, host: HostIndex, task: TaskId, text: &str) {
         let class = &self.classes[self.task(task).class as usize];
         let machines = class.requirement.machines.clone();
         if let Some(offer) = self.host_mut(host).offer.as_mut().filter(|_| !machines.is_empty()) {
@@ -309,7 +303,7 @@ impl Scheduler {
     }
 
     /// The live attempt of a task.
-    fn current(&self, task: TaskId) -> TaskRef {
+    pub(super) fn current(&self, task: TaskId) -> TaskRef {
         TaskRef { task, attempt: Attempt(self.task(task).attempt) }
     }
 
@@ -444,52 +438,5 @@ impl Scheduler {
     fn trouble(&mut self, task: TaskId) -> &mut super::Trouble {
         self.task_mut(task).troubled = true;
         self.troubles.entry(task).or_default()
-    }
-
-    /// Something could not be run on a host, through no fault of the task as far as is known.
-    fn strike(&mut self, host: HostIndex, reason: &str, out: &mut Vec<Action>) {
-        self.host_mut(host).strikes += 1;
-        let state = self.host(host);
-        let too_many = state.health == Health::Trial || state.strikes >= STRIKES_MAX;
-        if too_many && state.is_active() {
-            self.pause(host, reason, out);
-            self.refresh_host(host);
-        }
-    }
-
-    fn pause(&mut self, host: HostIndex, reason: &str, out: &mut Vec<Action>) {
-        let now = self.now;
-        let state = self.host_mut(host);
-        state.pauses += 1;
-        if state.pauses > PAUSES_MAX {
-            state.out = true;
-            out.push(Action::Out { host, reason: reason.to_owned() });
-            return self.host_down(host, reason.to_owned(), false, out);
-        }
-        let for_ms = state.pause_ms();
-        let until = Millis(now.0.saturating_add(for_ms));
-        state.health = Health::Paused { until, reason: reason.to_owned() };
-        self.pauses.insert((until, host));
-        out.push(Action::Pause { host, for_ms, reason: reason.to_owned() });
-        let sent: Vec<TaskId> = self.host(host).sent.values().copied().collect();
-        let mut asked = Vec::new();
-        for task in sent {
-            if let Phase::Sent { recall: Recall::No, .. } = self.task(task).phase {
-                self.mark_recalled(host, task, Recall::Asked);
-                asked.push(self.current(task));
-            }
-        }
-        push_recall(host, &asked, out);
-    }
-
-    /// Lets hosts whose pause is over try one task.
-    pub(super) fn end_pauses(&mut self) {
-        while let Some((until, host)) = self.pauses.first().copied().filter(|(until, _)| *until <= self.now) {
-            self.pauses.remove(&(until, host));
-            if matches!(self.host(host).health, Health::Paused { .. }) {
-                self.host_mut(host).health = Health::Trial;
-                self.refresh_host(host);
-            }
-        }
     }
 }

@@ -21,6 +21,7 @@
 mod chain;
 mod explain;
 mod hand_out;
+mod health;
 mod host;
 mod inputs;
 mod queue;

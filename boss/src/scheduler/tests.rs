@@ -422,6 +422,37 @@ fn failures_with_results_between_them_do_not_pause_a_host() {
 }
 
 #[test]
+fn a_machine_that_fails_again_and_again_is_dropped_and_its_host_is_not_paused() {
+    let mut desk = Desk::new(1);
+    let machine = |name_: &str| Requirement {
+        machines: vec![MachineNeed { role: MachineRole::Build, name: name(name_), toolchain: None }],
+        ..Requirement::default()
+    };
+    let [bad, good] = ["bad", "good"].map(|name| desk.scheduler.intern(machine(name)));
+    let offered = ["bad", "good"].map(|one| ((MachineRole::Build, name(one)), MachineOffer::default()));
+    desk.say(Input::HostUp { host: HOST, offer: Offer { machines: offered.into(), ..offer(1, 1000) } });
+    let entry = |desk: &Desk, task, requirement| TaskEntry { requirement, ..desk.entry(task) };
+    let entries = (0..9).map(|task| entry(&desk, task, bad)).chain([entry(&desk, 9, good)]).collect();
+    let mut held: Vec<TaskRef> = desk.say(Input::AddTasks(entries)).iter().filter_map(sent_at).collect();
+    let (mut failed, mut done) = (0, 0);
+    while let Some(at) = held.pop() {
+        let is_good = at.task == TaskId(9);
+        let out = if is_good { desk.done(HOST, at) } else { desk.failed(HOST, at) };
+        if is_good {
+            done += 1
+        } else {
+            failed += 1
+        }
+        assert!(!out.iter().any(|action| matches!(action, Action::Pause { .. })), "{out:?}");
+        held.extend(out.iter().filter_map(sent_at));
+    }
+    assert_eq!(done, 1);
+    assert!((3..9).contains(&failed), "what was sent before may fail, and nothing more: {failed}");
+    assert!(unfit(&desk, bad).starts_with("cannot use machine bad: "), "{}", unfit(&desk, bad));
+    assert!(desk.scheduler.is_finished());
+}
+
+#[test]
 fn a_task_refused_everywhere_is_given_up() {
     let mut desk = Desk::new(2);
     desk.up(HOST, 1, 1000);

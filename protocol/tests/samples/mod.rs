@@ -168,6 +168,7 @@ fn facts() -> HostFacts {
             accelerator: Accelerator::Kvm,
             why: "a trial guest ran in it".to_owned(),
         }),
+        no_emulator: String::new(),
         machines: machines(),
         held: vec![held()],
     }

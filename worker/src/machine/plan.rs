@@ -225,6 +225,7 @@ impl Plan<'_> {
             instances: self.manifest.instances_max(),
             startup_ms: u64::try_from(self.manifest.limits.startup.as_millis()).unwrap_or(u64::MAX),
             memory: false,
+            prepared: true,
             qemu: qemu.to_owned(),
             document: match &self.purpose {
                 Purpose::Task { document, .. }

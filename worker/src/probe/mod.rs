@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use crewboss_protocol::host::SlotHolder;
 use crewboss_protocol::message::Hello;
-use crewboss_protocol::{HostFacts, TreeId};
+use crewboss_protocol::{HostFacts, TreeId, chain};
 
 pub use load::load;
 
@@ -66,7 +66,11 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     // The next probe then only takes longer.
     drop(cache.store(&layout.probe_cache()));
     let load = load(layout);
-    let emulator = accelerator::of_host(layout, hello).and_then(Result::ok);
+    let (emulator, no_emulator) = match accelerator::of_host(layout, hello) {
+        Some(Ok(emulator)) => (Some(emulator), String::new()),
+        Some(Err(error)) => (None, chain(&error)),
+        None => (None, String::new()),
+    };
     let memory = load::memory_total();
     let slots = hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX);
     let share = slot_share(memory, slots);
@@ -91,6 +95,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         holders: holders(layout),
         trees: trees(layout),
         emulator,
+        no_emulator,
         machines,
         held,
     })

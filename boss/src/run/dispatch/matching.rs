@@ -16,7 +16,8 @@ pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
         speed: facts.speed,
         toolchains: facts.toolchains.iter().map(|toolchain| toolchain.name.clone()).collect(),
         machines: machines(&facts.machines),
-        no_machines: facts.emulator.is_none().then(|| "no QEMU that can be used".to_owned()),
+        no_machines: (facts.emulator.is_none() && !facts.machines.is_empty())
+            .then(|| format!("no QEMU that can be used: {}", facts.no_emulator)),
         refused_machines: BTreeMap::new(),
         features: facts.features.clone(),
         tags: tags.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{HostName, TaskId, TaskRef, ToWorker};
+use crewboss_protocol::{HostName, Outcome, TaskId, TaskRef, ToWorker};
 
 use super::super::collect::{Collected, given_up};
 use super::super::hosts::Order;
@@ -45,14 +45,13 @@ impl Dispatcher {
 
     pub(super) fn accept(&mut self, host: HostIndex, at: TaskRef) {
         let Some(done) = self.ended.remove(&at) else { return };
-        let collected = Collected {
-            done,
-            host: Some(self.name(host)),
-            earlier: self.stories.get(&at.task).cloned().unwrap_or_default(),
-            part: self.out.part(at),
-            fetched: false,
-            log_more: String::new(),
-        };
+        self.take(host, done);
+    }
+
+    /// Brings what is still on the host, then has it stored.
+    fn take(&mut self, host: HostIndex, done: Box<Done>) {
+        let at = done.at;
+        let collected = self.collected(Some(self.name(host)), done);
         let fetch = collected.fetch();
         if fetch.is_empty() && !self.following.contains_key(&at) {
             self.submit(Some((host, at)), collected);
@@ -60,6 +59,12 @@ impl Dispatcher {
             self.hosts[host.0 as usize].order(Order::Fetch(fetch));
             self.fetching.insert(at, (host, collected));
         }
+    }
+
+    fn collected(&self, host: Option<HostName>, done: Box<Done>) -> Collected {
+        let (earlier, part) =
+            (self.stories.get(&done.at.task).cloned().unwrap_or_default(), self.out.part(done.at));
+        Collected { done, host, earlier, part, fetched: false, log_more: String::new() }
     }
 
     pub(super) fn fetched(&mut self, at: TaskRef) {
@@ -93,10 +98,21 @@ impl Dispatcher {
 
     pub(super) fn fetch_failed(&mut self, host: HostIndex, at: TaskRef, reason: String, at_boss: bool) {
         self.following.remove(&at);
-        let wanted = self.fetching.remove(&at).is_some();
+        let wanted = self.fetching.remove(&at);
         if at_boss {
             self.stop(Stopped::Error(reason));
-        } else if wanted {
+        } else if let Some((_, collected)) = wanted {
+            self.result_lost(host, collected, reason);
+        }
+    }
+
+    /// What was to be fetched cannot be: the task is tried again, unless it was given up already.
+    pub(super) fn result_lost(&mut self, host: HostIndex, collected: Collected, reason: String) {
+        let at = collected.done.at;
+        if collected.done.outcome == Outcome::Infrastructure {
+            let done = given_up(at, collected.done.message);
+            self.submit(None, Collected { done, ..collected });
+        } else {
             self.input(Input::ResultLost { host, at, reason });
         }
     }
@@ -114,7 +130,7 @@ impl Dispatcher {
     pub(super) fn give_up(&mut self, task: TaskId, why: &GiveUp, story: Vec<crate::scheduler::AttemptStory>) {
         let attempt = story.last().map_or(crewboss_protocol::Attempt(0), |last| last.attempt);
         let at = TaskRef { task, attempt };
-        let host = story.last().map(|last| self.name(last.host));
+        let story_host = story.last().map(|last| last.host);
         let mut message = why.to_string();
         if let GiveUp::Impossible(reasons) = why {
             let reasons = self.reasons(reasons);
@@ -128,9 +144,18 @@ impl Dispatcher {
         for one in &earlier {
             message += &format!("\nattempt {} on {}: {}", one.attempt, one.host, one.reason);
         }
-        let done = given_up(at, message);
-        let part = self.out.part(at);
-        self.submit(None, Collected { done, host, earlier, part, fetched: false, log_more: String::new() });
+        let last = story_host.and_then(|host| Some((host, self.ended.remove(&at)?)));
+        self.stories.insert(task, earlier);
+        match last {
+            // What the last attempt has left says more than any message: its log, the console of its guest.
+            Some((host, done)) => {
+                self.take(host, Box::new(Done { outcome: Outcome::Infrastructure, message, ..*done }));
+            }
+            None => {
+                let collected = self.collected(story_host.map(|host| self.name(host)), given_up(at, message));
+                self.submit(None, collected);
+            }
+        }
     }
 
     fn reasons(&self, reasons: &[Unfit]) -> BTreeMap<HostName, String> {

@@ -177,3 +177,77 @@ impl MachineDir {
 fn read_saved(template: &Path) -> Option<SavedRecord> {
     serde_json::from_slice(&read_small(&template.join(RECORD)).ok()?).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Machines;
+    use super::super::tests::{bootstrap, machine, name};
+    use super::*;
+    use crate::testing::Mount;
+
+    /// Puts a template into place as a warm start would, with this as its memory.
+    fn save(machine: &MachineDir, copy: &CopyRecord, memory: &str) -> SavedRecord {
+        let staging = machine.path().join("deb-default-000000");
+        machine.snapshot_copy(&copy.toolchain, &staging).unwrap();
+        fs::write(saved_memory(&staging), memory).unwrap();
+        let record = SavedRecord {
+            key: memory.to_owned(),
+            copy: copy.clone(),
+            result_bytes: 1,
+            since: 2,
+            failed: None,
+        };
+        machine.publish_saved(&staging, &copy.toolchain, &record).unwrap();
+        assert!(!staging.exists(), "the old template is still there");
+        record
+    }
+
+    #[test]
+    fn a_template_is_there_whole_until_it_is_replaced_or_its_copy_is() {
+        let mount = Mount::btrfs();
+        let machines = Machines::new(mount.path());
+        let machine = machine(&machines, "vol", "deb");
+        let default = name("default");
+        let copy = bootstrap(&machines, &machine, "default");
+        let to = machine.path().join("deb-default-111111");
+        assert!(machine.snapshot_saved(&default, &to).unwrap().is_none());
+        assert_eq!(machine.saved(&default), None);
+
+        let first = save(&machine, &copy, "first");
+        let found = machine.snapshot_saved(&default, &to).unwrap().unwrap();
+        assert_eq!((&found.record, &found.copy.record), (&first, &copy));
+        assert_eq!(found.memory(), machine.saved_path(&default).join("memory"));
+        assert!(found.is_current());
+        save(&machine, &copy, "second");
+        assert!(!found.is_current(), "its memory belongs to another one now");
+        assert_eq!(fs::read_to_string(saved_memory(&to)).unwrap(), "first");
+        remove_tree(&to).unwrap();
+
+        bootstrap(&machines, &machine, "default");
+        assert!(!machine.saved_path(&default).exists(), "it is of a copy that is gone");
+        machine.remove_saved(&default).unwrap();
+    }
+
+    #[test]
+    fn a_template_that_is_damaged_is_none_and_one_that_failed_says_so() {
+        let mount = Mount::btrfs();
+        let machines = Machines::new(mount.path());
+        let machine = machine(&machines, "vol", "deb");
+        let default = name("default");
+        let copy = bootstrap(&machines, &machine, "default");
+        let record = save(&machine, &copy, "memory");
+        let to = machine.path().join("deb-default-111111");
+        fs::write(machine.saved_path(&default).join(RECORD), "{").unwrap();
+        assert_eq!(machine.saved(&default), None);
+        assert!(machine.snapshot_saved(&default, &to).unwrap().is_none());
+        assert!(!to.exists(), "a snapshot of no use is left");
+        let failed = SavedRecord { failed: Some("it hangs".to_owned()), ..record };
+        machine.note_saved(&default, &failed).unwrap();
+        assert_eq!(machine.saved(&default), Some(failed.clone()));
+        machine.remove_saved(&default).unwrap();
+        machine.note_saved(&default, &failed).unwrap();
+        assert_eq!(machine.saved(&default), Some(failed));
+        save(&machine, &copy, "again");
+        assert_eq!(machine.saved(&default).unwrap().failed, None);
+    }
+}

@@ -402,6 +402,7 @@ fn entries_are_what_they_say_and_not_what_they_look_like() {
     machine.snapshot_copy(&name("arm"), &machine.path().join("deb-arm-none11")).unwrap();
     assert_eq!(machine.entry("deb-arm-none11"), Entry::Guest(name("arm")));
     assert_eq!(machine.entry("deb-arm.suspended"), Entry::Suspension(name("arm")));
+    assert_eq!(machine.entry("deb-arm.saved"), Entry::Saved(name("arm")));
     for other in [
         "deb-1",
         "deb-1.1",
@@ -414,7 +415,7 @@ fn entries_are_what_they_say_and_not_what_they_look_like() {
     ] {
         assert_eq!(machine.entry(other), Entry::Other, "{other}");
     }
-    for reserved in ["1", "12", "1.x", "x.suspended"] {
+    for reserved in ["1", "12", "1.x", "x.suspended", "x.saved"] {
         assert!(machines.toolchain(&name(reserved)).unwrap_err().hint().is_some(), "{reserved}");
     }
     assert!(toolchain_name("1-x").is_some() && toolchain_name("1x").is_some());

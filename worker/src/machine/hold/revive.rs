@@ -54,7 +54,7 @@ pub enum ReviveError {
         said: String,
         /// Why.
         #[source]
-        source: SavedError,
+        source: Box<SavedError>,
     },
     /// It does not go on.
     #[error("it cannot go on")]
@@ -107,11 +107,12 @@ pub fn revive(guest: &Path) -> Result<Revived, ReviveError> {
         saved::restore(&mut qemu.qmp, &state, Kind::Whole, until).map_err(|source| {
             qemu.child.wait(Instant::now() + LAST_WORDS_WITHIN);
             let said = qemu.child.said();
-            ReviveError::Restore { saved_by, by: version.to_string(), said, source }
+            ReviveError::Restore { saved_by, by: version.to_string(), said, source: Box::new(source) }
         })?;
         qemu.qmp.cont(until).map_err(ReviveError::Continue)?;
     }
     kept.config.incoming = false;
+    kept.prepared &= kept.memory;
     Ok(Revived { qemu, kept, draft })
 }
 

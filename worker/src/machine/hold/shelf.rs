@@ -46,6 +46,8 @@ pub struct Kept {
     pub startup_ms: u64,
     /// Whether its memory was saved.
     pub memory: bool,
+    /// Whether the agent in that memory knows the task.
+    pub prepared: bool,
     /// The version of the QEMU that ran it.
     pub qemu: String,
     /// Its task.

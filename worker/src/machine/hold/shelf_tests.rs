@@ -37,6 +37,7 @@ fn kept(guest: &Path, source: &Path) -> Kept {
         instances: 8,
         startup_ms: 120_000,
         memory: true,
+        prepared: true,
         qemu: "7.2.22".to_owned(),
         document: "crewboss-task 1\nend\n".to_owned(),
     }

@@ -125,6 +125,8 @@ fn every_lie_is_found_and_named() {
         (&["kernel = \"vmlinuz\"", "initrd = \"none\""], "`initrd`: "),
         (&["append = \"quiet\""], "`append`: nothing uses it without `kernel`"),
         (&["initrd = \"initrd\""], "`initrd`: nothing uses it without `kernel`"),
+        (&["warm_start = true", "network = \"bridge:br0\""], "`warm_start`: a guest gets"),
+        (&["warm_start = true", "network = \"user\"", "exchange = \"tftp\""], "`warm_start`: a guest gets"),
         (&["mac = \"53:54:00:12:34:56\"", "network = \"user\""], "multicast"),
         (&["mac = \"52:54:00:12:34\"", "network = \"user\""], "no address of a network device"),
         (&["mac = \"52:54:00:12:34:+6\"", "network = \"user\""], "no address of a network device"),

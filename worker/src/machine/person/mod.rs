@@ -134,7 +134,7 @@ pub enum PersonError {
         guest: Name,
         /// Why.
         #[source]
-        source: ReviveError,
+        source: Box<ReviveError>,
     },
     /// It cannot be put away.
     #[error("cannot keep the guest {guest}")]

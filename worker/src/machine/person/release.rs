@@ -6,7 +6,6 @@ use super::enter::knock_at;
 use super::{PersonError, claim};
 use crate::machine::directory::Machines;
 use crate::machine::door::Knock;
-use crate::machine::lock;
 use crate::machine::record::GuestRecord;
 
 /// What was done.
@@ -32,9 +31,4 @@ pub fn release(machines: &Machines, guest: &Name) -> Result<Released, PersonErro
     let claimed = claim(machines, guest)?;
     claimed.record.remove(machines)?;
     Ok(Released::Removed)
-}
-
-/// Whether somebody is in a guest.
-pub fn is_entered(machines: &Machines, guest: &Name) -> bool {
-    lock::in_guest(machines, guest).is_some()
 }

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::agent::{Heard, Line, end_of};
 use super::bridge::SIGNALS;
 use super::enter::{drain, drain_monitor};
-use super::visit::Visit;
+use super::visit::{Visit, load};
 use super::{PersonError, claim, say};
 use crate::machine::directory::Machines;
 use crate::sweep::MARK;
@@ -29,6 +29,9 @@ const PREPARE_WITHIN: Duration = Duration::from_secs(600);
 
 /// Between two questions whether what ran has stopped, and between two looks whether anybody reads the output.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// All signals of one Ctrl-C come within this time.
+const ONE_KEY: Duration = Duration::from_secs(1);
 
 /// What is to be run again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +66,11 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
         return Err(PersonError::NotHeld { guest: again.guest.clone() });
     }
     let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
+    let kept = load(machines, &claimed.record)?;
+    let has_source = kept.memory && kept.prepared;
+    if !has_source && !again.wipe {
+        return Err(PersonError::NoMemory { guest: again.guest.clone() });
+    }
     let mut visit = Visit::begin(machines, claimed)?;
     let retried = Talk::begin(&mut visit, &signals).and_then(|mut talk| talk.run(again));
     match retried {
@@ -99,6 +107,8 @@ struct Talk<'a, 'b> {
     visit: &'a mut Visit<'b>,
     signals: &'a Signals,
     line: Line,
+    /// When the person wanted an end.
+    interrupted: Option<Instant>,
     /// What was heard and not used.
     heard: std::collections::VecDeque<Heard>,
 }
@@ -114,7 +124,7 @@ impl<'a, 'b> Talk<'a, 'b> {
         let port = rustix::io::fcntl_dupfd_cloexec(port, 3)
             .map_err(|error| PersonError::system("use the agent's port")(error.into()))?;
         let line = if visit.goes_on { Line::resumed(port) } else { Line::fresh(port) };
-        Ok(Self { visit, signals, line, heard: std::collections::VecDeque::new() })
+        Ok(Self { visit, signals, line, interrupted: None, heard: std::collections::VecDeque::new() })
     }
 
     fn guest(&self) -> Name {
@@ -124,10 +134,11 @@ impl<'a, 'b> Talk<'a, 'b> {
     fn run(&mut self, again: &Again) -> Result<StageResult, Stopped> {
         if self.visit.goes_on {
             self.quiet_down()?;
-        } else if again.wipe {
-            self.start_anew()?;
         } else {
-            return Err(PersonError::NoMemory { guest: self.guest() }.into());
+            self.come_up()?;
+        }
+        if !self.visit.revived.kept.prepared {
+            self.prepare()?;
         }
         say(&format!("runs stage {} again", again.stage));
         let Again { stage, variables, wipe, .. } = again.clone();
@@ -158,20 +169,31 @@ impl<'a, 'b> Talk<'a, 'b> {
         }
     }
 
-    /// A guest that boots is given its task again.
-    fn start_anew(&mut self) -> Result<(), Stopped> {
+    /// A guest that boots.
+    fn come_up(&mut self) -> Result<(), Stopped> {
         let startup = Duration::from_millis(self.visit.revived.kept.startup_ms);
-        let mut end = end_of(startup);
-        let (mut what, mut limit) = ("come up", startup);
+        let end = end_of(startup);
         loop {
             match self.next(end)? {
-                None => return Err(self.silent(what, limit)),
-                Some(Heard::Said(FromGuest::Ready { .. })) => {
-                    let document = self.visit.revived.kept.document.clone();
-                    self.tell(&ToGuest::Task { document })?;
-                    (what, limit, end) = ("unpack the source", PREPARE_WITHIN, end_of(PREPARE_WITHIN));
+                None => return Err(self.silent("come up", startup)),
+                Some(Heard::Said(FromGuest::Ready { .. })) => return Ok(()),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// An agent that has forgotten its task is given it again.
+    fn prepare(&mut self) -> Result<(), Stopped> {
+        let document = self.visit.revived.kept.document.clone();
+        self.tell(&ToGuest::Task { document })?;
+        let end = end_of(PREPARE_WITHIN);
+        loop {
+            match self.next(end)? {
+                None => return Err(self.silent("unpack the source", PREPARE_WITHIN)),
+                Some(Heard::Said(FromGuest::Prepared)) => {
+                    self.visit.revived.kept.prepared = true;
+                    return Ok(());
                 }
-                Some(Heard::Said(FromGuest::Prepared)) => return Ok(()),
                 Some(Heard::Said(FromGuest::Failed { text })) => return Err(self.unable(text)),
                 Some(_) => {}
             }
@@ -256,14 +278,25 @@ impl<'a, 'b> Talk<'a, 'b> {
             let how = format!(", QEMU left with {ended}");
             return Err(PersonError::Ended { guest: self.guest(), how }.into());
         }
+        self.look_at_person()
+    }
+
+    /// Ctrl-C comes as several signals, by the terminal and from whoever started us: they count once. A second Ctrl-C waits
+    /// for nothing any more.
+    fn look_at_person(&mut self) -> Result<(), Stopped> {
+        let mut wanted = self.interrupted.is_none() && is_unread();
         while let Some(signal) = self.signals.take() {
             match signal {
                 libc::SIGWINCH => {}
                 libc::SIGTERM => return Err(Stopped::Terminated),
-                _ => return Err(Stopped::Person),
+                _ => wanted |= self.interrupted.is_none_or(|at| at.elapsed() > ONE_KEY),
             }
         }
-        if is_unread() { Err(Stopped::Person) } else { Ok(()) }
+        if wanted {
+            self.interrupted = Some(Instant::now());
+            return Err(Stopped::Person);
+        }
+        Ok(())
     }
 }
 

@@ -8,8 +8,9 @@ use crewboss_protocol::machine::{HeldGuest, MachineHolder};
 use super::{Claimed, PersonError, now, say};
 use crate::machine::directory::Machines;
 use crate::machine::hold::revive::{PutAway, Revived, revive};
-use crate::machine::hold::shelf::Shelf;
+use crate::machine::hold::shelf::{Kept, Shelf};
 use crate::machine::lock::{Locks, Place, Wanted};
+use crate::machine::record::GuestRecord;
 
 /// However little of its time is left: this long a guest is kept after a visit.
 const KEPT_AFTER: u64 = 15 * 60;
@@ -45,7 +46,7 @@ impl<'a> Visit<'a> {
         let _place = place(machines, &claimed, &held)?;
         say(&format!("restores {id}"));
         let revived = revive(&claimed.record.snapshot(machines))
-            .map_err(|source| PersonError::Revive { guest: id.clone(), source })?;
+            .map_err(|source| PersonError::Revive { guest: id.clone(), source: Box::new(source) })?;
         let goes_on = revived.kept.memory;
         Ok(Self { machines, held, _place, goes_on, revived, claimed })
     }
@@ -89,13 +90,21 @@ impl<'a> Visit<'a> {
     }
 }
 
+/// How a held guest is started.
+pub(super) fn load(machines: &Machines, record: &GuestRecord) -> Result<Kept, PersonError> {
+    let loaded = Shelf::new(&record.snapshot(machines)).load();
+    let (_, kept, _) = loaded.map_err(|source| PersonError::Revive {
+        guest: record.id.clone(),
+        source: Box::new(source.into()),
+    })?;
+    Ok(kept)
+}
+
 /// A place among the guests of its machine: there may be a limit, by an address that only one can have.
 fn place(machines: &Machines, claimed: &Claimed, held: &HeldGuest) -> Result<Place, PersonError> {
     let record = &claimed.record;
     let guest = || record.id.clone();
-    let (_, kept, _) = Shelf::new(&record.snapshot(machines))
-        .load()
-        .map_err(|source| PersonError::Revive { guest: guest(), source: source.into() })?;
+    let kept = load(machines, record)?;
     let host = "person".parse().map_err(|_| PersonError::Locked { guest: guest() })?;
     let holder = MachineHolder {
         boss: held.boss.clone(),

@@ -6,6 +6,7 @@ use crewboss_protocol::machine::{HeldGuest, MachineHolder};
 use crewboss_protocol::{Outcome, TreeId};
 
 use super::*;
+use crate::machine::directory::SavedRecord;
 use crate::machine::directory::tests::{bootstrap, machine, name};
 use crate::machine::lock::{Locks, Wanted};
 use crate::machine::record::{Owners, Step, held};
@@ -16,7 +17,7 @@ use crate::testing::Mount;
 const ROOT: &str = "CREWBOSS_TEST_MACHINES";
 const UNTIL: &str = "CREWBOSS_TEST_UNTIL";
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step::Copied,
     Step::Booting,
     Step::Bootstrapping,
@@ -24,6 +25,7 @@ const STEPS: [Step; 7] = [
     Step::Running,
     Step::Collecting,
     Step::Stopping,
+    Step::Saving,
 ];
 
 fn own_processes() -> Owners {
@@ -119,7 +121,7 @@ fn guests_of_the_dead_go_at_every_step_and_those_of_the_living_stay() {
         of_another_boot.advance(&machines, step).unwrap();
     }
     let report = swept(&machines, HeldGuests::Keep);
-    assert_eq!((report.guests, report.subvolumes), (1 + 14, 14));
+    assert_eq!((report.guests, report.subvolumes), (1 + 16, 16));
     assert_eq!(GuestRecord::load(&machines, &living.id), Some(living.clone()));
     assert!(living.snapshot(&machines).join("disk.img").exists());
     assert_eq!(leftovers(&machines, &machine).len(), 3);
@@ -240,6 +242,28 @@ fn a_record_that_lies_about_its_snapshot_touches_nothing_else() {
     assert!(mount.path().exists());
     record.step = Step::Running;
     record.remove(&machines).unwrap();
+}
+
+#[test]
+fn a_template_goes_with_its_copy_and_stays_as_long_as_that() {
+    let (_mount, machines, machine) = prepared();
+    let default = name("default");
+    let note = || {
+        let copy = machine.copy(&default).unwrap();
+        let record = SavedRecord { key: String::new(), copy, result_bytes: 0, since: 0, failed: None };
+        machine.note_saved(&default, &record).unwrap();
+    };
+    note();
+    assert_eq!(swept(&machines, HeldGuests::EndAll), CleanReport::default());
+    assert!(machine.saved_path(&default).exists());
+    remove_tree(&machine.copy_path(&default)).unwrap();
+    assert_eq!(swept(&machines, HeldGuests::Keep).subvolumes, 1);
+    assert_eq!(leftovers(&machines, &machine), Vec::<String>::new());
+    bootstrap(&machines, &machine, "default");
+    note();
+    fs::remove_file(machine.link()).unwrap();
+    assert_eq!(swept(&machines, HeldGuests::Keep).subvolumes, 2);
+    assert_eq!(leftovers(&machines, &machine), Vec::<String>::new());
 }
 
 #[test]

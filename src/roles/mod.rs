@@ -1,12 +1,14 @@
 //! The roles that crewboss has for itself: what a boss starts on a host. They are told apart before anything else, so that
 //! they start fast, and they are no part of the interface.
 
+pub mod person;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crewboss_protocol::SessionId;
-use crewboss_worker::{agent, bulk, core, guardian, runner, sweep, verify};
+use crewboss_worker::{agent, bulk, core, guardian, overview as overview_of_host, runner, sweep, verify};
 
 use crate::exit::Exit;
 use crate::output::complain;
@@ -42,6 +44,10 @@ pub enum Role {
         /// The machine directory, if not the default.
         machines: Option<String>,
     },
+    /// Says who uses a host.
+    Overview(person::Place),
+    /// Brings a person to a guest.
+    Person(person::Place, person::Wish),
     /// Runs tasks in a guest.
     Guest(agent::Options),
     /// Says whether this binary arrived whole, after it was uploaded.
@@ -79,7 +85,7 @@ pub enum RoleError {
         option: &'static str,
     },
     /// A path that is no text, as the boss would have sent.
-    #[error("clean: {path:?} is not UTF-8")]
+    #[error("--machines: {path:?} is not UTF-8")]
     NotText {
         /// The path.
         path: OsString,
@@ -114,6 +120,10 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
         "runner" => options("runner", &[], rest).map(|_| Role::Runner),
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
         "clean" => options("clean", &["--work", "--machines", "--force"], rest).and_then(clean),
+        "overview" => options("overview", &["--work", "--machines"], rest).and_then(overview),
+        person::ENTER => person::wish(person::ENTER, rest).map(|(place, wish)| Role::Person(place, wish)),
+        person::RELEASE => person::wish(person::RELEASE, rest).map(|(place, wish)| Role::Person(place, wish)),
+        person::RETRY => person::wish(person::RETRY, rest).map(|(place, wish)| Role::Person(place, wish)),
         "guest" => options("guest", &["--root", "--port", "--shell-port"], rest)
             .map(|options| Role::Guest(options.guest)),
         "verify" => verify(&rest),
@@ -129,9 +139,17 @@ fn bulk(options: Options) -> Result<Role, RoleError> {
 }
 
 fn clean(options: Options) -> Result<Role, RoleError> {
-    let text = |path: OsString| path.into_string().map_err(|path| RoleError::NotText { path });
-    let machines = options.machines.map(text).transpose()?;
+    let machines = machines(options.machines)?;
     Ok(Role::Clean { force: options.force, work: options.work, machines })
+}
+
+fn overview(options: Options) -> Result<Role, RoleError> {
+    let machines = machines(options.machines)?;
+    Ok(Role::Overview(person::Place { work: options.work, machines }))
+}
+
+fn machines(path: Option<OsString>) -> Result<Option<String>, RoleError> {
+    path.map(|path| path.into_string().map_err(|path| RoleError::NotText { path })).transpose()
 }
 
 fn verify(words: &[OsString]) -> Result<Role, RoleError> {
@@ -170,6 +188,8 @@ pub fn run(role: Result<Role, RoleError>) -> ExitCode {
         Ok(Role::Runner) => runner::main(),
         Ok(Role::Bulk { session, work }) => bulk::main(work, session),
         Ok(Role::Clean { force, work, machines }) => sweep::clean_main(force, work, machines.as_deref()),
+        Ok(Role::Overview(place)) => overview_of_host::main(place.work, place.machines.as_deref()),
+        Ok(Role::Person(place, wish)) => person::run(place, wish).into(),
         Ok(Role::Guest(options)) => agent::main(&options),
         Ok(Role::Verify { sha256 }) => verify::main(&sha256),
         Err(error) => {
@@ -201,6 +221,9 @@ mod tests {
         assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None, machines: None })));
         let machines = Some("/m".to_owned());
         assert_eq!(of("clean --machines /m"), Some(Ok(Role::Clean { force: false, work: None, machines })));
+        assert!(matches!(of("overview --machines /m"), Some(Ok(Role::Overview(_)))));
+        assert!(matches!(of("enter-guest a"), Some(Ok(Role::Person(..)))));
+        assert!(of("enter a").is_none(), "that is for a person");
         assert_eq!(of("guest"), Some(Ok(Role::Guest(agent::Options::default()))));
         let given =
             agent::Options { root: Some("/r".into()), port: Some("-".into()), shell_port: Some("/s".into()) };
