@@ -381,6 +381,9 @@ pub struct Done {
     /// The guest, if it was kept for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Box<HeldGuest>>,
+    /// Whether the machine is to blame for the outcome `infrastructure`, and not the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub machine_failed: bool,
     /// What a person should know: why it could not be run, which artifact is missing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

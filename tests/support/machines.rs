@@ -27,7 +27,7 @@ pub const PLAIN: &str = "plain";
 pub const A_GUEST_RUN: Duration = Duration::from_secs(240);
 
 /// What every machine of the tests is made with: busybox alone, which takes seconds.
-const SMALL: [&str; 4] = ["--compiler", "none", "--free", "64M"];
+const SMALL: [&str; 4] = ["--compiler", "none", "--free", "256M"];
 
 /// Arguments: the machine directory, the machine that is there, the new one, lines of its manifest.
 const VARIANT: &str = r#"
@@ -92,7 +92,8 @@ impl Site {
         self.lab.on("host1", line)
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// Whether `host1` has this machine.
+    pub fn has(&self, name: &str) -> bool {
         self.on(&format!("[ ! -L {}/{name}-1 ] || echo there", directory(name))).contains("there")
     }
 
@@ -128,6 +129,13 @@ impl Site {
         let mut words = vec!["host1", "sh", "-ec", VARIANT, "sh", MACHINES, of, name];
         words.extend(manifest);
         self.lab.lab("exec", &words);
+    }
+
+    /// The kernel's command line of a machine.
+    pub fn append_of(&self, name: &str) -> String {
+        let line =
+            format!("sed -n 's/^append = \"\\(.*\\)\"$/\\1/p' {0}/{name}-1/manifest.toml", directory(name));
+        self.on(&line).trim().to_owned()
     }
 
     /// Removes a machine with all its revisions and copies.

@@ -184,6 +184,7 @@ pub fn given_up(at: TaskRef, message: String) -> Box<Done> {
         warm: false,
         machine: None,
         held: None,
+        machine_failed: false,
         message,
     })
 }

@@ -9,11 +9,18 @@ use super::task::{Phase, Recall};
 use super::types::{Action, HostIndex, Millis};
 
 impl Scheduler {
-    /// A task could not be run on a host. If it was to run in machines, they are to blame before the host is: one that does
-    /// not boot must not keep the host from everything else. Used up, they count as missing there.
-    pub(super) fn blame(&mut self, host: HostIndex, task: TaskId, reason: &str, out: &mut Vec<Action>) {
+    /// The machines of a task are no good on this host. They must not keep it from everything else: when they fail again
+    /// and again, they count as missing there until the next session.
+    pub(super) fn blame_machines(
+        &mut self,
+        host: HostIndex,
+        task: TaskId,
+        reason: &str,
+        out: &mut Vec<Action>,
+    ) {
         let machines = self.classes[self.task(task).class as usize].requirement.machines.clone();
         if machines.is_empty() {
+            // Nobody can say that of a task without machines but a host that is not well.
             return self.strike(host, reason, out);
         }
         let strikes = self.host_mut(host).machine_strikes.entry(machines).or_default();

@@ -152,7 +152,11 @@ impl Scheduler {
         match ended {
             Ended::Result => self.result(host, at, out),
             Ended::Infrastructure(reason) => {
-                self.blame(host, at.task, &reason, out);
+                self.strike(host, &reason, out);
+                self.fail(host, at, reason, out);
+            }
+            Ended::Machines(reason) => {
+                self.blame_machines(host, at.task, &reason, out);
                 self.fail(host, at, reason, out);
             }
             Ended::Cancelled if self.stopped => self.result(host, at, out),

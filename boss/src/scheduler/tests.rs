@@ -437,7 +437,8 @@ fn a_machine_that_fails_again_and_again_is_dropped_and_its_host_is_not_paused() 
     let (mut failed, mut done) = (0, 0);
     while let Some(at) = held.pop() {
         let is_good = at.task == TaskId(9);
-        let out = if is_good { desk.done(HOST, at) } else { desk.failed(HOST, at) };
+        let bad = Ended::Machines("mis-boot".to_owned());
+        let out = desk.say(Input::Ended { host: HOST, at, ended: if is_good { Ended::Result } else { bad } });
         if is_good {
             done += 1
         } else {
@@ -671,7 +672,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         4 => Just(Ended::Result),
         1 => Just(Ended::Interrupted),
         1 => Just(Ended::Cancelled),
-        1 => Just(Ended::Infrastructure("bad".to_owned()))
+        1 => Just(Ended::Infrastructure("bad".to_owned())), 1 => Just(Ended::Machines("bad".to_owned()))
     ];
     prop_oneof![
         (host.clone(), prop_oneof![0..4_u32, Just(u32::MAX)], prop_oneof![0..3000_u32, Just(u32::MAX)])

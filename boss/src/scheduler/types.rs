@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crewboss_protocol::message::Refusal;
+use crewboss_protocol::message::{Done, Refusal};
 use crewboss_protocol::{Attempt, Outcome, TaskId, TaskRef};
 
 use super::requirement::{Offer, Unfit};
@@ -49,6 +49,8 @@ pub enum Ended {
     Result,
     /// It could not be run, for this reason. It is tried again, and the host's record suffers.
     Infrastructure(String),
+    /// As above, but the machines that it was to run in are to blame, and the host is not.
+    Machines(String),
     /// Work of a higher priority took its place. It is tried again, and the host is not to blame.
     Interrupted,
     /// It was stopped. If nobody here wanted that, somebody else is ending the worker: the session counts as lost, and
@@ -57,10 +59,11 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// What an outcome means here; `message` is kept as the reason if it is tried again.
-    pub fn of(outcome: Outcome, message: &str) -> Self {
-        match outcome {
-            Outcome::Infrastructure => Ended::Infrastructure(message.to_owned()),
+    /// What a worker's word means here.
+    pub fn of(done: &Done) -> Self {
+        match done.outcome {
+            Outcome::Infrastructure if done.machine_failed => Ended::Machines(done.message.clone()),
+            Outcome::Infrastructure => Ended::Infrastructure(done.message.clone()),
             Outcome::Interrupted => Ended::Interrupted,
             Outcome::Cancelled => Ended::Cancelled,
             _ => Ended::Result,

@@ -301,6 +301,7 @@ fn machine_done() -> Done {
             }],
         })),
         held: Some(Box::new(held())),
+        machine_failed: false,
         message: "the time limit of 30 min ran out".to_owned(),
     }
 }
@@ -344,6 +345,7 @@ pub fn from_worker() -> Vec<FromWorker> {
             warm: true,
             machine: None,
             held: None,
+            machine_failed: false,
             message: String::new(),
         })),
         FromWorker::Done(Box::new(machine_done())),

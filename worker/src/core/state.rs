@@ -650,6 +650,7 @@ fn ended_without_running(at: TaskRef, outcome: Outcome, message: String) -> From
         warm: false,
         machine: None,
         held: None,
+        machine_failed: false,
         message,
     }))
 }

@@ -20,7 +20,7 @@ pub fn bootstrap(job: &BootstrapJob, link: &mut Link) -> BootstrapEnd {
         let why = shortened(stop.to_string());
         match stop {
             Stop::Cancelled => BootstrapEnd::Cancelled,
-            Stop::Host(_) => BootstrapEnd::Failed { why },
+            Stop::Machine(_) | Stop::Host(_) => BootstrapEnd::Failed { why },
             _ => BootstrapEnd::Suspended { why },
         }
     });

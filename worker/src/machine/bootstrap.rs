@@ -76,7 +76,7 @@ pub fn make(
     for number in 1..=tries {
         match attempt(bench, means, watch, show) {
             Ok(versions) => return Ok(versions),
-            Err(stop @ (Stop::Cancelled | Stop::Host(_))) => return Err(stop),
+            Err(stop @ (Stop::Cancelled | Stop::Machine(_) | Stop::Host(_))) => return Err(stop),
             Err(stop) if number < tries && !matches!(stop, Stop::Misboot { .. }) => {
                 watch.step(format!("the bootstrap failed, try {number} of {tries}: {stop}"));
             }

@@ -8,6 +8,9 @@ const HEAD_BYTES: usize = 128 << 10;
 /// Kept from the end: what led to it.
 const TAIL_BYTES: usize = 384 << 10;
 
+/// What the last words are looked for in: a kernel that panics prints up to 4 KiB after it has said why.
+const LAST_BYTES: usize = 8 << 10;
+
 /// A console's text.
 #[derive(Debug, Default)]
 pub struct Console {
@@ -49,14 +52,18 @@ impl Console {
         text
     }
 
-    /// The last lines that say something, for a message.
+    /// The last lines that say something, for a message. Of a kernel that panicked it is why, and not the registers.
     pub fn last_words(&self, lines: usize) -> String {
         let text = self.text();
-        let start = text.len().saturating_sub(4096);
+        let start = text.len().saturating_sub(LAST_BYTES);
         let text = String::from_utf8_lossy(&text[start..]);
         let plain = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
         let said: Vec<String> = text.lines().map(plain).filter(|line| !line.trim().is_empty()).collect();
-        said[said.len().saturating_sub(lines)..].join(" | ")
+        let panic = said.iter().rposition(|line| line.contains("Kernel panic - not syncing"));
+        match panic {
+            Some(panic) => said[panic].clone(),
+            None => said[said.len().saturating_sub(lines)..].join(" | "),
+        }
     }
 }
 
@@ -77,6 +84,15 @@ mod tests {
         assert!(text.starts_with("first line\n") && text.ends_with("line 199999\n"));
         assert!(text.contains("bytes left out]"));
         assert_eq!(console.last_words(2), "line 199998 | line 199999");
+    }
+
+    #[test]
+    fn of_a_panic_the_reason_is_told() {
+        let mut console = Console::default();
+        console.push(b"booting\r\n[    2.8] Kernel panic - not syncing: No working init found.\r\n");
+        console
+            .push(b"[    2.9] CPU: 0 PID: 1\r\n[    2.9]  </TASK>\r\n[    2.9] Kernel Offset: 0x7c00000\r\n");
+        assert_eq!(console.last_words(3), "[    2.8] Kernel panic - not syncing: No working init found.");
     }
 
     proptest! {

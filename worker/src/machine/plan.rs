@@ -201,8 +201,9 @@ impl Plan<'_> {
         if let Some(server) = &mut server {
             server.guest_is(qemu.child.pid());
         }
-        let version =
-            qemu.wait_ready(Instant::now() + GREETING_WITHIN).map_err(|error| Stop::host(&error))?;
+        // What QEMU has against a guest it says before its greeting, and it comes of the manifest mostly.
+        let greeted = qemu.wait_ready(Instant::now() + GREETING_WITHIN);
+        let version = greeted.map_err(|error| Stop::Machine(chain(&error)))?;
         Ok(Guest::new(Parts {
             machines: self.machines.clone(),
             kept: self.kept(config, &version.to_string()),

@@ -96,14 +96,14 @@ impl<'a> Supply<'a> {
             let found = self.find(name)?;
             if found.manifest.role != role {
                 let is = if role == MachineRole::Build { "an auxiliary" } else { "a build" };
-                return Err(Stop::Host(format!("{name} is {is} machine")));
+                return Err(Stop::Machine(format!("{name} is {is} machine")));
             }
             let tools = self.toolchain(toolchain)?;
             match self.standing(&found, &tools)? {
                 Standing::Ready(_) => return Ok(found),
                 Standing::Newer { agent } => return Err(newer(&found.directory, toolchain, agent)),
                 Standing::Suspended { why, .. } => {
-                    return Err(Stop::Host(format!(
+                    return Err(Stop::Machine(format!(
                         "{name} is suspended, since its bootstrap failed: {why}; `crewboss machines bootstrap {name}` \
                          tries again"
                     )));
@@ -193,7 +193,7 @@ impl<'a> Supply<'a> {
 
 /// A copy that a newer crewboss has made cannot be used, and is not replaced.
 pub(super) fn newer(directory: &MachineDir, toolchain: &Name, agent: u32) -> Stop {
-    Stop::Host(format!(
+    Stop::Machine(format!(
         "{} was bootstrapped by a newer crewboss (its agent has version {agent}); use that, or remove {}",
         directory.name,
         directory.copy_path(toolchain).display()

@@ -75,7 +75,10 @@ pub enum Stop {
         /// What happened.
         why: String,
     },
-    /// The host cannot run it: lock, disk, QEMU, machine.
+    /// The machine is none that can be used: suspended, or QEMU will not have it.
+    #[error("{0}")]
+    Machine(String),
+    /// The host cannot run it: lock, disk, QEMU.
     #[error("{0}")]
     Host(String),
 }
@@ -96,10 +99,17 @@ impl Stop {
             Stop::Cancelled => Outcome::Cancelled,
             Stop::Timeout { .. } => Outcome::Timeout,
             Stop::Ended { .. } | Stop::Silent { .. } | Stop::Unreadable { .. } => Outcome::Abnormal,
-            Stop::Unable { .. } | Stop::Misboot { .. } | Stop::Auxiliary { .. } | Stop::Host(_) => {
-                Outcome::Infrastructure
-            }
+            Stop::Unable { .. }
+            | Stop::Misboot { .. }
+            | Stop::Auxiliary { .. }
+            | Stop::Machine(_)
+            | Stop::Host(_) => Outcome::Infrastructure,
         }
+    }
+
+    /// Whether this says nothing of the host: tasks that run elsewhere than in these machines may do well there.
+    pub fn blames_machine(&self) -> bool {
+        self.outcome() == Outcome::Infrastructure && !matches!(self, Stop::Host(_))
     }
 }
 
@@ -138,7 +148,10 @@ mod tests {
         );
         let stop = Stop::Timeout { stage: None, limit: Duration::from_secs(2) };
         assert_eq!(stop.to_string(), "stopped in its preparation after 2000 ms");
-        assert_eq!(Stop::Host("no QEMU".to_owned()).outcome(), Outcome::Infrastructure);
+        let (host, machine) = (Stop::Host("no QEMU".to_owned()), Stop::Machine("suspended".to_owned()));
+        assert_eq!((host.outcome(), host.blames_machine()), (Outcome::Infrastructure, false));
+        assert_eq!((machine.outcome(), machine.blames_machine()), (Outcome::Infrastructure, true));
+        assert!(!stop.blames_machine());
     }
 
     #[test]

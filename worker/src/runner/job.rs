@@ -241,6 +241,7 @@ impl Attempt<'_> {
             warm: self.job.warm,
             machine: None,
             held: None,
+            machine_failed: false,
             message: shortened(self.message),
         }
     }

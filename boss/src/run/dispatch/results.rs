@@ -23,7 +23,7 @@ impl Dispatcher {
     /// An attempt has ended. If the scheduler wants its result, [`Self::accept`] follows; else it is thrown away.
     pub(super) fn done(&mut self, host: HostIndex, done: Box<Done>) {
         let at = done.at;
-        let ended = Ended::of(done.outcome, &done.message);
+        let ended = Ended::of(&done);
         self.ended.insert(at, done);
         self.input(Input::Ended { host, at, ended });
         if self.ended.remove(&at).is_some() {

@@ -64,8 +64,8 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
     }
     let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
     let kept = load(machines, &claimed.record)?;
-    let has_source = kept.memory && kept.prepared;
-    if !has_source && !again.wipe {
+    let knows_its_task = kept.memory && kept.prepared;
+    if !knows_its_task && !again.wipe {
         return Err(PersonError::NoMemory { guest: again.guest.clone() });
     }
     let mut visit = Visit::begin(machines, claimed)?;

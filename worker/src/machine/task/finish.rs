@@ -29,6 +29,7 @@ impl Task<'_> {
             && let Err(error) = self.found.write_list(&self.job.dir.join("artifacts.list"))
         {
             outcome = Outcome::Infrastructure;
+            self.machine_failed = false;
             self.message =
                 format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
             self.found = Default::default();
@@ -36,6 +37,7 @@ impl Task<'_> {
         let (log, err, lost) = self.output.end();
         if let Some(error) = lost {
             outcome = Outcome::Infrastructure;
+            self.machine_failed = false;
             self.message = format!("cannot store its output in {}: {error}", self.job.dir.display());
         }
         Done {
@@ -51,6 +53,7 @@ impl Task<'_> {
             warm: false,
             machine: self.result.map(Box::new),
             held: self.held.map(Box::new),
+            machine_failed: self.machine_failed && outcome == Outcome::Infrastructure,
             message: shortened(self.message),
         }
     }

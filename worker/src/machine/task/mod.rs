@@ -47,12 +47,14 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         sizes: String::new(),
         found: Found::default(),
         message: String::new(),
+        machine_failed: false,
         result: None,
         held: None,
         served: Vec::new(),
     };
     let outcome = task.run().unwrap_or_else(|stop| {
         task.message = stop.to_string();
+        task.machine_failed = stop.blames_machine();
         stop.outcome()
     });
     task.finish(outcome)
@@ -75,6 +77,7 @@ struct Task<'a> {
     sizes: String,
     found: Found,
     message: String,
+    machine_failed: bool,
     result: Option<MachineResult>,
     held: Option<HeldGuest>,
     /// What the auxiliary machines have said of themselves.
