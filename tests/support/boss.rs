@@ -103,9 +103,29 @@ impl Running {
         run(Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]));
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("its state").is_some()
+    }
+
+    /// Everything it said.
+    pub fn story(&self) -> String {
+        self.boss.story()
+    }
+
     /// Waits for an event of this kind for which `wanted` holds.
     pub fn wait_for_event(&mut self, kind: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let found = wait_for_event(&self.boss, kind, &wanted, &mut self.child);
+        self.wait_for_event_within(kind, SOON * 2, wanted)
+    }
+
+    /// As [`Self::wait_for_event`], for as long as that.
+    pub fn wait_for_event_within(
+        &mut self,
+        kind: &str,
+        within: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let found = wait_for_event(&self.boss, kind, within, &wanted, &mut self.child);
         found.unwrap_or_else(|why| panic!("no event {kind}: {why}\n{}", self.boss.story()))
     }
 
@@ -154,6 +174,7 @@ impl Drop for Running {
 fn wait_for_event(
     boss: &Boss,
     kind: &str,
+    within: Duration,
     wanted: &impl Fn(&Value) -> bool,
     child: &mut Child,
 ) -> Result<Value, String> {
@@ -167,7 +188,7 @@ fn wait_for_event(
             (None, None) => None,
         }
     };
-    let waiting = std::panic::AssertUnwindSafe(move || wait_for(&format!("event {kind}"), SOON * 2, look));
+    let waiting = std::panic::AssertUnwindSafe(move || wait_for(&format!("event {kind}"), within, look));
     std::panic::catch_unwind(waiting).unwrap_or_else(|_| Err("the time is up".to_owned()))
 }
 
