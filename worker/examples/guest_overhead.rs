@@ -2,25 +2,39 @@
 //!
 //! `guest_overhead MACHINES NAME SOURCE [ROUNDS]`: the machine NAME in the directory MACHINES must be bootstrapped; SOURCE is
 //! an archive as `crewboss` makes it, or any file. Prints a line for each step: its name and the median of its milliseconds.
+//! With the further word `warm`, the steps of a start from the machine's template, which must be there, until the guest has
+//! answered; it must have been made for one processor and the most memory of the machine.
 #![allow(clippy::print_stdout, reason = "printing the figures is what it is for")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crewboss_protocol::machine::{Accelerator, MachineHolder};
-use crewboss_worker::machine::directory::Machines;
-use crewboss_worker::machine::guest::Guest;
+use crewboss_protocol::guest::ToGuest;
+use crewboss_protocol::machine::{Accelerator, DEFAULT_TOOLCHAIN, MachineHolder};
+use crewboss_worker::machine::directory::{MachineDir, Machines, saved_devices};
+use crewboss_worker::machine::guest::{Guest, GuestEvent};
+use crewboss_worker::machine::identity;
 use crewboss_worker::machine::lock::{Locks, Wanted};
+use crewboss_worker::machine::manifest::Manifest;
 use crewboss_worker::machine::plan::{Life, Plan, Purpose};
+use crewboss_worker::machine::qemu::saved::{self, Kind};
 use crewboss_worker::machine::record::{GuestRecord, Owners, Step};
 use crewboss_worker::process::ProcessId;
+use crewboss_worker::sys;
+use rustix::event::PollFd;
+
+/// A guest that has not answered by then will not.
+const LIMIT: Duration = Duration::from_secs(60);
 
 type Figures = BTreeMap<&'static str, Vec<f64>>;
 
 /// The steps in their order; `qemu` is the one that a boot by hand has, too.
 const STEPS: [&str; 6] = ["lock", "record", "snapshot", "qemu", "kill-and-delete", "unlock"];
+
+/// Those of a warm start.
+const WARM: [&str; 6] = ["snapshot", "qemu", "restore", "go-on", "answer", "kill-and-delete"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -28,11 +42,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("guest_overhead MACHINES NAME SOURCE [ROUNDS]".into());
     };
     let rounds: usize = rest.first().map_or(Ok(20), |rounds| rounds.parse())?;
+    let is_warm = rest.get(1).is_some_and(|word| word == "warm");
+    let steps = if is_warm { WARM } else { STEPS };
     let machines = Machines::new(std::path::absolute(root)?);
     let mut figures = Figures::new();
     // The first one finds nothing in any cache.
     for _ in 0..=rounds {
-        for (step, took) in guest(&machines, name, Path::new(source))? {
+        let one = if is_warm { warm_guest } else { guest };
+        for (step, took) in one(&machines, name, Path::new(source))? {
             figures.entry(step).or_default().push(took);
         }
     }
@@ -41,61 +58,119 @@ fn main() -> Result<(), Box<dyn Error>> {
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied().unwrap_or_default()
     };
-    for step in STEPS {
+    for step in steps {
         println!("{step} {:.2}", median(step));
     }
-    let outside: f64 = STEPS.into_iter().filter(|step| *step != "qemu").map(median).sum();
-    println!("outside-the-boot {outside:.2}");
+    let outside: f64 = steps.into_iter().filter(|step| *step != "qemu").map(median).sum();
+    if !is_warm {
+        println!("outside-the-boot {outside:.2}");
+    }
     Ok(())
 }
 
+type Took = Vec<(&'static str, f64)>;
+
+/// Takes the time of steps.
+struct Clock {
+    took: Took,
+    since: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { took: Vec::new(), since: Instant::now() }
+    }
+
+    fn step(&mut self, name: &'static str) {
+        self.took.push((name, self.since.elapsed().as_secs_f64() * 1000.0));
+        self.since = Instant::now();
+    }
+}
+
 /// One guest from its lock to its end, killed as soon as its monitor answers.
-fn guest(machines: &Machines, name: &str, source: &Path) -> Result<Vec<(&'static str, f64)>, Box<dyn Error>> {
-    let mut took = Vec::new();
-    let mut since = Instant::now();
-    let mut step = |name| {
-        took.push((name, since.elapsed().as_secs_f64() * 1000.0));
-        since = Instant::now();
-    };
+fn guest(machines: &Machines, name: &str, source: &Path) -> Result<Took, Box<dyn Error>> {
+    let mut clock = Clock::new();
     let directory = machines.find(&name.parse()?)?;
-    let (toolchain, own) = ("default".parse()?, ProcessId::own().ok_or("no entry in /proc")?);
     let locks = Locks::new(machines, holder()?)?;
-    let wanted = Wanted { machine: directory.name.clone(), toolchain, instances: 4 };
+    let wanted =
+        Wanted { machine: directory.name.clone(), toolchain: DEFAULT_TOOLCHAIN.parse()?, instances: 4 };
     let places = locks.try_places(std::slice::from_ref(&wanted))?.ok_or("all places are taken")?;
-    step("lock");
-    let owners = Owners { guardian: own.clone(), worker: own.clone(), runner: own };
-    let session = "20261122-000000-bench.1".parse()?;
-    let mut record = GuestRecord::create(
-        machines,
-        &directory,
-        &wanted.toolchain,
-        &session,
-        Path::new("/nowhere"),
-        owners,
-    )?;
-    step("record");
+    clock.step("lock");
+    let mut record = record(machines, &directory)?;
+    clock.step("record");
     let copy = directory.snapshot_copy(&wanted.toolchain, &record.snapshot(machines))?;
     record.advance(machines, Step::Copied)?;
-    step("snapshot");
-    let mut guest = Guest::start(Plan {
+    clock.step("snapshot");
+    let mut guest = Guest::start(plan(machines, record, &copy.manifest, source, Life::Boot))?;
+    guest.advance(Step::Booting)?;
+    clock.step("qemu");
+    let problems = guest.end();
+    clock.step("kill-and-delete");
+    drop(places);
+    clock.step("unlock");
+    if problems.is_empty() { Ok(clock.took) } else { Err(problems.join("; ").into()) }
+}
+
+/// One guest from a template until it has answered.
+fn warm_guest(machines: &Machines, name: &str, source: &Path) -> Result<Took, Box<dyn Error>> {
+    let mut clock = Clock::new();
+    let directory = machines.find(&name.parse()?)?;
+    let record = record(machines, &directory)?;
+    let until = Instant::now() + LIMIT;
+    let place = record.snapshot(machines);
+    let saved = directory.snapshot_saved(&DEFAULT_TOOLCHAIN.parse()?, &place)?.ok_or("no template")?;
+    clock.step("snapshot");
+    let life = Life::Saved(saved.memory());
+    let mut guest = Guest::start(plan(machines, record, &saved.copy.manifest, source, life))?;
+    clock.step("qemu");
+    saved::restore(&mut guest.qemu().qmp, &saved_devices(&place), Kind::Devices, until)?;
+    clock.step("restore");
+    guest.qemu().qmp.cont(until)?;
+    clock.step("go-on");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    guest.tell(&ToGuest::Renew(identity::make_up(&directory.name, None, u64::try_from(now)?)?))?;
+    while !guest.look(Instant::now()).iter().any(|event| matches!(event, GuestEvent::Said(_))) {
+        if Instant::now() > until {
+            return Err("no answer".into());
+        }
+        let mut fds = Vec::new();
+        guest.add_fds(&mut fds);
+        let mut fds: Vec<_> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        sys::poll(&mut fds, Some(LIMIT))?;
+    }
+    clock.step("answer");
+    guest.end();
+    clock.step("kill-and-delete");
+    Ok(clock.took)
+}
+
+fn record(machines: &Machines, directory: &MachineDir) -> Result<GuestRecord, Box<dyn Error>> {
+    let own = ProcessId::own().ok_or("no entry in /proc")?;
+    let owners = Owners { guardian: own.clone(), worker: own.clone(), runner: own };
+    let session = "20261122-000000-bench.1".parse()?;
+    let toolchain = DEFAULT_TOOLCHAIN.parse()?;
+    Ok(GuestRecord::create(machines, directory, &toolchain, &session, Path::new("/nowhere"), owners)?)
+}
+
+fn plan<'a>(
+    machines: &'a Machines,
+    record: GuestRecord,
+    manifest: &'a Manifest,
+    source: &'a Path,
+    life: Life,
+) -> Plan<'a> {
+    Plan {
         machines,
         record,
-        manifest: &copy.manifest,
+        manifest,
         accelerator: Accelerator::Tcg,
-        memory: copy.manifest.memory_min,
+        memory: manifest.memory_max.unwrap_or(manifest.memory_min),
         processors: 1,
         purpose: Purpose::Task { source, document: String::new() },
-        life: Life::Boot,
+        life,
         wire: None,
         shows_console: false,
-    })?;
-    guest.advance(Step::Booting)?;
-    step("qemu");
-    let problems = guest.end();
-    step("kill-and-delete");
-    drop(places);
-    step("unlock");
-    if problems.is_empty() { Ok(took) } else { Err(problems.join("; ").into()) }
+    }
 }
 
 fn holder() -> Result<MachineHolder, Box<dyn Error>> {

@@ -286,15 +286,16 @@ impl Site<'_> {
     }
 
     fn try_make(&self, watch: &mut Watch<'_>, guests: &mut Vec<Guest>) -> Result<(), Stop> {
-        let mut saved = None;
+        let (mut saved, mut mac) = (None, None);
         let limits = self.directory.manifest().map_err(|error| Stop::host(&error))?.limits;
         let patience = Patience { startup: limits.startup, again: 0 };
         let before = guests.len();
         let up = boot(watch, guests, &self.directory.name, patience, &mut |_| {
-            let (guest, record) = self.start_to_save()?;
-            saved = Some(record);
+            let (guest, record, address) = self.start_to_save()?;
+            (saved, mac) = (Some(record), address);
             Ok(guest)
         });
+        let up = up.and_then(|_| self.rehearse(watch, guests, mac));
         let guest = if guests.len() > before { guests.pop() } else { None };
         up?;
         let (Some(mut guest), Some(saved)) = (guest, saved) else {
@@ -316,8 +317,19 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// A guest that boots to be saved.
-    fn start_to_save(&self) -> Result<(Guest, SavedRecord), Stop> {
+    /// Has the guest become somebody else once before it is saved. So it is known that it can, and all that it takes is in
+    /// its memory then: whatever had to be read from its disk, every guest would read.
+    fn rehearse(&self, watch: &mut Watch<'_>, guests: &mut [Guest], mac: Option<String>) -> Result<(), Stop> {
+        let identity = identity::make_up(&self.directory.name, mac, now_ms())
+            .map_err(|error| Stop::Host(format!("no random numbers: {error}")))?;
+        renew(watch, guests, identity, Instant::now() + WITHIN).map_err(|cold| match cold {
+            Cold::Stop(stop) => stop,
+            Cold::Unfit(why) | Cold::Failed(why) => Stop::Host(why),
+        })
+    }
+
+    /// A guest that boots to be saved, what its template will say of it, and its network address.
+    fn start_to_save(&self) -> Result<(Guest, SavedRecord, Option<String>), Stop> {
         let mut record = self.record()?;
         let snapshot = record.snapshot(self.machines);
         let prepared =
@@ -341,9 +353,10 @@ impl Site<'_> {
         let key = plan.key(&image(&copy.record))?;
         let since = since_1970().as_secs();
         let saved = SavedRecord { key, copy: copy.record.clone(), result_bytes, since, failed: None };
+        let mac = plan.address();
         let mut guest = Guest::start(plan)?;
         guest.advance(Step::Booting)?;
-        Ok((guest, saved))
+        Ok((guest, saved, mac))
     }
 
     /// Lets the template be for a while. `locked` says that the caller holds the bootstrap lock.
