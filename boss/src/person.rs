@@ -1,5 +1,6 @@
 //! Brings a person to a guest: finds out who uses which host, and runs a role there with the person's own terminal.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -63,6 +64,17 @@ impl PersonError {
     }
 }
 
+/// What a role on a host has as its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// The person's terminal, by a terminal there.
+    Terminal,
+    /// This process's input, which is no terminal.
+    Plain,
+    /// Nothing; that it ends says that nobody is there any more.
+    Presence,
+}
+
 /// A connection to one host, with the program there.
 #[derive(Debug)]
 pub struct Visit {
@@ -102,32 +114,43 @@ impl Visit {
         Some(format!("ssh {}{destination}", config.unwrap_or_default()))
     }
 
-    /// Runs a role there with this process's standard streams, in a terminal of its own there if `terminal`. Waits for its
-    /// end; when `stop` becomes true it is told that the person has gone, and waited for all the same.
+    /// Runs a role there with this process's output and error. Waits for its end; when `stop` becomes true it is told that
+    /// the person has gone, and waited for all the same.
     ///
     /// # Errors
     /// If it cannot be started.
     pub async fn run(
         &self,
         words: &[&str],
-        terminal: bool,
+        input: Input,
         mut stop: watch::Receiver<bool>,
     ) -> Result<ExitStatus, PersonError> {
         let mut words = words.to_vec();
         words.extend(self.host.machines.iter().flat_map(|machines| ["--machines", machines]));
         let role = crate::link::Role { words: &words, work: self.host.work.as_deref() };
-        let mut command = terminal_command(&self.link, &self.binary, role, terminal);
+        let mut command = terminal_command(&self.link, &self.binary, role, input == Input::Terminal);
         let program = command.get_program().to_string_lossy().into_owned();
-        command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        match input {
+            Input::Terminal | Input::Plain => command.stdin(Stdio::inherit()),
+            // Not of our group, so that Ctrl-C does not cut the connection over which the last words come.
+            Input::Presence => command.stdin(Stdio::piped()).process_group(0),
+        };
         let failed = |source| PersonError::Start { program: program.clone(), source };
         let mut child = tokio::process::Command::from(command).spawn().map_err(failed)?;
+        let presence = child.stdin.take();
         let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         tokio::select! {
             ended = child.wait() => return ended.map_err(failed),
             _ = stop.wait_for(|stop| *stop) => {}
         }
-        // Not waited for yet, so the number is still its own.
-        let _gone = id.map(|id| rustix::process::kill_process(id, Signal::HUP));
+        match presence {
+            Some(presence) => drop(presence),
+            None => {
+                // Not waited for yet, so the number is still its own.
+                let _gone = id.map(|id| rustix::process::kill_process(id, Signal::HUP));
+            }
+        }
         child.wait().await.map_err(failed)
     }
 }

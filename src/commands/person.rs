@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitStatus;
 
 use crewboss_boss::crew::{Crew, Transport};
-use crewboss_boss::person::{Visit, overview};
+use crewboss_boss::person::{Input, Visit, overview};
 use crewboss_protocol::message::is_variable;
 use crewboss_protocol::{HostName, Name};
 
@@ -34,8 +34,8 @@ fn try_enter(arguments: &EnterArgs) -> Result<Exit, CommandError> {
         options.extend(ssh.into_iter().flat_map(|ssh| ["--forward".to_owned(), ssh]));
         [vec![ENTER.to_owned(), found.guest.to_string()], options].concat()
     };
-    let terminal = std::io::stdin().is_terminal();
-    at_guest(&arguments.common, guest, terminal, words)
+    let input = if std::io::stdin().is_terminal() { Input::Terminal } else { Input::Plain };
+    at_guest(&arguments.common, guest, input, words)
 }
 
 fn list(common: &CommonArgs) -> Result<Exit, CommandError> {
@@ -49,7 +49,7 @@ fn list(common: &CommonArgs) -> Result<Exit, CommandError> {
 /// Ends a guest, or lets its task go on.
 pub fn release(arguments: &ReleaseArgs) -> Exit {
     let words = |found: &Found, _| vec![RELEASE.to_owned(), found.guest.to_string()];
-    finish(at_guest(&arguments.common, &arguments.guest, false, words))
+    finish(at_guest(&arguments.common, &arguments.guest, Input::Presence, words))
 }
 
 /// Runs a stage again.
@@ -78,14 +78,14 @@ fn try_retry(arguments: &RetryArgs) -> Result<Exit, CommandError> {
         words.extend(arguments.wipe.then(|| "--wipe".to_owned()));
         words
     };
-    at_guest(&arguments.common, &arguments.guest, false, words)
+    at_guest(&arguments.common, &arguments.guest, Input::Presence, words)
 }
 
 /// Finds the guest and runs a role beside it, with the person's terminal.
 fn at_guest(
     common: &CommonArgs,
     wanted: &str,
-    terminal: bool,
+    input: Input,
     words: impl FnOnce(&Found, Option<String>) -> Vec<String>,
 ) -> Result<Exit, CommandError> {
     let (host, _) = parts(wanted);
@@ -97,7 +97,7 @@ fn at_guest(
         let (visit, found) = reach(&crew, wanted).await?;
         let words = words(&found, visit.ssh());
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let ended = visit.run(&words, terminal, stop).await?;
+        let ended = visit.run(&words, input, stop).await?;
         let by_ssh = matches!(visit.host().transport, Transport::Ssh(_));
         Ok(exit(ended, by_ssh, &found.host))
     })

@@ -143,12 +143,26 @@ mod tests {
 
     #[test]
     fn the_overview() {
-        insta::assert_snapshot!(render(&hosts(), Palette::PLAIN, NOW), @"");
+        insta::assert_snapshot!(render(&hosts(), Palette::PLAIN, NOW), @r"
+        lab1: 1 slot in use, 2 guests running, 1 guest kept
+          slot 0  ann@laptop, run 20260102-030405-1, priority 0
+          waits   x86@1a1a1a1a of ann@laptop: for you at stage check, 30m 00s left, entered by process 4712: crewboss enter lab1/debian12-gcc12-p0q1r2
+          runs    debian12-gcc12-s3t4u5 for ann@laptop, task 3.1: booting
+          kept    arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
+        lab2: free
+        pod: away
+          cannot connect to pod: connection refused
+        ");
     }
 
     #[test]
     fn the_guests_that_can_be_entered() {
-        insta::assert_snapshot!(guests(&hosts(), Palette::PLAIN, NOW), @"");
+        insta::assert_snapshot!(guests(&hosts(), Palette::PLAIN, NOW), @r"
+        waits  x86@1a1a1a1a of ann@laptop: for you at stage check, 30m 00s left, entered by process 4712: crewboss enter lab1/debian12-gcc12-p0q1r2
+        kept   arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
+        pod: away
+          cannot connect to pod: connection refused
+        ");
         let nothing = [(host("lab2"), Ok(Overview::default()))];
         assert_eq!(guests(&nothing, Palette::PLAIN, NOW), "no guest is kept, and none waits for you\n");
     }

@@ -289,9 +289,13 @@ mod tests {
                 inside.socket
             }
         });
-        serve(&mut door, &shell, &console, |door, _| door.lends_console());
+        let lent = std::cell::Cell::new(false);
+        serve(&mut door, &shell, &console, |door, released| {
+            lent.set(lent.get() || door.lends_console());
+            released
+        });
+        assert!(lent.get(), "the console was not lent");
         serve(&mut door, &shell, &console, |door, _| !door.lends_console());
-        serve(&mut door, &shell, &console, |_, released| released);
         let inside = visitor.join().unwrap();
         let mut typed = [0; 2];
         behind.read_exact(&mut typed).unwrap();

@@ -148,6 +148,7 @@ fn stay(visit: &mut Visit<'_>, way: Way, terminal: &Terminal, signals: &Signals)
     let qemu = &mut visit.revived.qemu;
     let console = rustix::io::fcntl_dupfd_cloexec(&qemu.console, 3)?;
     if boots {
+        say("it boots, since its memory is not there; its shell follows when its agent is up");
         let port = qemu.agent.as_ref().map(|port| rustix::io::fcntl_dupfd_cloexec(port, 3)).transpose()?;
         let agent = port.map(Line::fresh);
         let left = bridge::run(

@@ -27,11 +27,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Unpacking a source takes seconds.
 const PREPARE_WITHIN: Duration = Duration::from_secs(600);
 
-/// Between two questions whether what ran has stopped, and between two looks whether anybody reads the output.
+/// Between two questions whether what ran has stopped, and between two looks whether the person is still there.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// All signals of one Ctrl-C come within this time.
-const ONE_KEY: Duration = Duration::from_secs(1);
 
 /// What is to be run again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,8 +64,8 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
     }
     let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
     let kept = load(machines, &claimed.record)?;
-    let has_source = kept.memory && kept.prepared;
-    if !has_source && !again.wipe {
+    let knows_its_task = kept.memory && kept.prepared;
+    if !knows_its_task && !again.wipe {
         return Err(PersonError::NoMemory { guest: again.guest.clone() });
     }
     let mut visit = Visit::begin(machines, claimed)?;
@@ -107,8 +104,8 @@ struct Talk<'a, 'b> {
     visit: &'a mut Visit<'b>,
     signals: &'a Signals,
     line: Line,
-    /// When the person wanted an end.
-    interrupted: Option<Instant>,
+    /// Whether nobody is there any more.
+    is_alone: bool,
     /// What was heard and not used.
     heard: std::collections::VecDeque<Heard>,
 }
@@ -124,7 +121,7 @@ impl<'a, 'b> Talk<'a, 'b> {
         let port = rustix::io::fcntl_dupfd_cloexec(port, 3)
             .map_err(|error| PersonError::system("use the agent's port")(error.into()))?;
         let line = if visit.goes_on { Line::resumed(port) } else { Line::fresh(port) };
-        Ok(Self { visit, signals, line, interrupted: None, heard: std::collections::VecDeque::new() })
+        Ok(Self { visit, signals, line, is_alone: false, heard: std::collections::VecDeque::new() })
     }
 
     fn guest(&self) -> Name {
@@ -281,31 +278,27 @@ impl<'a, 'b> Talk<'a, 'b> {
         self.look_at_person()
     }
 
-    /// Ctrl-C comes as several signals, by the terminal and from whoever started us: they count once. A second Ctrl-C waits
-    /// for nothing any more.
+    /// Whoever started this holds the other end of standard input for as long as somebody is there.
     fn look_at_person(&mut self) -> Result<(), Stopped> {
-        let mut wanted = self.interrupted.is_none() && is_unread();
+        let mut wanted = !self.is_alone && is_input_over();
+        self.is_alone |= wanted;
         while let Some(signal) = self.signals.take() {
             match signal {
                 libc::SIGWINCH => {}
                 libc::SIGTERM => return Err(Stopped::Terminated),
-                _ => wanted |= self.interrupted.is_none_or(|at| at.elapsed() > ONE_KEY),
+                _ => wanted = true,
             }
         }
-        if wanted {
-            self.interrupted = Some(Instant::now());
-            return Err(Stopped::Person);
-        }
-        Ok(())
+        if wanted { Err(Stopped::Person) } else { Ok(()) }
     }
 }
 
-/// Whether standard output leads nowhere any more: the link has dropped.
-fn is_unread() -> bool {
-    let out = io::stdout();
-    let mut fds = [PollFd::new(&out, PollFlags::empty())];
-    let polled = sys::poll(&mut fds, Some(Duration::ZERO));
-    polled.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+/// Whether standard input has ended, as it does when the link drops.
+fn is_input_over() -> bool {
+    let input = rustix::stdio::stdin();
+    let mut fds = [PollFd::from_borrowed_fd(input, PollFlags::IN)];
+    let ready = sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0);
+    ready && !rustix::io::read(input, &mut [0; 64]).is_ok_and(|count| count > 0)
 }
 
 fn show(stream: GuestStream, bytes: &[u8]) {
@@ -316,6 +309,6 @@ fn show(stream: GuestStream, bytes: &[u8]) {
         }
         GuestStream::Err => io::stderr().lock().write_all(bytes),
     };
-    // That nobody reads it shows in the next look.
+    // That nobody reads it shows by the end of input.
     drop(shown);
 }

@@ -1,0 +1,153 @@
+//! Tasks that are served by auxiliary machines, in a private network of their own.
+
+mod support;
+
+use serde_json::Value;
+use support::boss::Ended;
+use support::machines::{A_GUEST_RUN, PLAIN, Site, TINY};
+use support::scene::Scene;
+use support::write;
+
+/// Serves a megabyte of its own by HTTP.
+const WEB: &str = r#"#!/bin/sh
+mkdir -p /tmp/www
+i=0; while [ $i -lt 16384 ]; do printf '%063d\n' $i; i=$((i + 1)); done >/tmp/www/numbers
+echo "$CREWBOSS_MACHINE is here" >/tmp/www/name
+httpd -p 8080 -h /tmp/www
+echo starting
+echo PORT=8080
+echo SUM=$(sha256sum </tmp/www/numbers | cut -c 1-64)
+echo ready
+while :; do sleep 1000; done
+"#;
+
+/// Says a word to whoever connects.
+const WORD: &str = r#"#!/bin/sh
+nc -ll -p 9000 -e echo "a word from $CREWBOSS_MACHINE" &
+echo PORT=9000
+echo ready
+while :; do sleep 1000; done
+"#;
+
+/// Ends as soon as somebody connects.
+const FRAIL: &str = r#"#!/bin/sh
+echo ready
+nc -l -p 9001 >/dev/null
+echo it is over >/dev/console
+poweroff -f
+"#;
+
+/// Never comes to serve.
+const LAZY: &str = "#!/bin/sh\necho no will >&2\nexit 3\n";
+
+fn make(site: &Site, scene: &Scene, name: &str, service: &str, options: &[&str]) {
+    let file = scene.path(name);
+    write(&file, service);
+    let file = file.to_string_lossy().into_owned();
+    site.make("host1", name, &[&["--service", file.as_str()], options].concat());
+}
+
+/// What was said of what attempts did, in order.
+fn steps(ended: &Ended) -> Vec<String> {
+    let texts = ended.of_kind("task_step").into_iter().filter_map(|event| event["text"].as_str());
+    texts.map(str::to_owned).collect()
+}
+
+fn result(ended: &Ended, target: &str) -> Value {
+    serde_json::from_str(&ended.results.file(target, "result.json")).expect("JSON")
+}
+
+fn expect_in_order(steps: &[String], wanted: &[&str]) {
+    let mut rest = steps.iter();
+    for one in wanted {
+        assert!(rest.any(|step| step == one), "{one:?} is not there, or too early: {steps:#?}");
+    }
+}
+
+#[test]
+fn a_task_reaches_its_auxiliary_machines_by_address_and_all_are_gone_afterwards() {
+    let site = Site::shared();
+    let stage = r#"
+        wget -q -O name http://$FILES_ADDRESS:$FILES_PORT/name; cat name
+        wget -q -O numbers http://$FILES_ADDRESS:$FILES_PORT/numbers
+        [ $(sha256sum <numbers | cut -c 1-64) = $FILES_SUM ]
+        nc $SAYS_A_WORD_ADDRESS $SAYS_A_WORD_PORT </dev/null
+        echo $FILES_ADDRESS $SAYS_A_WORD_ADDRESS
+    "#;
+    let target = |name: &str, machine: &str| {
+        format!(
+            "[target.{name}]\nenvironment = {{ machine = '{machine}', auxiliary = {{ files = 'web', says-a-word = 'word' }} }}\n\
+             stages.get = '''{stage}'''\n"
+        )
+    };
+    let targets = [target("by-agent", TINY), target("by-tftp", PLAIN)].concat();
+    let scene = Scene::with_commits(&format!("commits = 'HEAD'\n{targets}"), 1);
+    make(&site, &scene, "web", WEB, &["--memory", "128M:192M"]);
+    make(&site, &scene, "word", WORD, &["--memory", "128M:128M", "--exchange", "tftp"]);
+
+    let ended =
+        site.build(&scene, "slots = 1").start().end(A_GUEST_RUN).expect_code(0).expect_tasks(2, "success");
+    for name in ["by-agent", "by-tftp"] {
+        let log = ended.results.file(name, "log");
+        for line in ["files is here", "a word from says-a-word", "10.77.0.2 10.77.0.3"] {
+            assert!(log.contains(line), "{line:?} is not in {log}\n{ended:#?}");
+        }
+        let machine = &result(&ended, name)["machine"];
+        let (build, web, word) = (&machine["memory"], &machine["auxiliary"][0], &machine["auxiliary"][1]);
+        assert_eq!(
+            [build, &web["memory"], &word["memory"]],
+            [256 << 20, 192 << 20, 128 << 20],
+            "{machine:#}"
+        );
+        assert_eq!((&web["name"], &web["machine"]), (&"files".into(), &"web".into()), "{machine:#}");
+        assert!(word["id"].as_str().is_some_and(|id| id.starts_with("word-")), "{machine:#}");
+    }
+    expect_in_order(
+        &steps(&ended),
+        &["web boots", "files serves (web)", "word boots", "says-a-word serves (word)", "tiny boots"],
+    );
+    site.expect_no_guests();
+
+    let planned = || {
+        let ended = site.build(&scene, "slots = 1").args(&["--dry-run"]).start().end(A_GUEST_RUN);
+        ended.expect_code(0).stdout
+    };
+    assert!(planned().starts_with("0 tasks to run"), "nothing has changed: {}", planned());
+    // Another image of what serves it: the results do not stand any more.
+    make(&site, &scene, "word", &WORD.replace("a word", "another word"), &["--memory", "128M:128M"]);
+    assert!(planned().starts_with("2 tasks to run"), "{}", planned());
+    site.remove("web");
+    site.remove("word");
+}
+
+#[test]
+fn an_auxiliary_machine_that_is_missing_or_ends_is_nobodys_failure() {
+    let site = Site::shared();
+    let build_file = format!(
+        "commits = 'HEAD'\n[target.left-alone]\nenvironment = {{ machine = '{TINY}', auxiliary = {{ db = 'frail' }} }}\n\
+         stages.use = 'nc $DB_ADDRESS 9001 </dev/null; sleep 600'\n\
+         [target.never-served]\nenvironment = {{ machine = '{TINY}', auxiliary = {{ db = 'lazy' }} }}\nstages.use = 'true'\n"
+    );
+    let scene = Scene::with_commits(&build_file, 1);
+    make(&site, &scene, "frail", FRAIL, &["--memory", "128M:128M"]);
+    make(&site, &scene, "lazy", LAZY, &["--memory", "128M:128M"]);
+
+    let ended = site.run(&scene).expect_code(102).expect_civil().expect_tasks(2, "infrastructure");
+    let alone = result(&ended, "left-alone");
+    let message = alone["message"].as_str().unwrap_or_default();
+    assert!(message.contains("the auxiliary machine db is missing: it switched itself off"), "{alone:#}");
+    assert!(message.contains("it is over"), "its last words are not told: {alone:#}");
+    let never = result(&ended, "never-served");
+    let message = never["message"].as_str().unwrap_or_default();
+    assert!(message.contains("/etc/crewboss/service ended with exit code 3"), "{never:#}");
+    for result in [alone, never] {
+        assert_eq!(
+            result["earlier"].as_array().map(Vec::len),
+            Some(3),
+            "it is tried three times: {result:#}"
+        );
+    }
+    site.expect_no_guests();
+    site.remove("frail");
+    site.remove("lazy");
+}
