@@ -180,16 +180,27 @@ impl Site {
         }
     }
 
-    /// What `crewboss machines --json` says of a machine on `host1`.
-    pub fn shown(&self, scene: &Scene, name: &str) -> Value {
+    /// What `crewboss machines` says of `host1`.
+    #[must_use = "what it came to is what is tested"]
+    pub fn machines(&self, scene: &Scene, arguments: &[&str]) -> Ended {
         let crew = self.crew(scene, "");
-        let mut boss = scene.crewboss(Some(&self.lab), &["machines", "--json", "--crew"]);
+        let mut boss = scene.crewboss(Some(&self.lab), &["machines", "--crew"]);
         boss.arg(crew);
-        let ended = boss.called("machines").run().expect_code(0);
+        boss.args(arguments).called("machines").run().expect_code(0)
+    }
+
+    /// What it says of all machines to a program.
+    pub fn all_shown(&self, scene: &Scene) -> Vec<Value> {
+        let ended = self.machines(scene, &["--json"]);
         let hosts: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-        let machines = hosts[0]["machines"].as_array().cloned().unwrap_or_default();
-        let found = machines.into_iter().find(|machine| machine["name"] == name);
-        found.unwrap_or_else(|| panic!("no machine {name} in {}", ended.stdout))
+        hosts[0]["machines"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// What it says of one machine to a program.
+    pub fn shown(&self, scene: &Scene, name: &str) -> Value {
+        let all = self.all_shown(scene);
+        let found = all.iter().find(|machine| machine["name"] == name).cloned();
+        found.unwrap_or_else(|| panic!("no machine {name} in {all:#?}"))
     }
 
     /// Waits until nothing of any guest is left on `host1`, nor anything else of ours; panics with what is left.
