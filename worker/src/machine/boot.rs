@@ -69,6 +69,7 @@ fn until_up(watch: &mut Watch<'_>, guests: &mut [Guest], until: Instant) -> Resu
     loop {
         match watch.next(guests, until) {
             Seen::Cancelled => return Err(Stop::Cancelled),
+            Seen::Starved(why) => return Err(Stop::starved(&why)),
             Seen::TimeUp => {
                 return Ok(Some("it asked for nothing in the time that it has for starting up".to_owned()));
             }

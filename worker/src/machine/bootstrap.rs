@@ -218,6 +218,7 @@ fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, mut guest: Guest) -> Res
 fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Option<GuestEvent>, Stop> {
     match watch.next(std::slice::from_mut(guest), until) {
         Seen::Cancelled => Err(Stop::Cancelled),
+        Seen::Starved(why) => Err(Stop::starved(&why)),
         Seen::TimeUp => Ok(None),
         Seen::Guest(_, event) => Ok(Some(event)),
     }

@@ -58,6 +58,8 @@ pub enum GuestEvent {
     Released,
     /// Its agent has not said a word for this long.
     Silent(Duration),
+    /// It stands still, since the host has no room for what it writes to its disk.
+    Starved(String),
     /// It is gone.
     Ended(String),
 }
@@ -269,7 +271,7 @@ impl Guest {
         // First whether it has ended, then what it said: so nothing that was said before is missed.
         let ended = self.qemu.child.try_ended();
         self.qemu.child.hear();
-        self.look_at_monitor();
+        self.look_at_monitor(&mut events);
         self.look_at_door(&mut events);
         self.read_console(&mut events);
         self.write();
@@ -284,7 +286,7 @@ impl Guest {
         events
     }
 
-    fn look_at_monitor(&mut self) {
+    fn look_at_monitor(&mut self, events: &mut Vec<GuestEvent>) {
         // A monitor that fails means that QEMU is about to end, which shows by itself, or that it makes no sense any
         // more, which matters only to those who want something of it.
         let _silent = self.qemu.qmp.handle_writable().and_then(|()| self.qemu.qmp.handle_readable());
@@ -300,6 +302,12 @@ impl Guest {
                 }
                 Incoming::Event(MonitorEvent::GuestPanicked { .. }) => {
                     self.farewell = Some("panicked".to_owned());
+                }
+                // QEMU stops a guest whose disk finds no room, and would wait for somebody to make some.
+                Incoming::Event(MonitorEvent::BlockIoError { operation, reason, action, .. })
+                    if action == "stop" =>
+                {
+                    events.push(GuestEvent::Starved(format!("{operation}: {reason}")));
                 }
                 Incoming::Event(MonitorEvent::BlockIoError { operation, reason, .. }) => {
                     self.farewell = Some(format!("lost its disk ({operation}: {reason}) and ended"));

@@ -93,6 +93,11 @@ impl Stop {
         Stop::Host(crewboss_protocol::chain(error))
     }
 
+    /// The host has no room for what a guest writes.
+    pub fn starved(why: &str) -> Self {
+        Stop::Host(format!("the host has no room for what a guest writes to its disk ({why})"))
+    }
+
     /// How the task ends.
     pub fn outcome(&self) -> Outcome {
         match self {

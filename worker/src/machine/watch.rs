@@ -18,6 +18,8 @@ use crate::sys;
 pub enum Seen {
     /// A guest did something; its place among those watched.
     Guest(usize, GuestEvent),
+    /// A guest stands still, since the host's disk is full; the host's words.
+    Starved(String),
     /// The worker proper wants an end, or is gone.
     Cancelled,
     /// The time is up.
@@ -123,6 +125,7 @@ impl<'a> Watch<'a> {
                             self.link.live(&bytes);
                         }
                     }
+                    GuestEvent::Starved(why) => self.seen.push_back(Seen::Starved(why)),
                     event => self.seen.push_back(Seen::Guest(index, event)),
                 }
             }

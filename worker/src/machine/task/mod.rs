@@ -107,6 +107,7 @@ impl Task<'_> {
             let build = self.build();
             match self.watch.next(&mut self.guests, until) {
                 Seen::Cancelled => return Err(Stop::Cancelled),
+                Seen::Starved(why) => return Err(Stop::starved(&why)),
                 Seen::TimeUp => return Ok(None),
                 Seen::Guest(index, event) if index != build => self.guests[index].as_auxiliary(event)?,
                 Seen::Guest(_, GuestEvent::Ended(how)) => return Err(self.ended(how)),
