@@ -86,7 +86,7 @@ fn make_odd(site: &Site) {
         run(Command::new("chmod").arg("755").arg(library.join(name)));
     }
     let files = site.lab().dir().join("odd").display().to_string();
-    site.make("host1", ODD, &["--memory", "128M", "--files", &files]);
+    site.make("host1", ODD, &["--memory", "128M:256M", "--files", &files]);
     site.bootstrap(&[ODD, TINY]);
 }
 
@@ -172,19 +172,30 @@ fn guests_that_never_begin_are_given_up_and_their_console_is_kept() {
     }
 }
 
-/// What stages of an honest guest can do to it.
-const STAGES: [(&str, &str, &str, &[&str]); 6] = [
-    ("panics", "abnormal", "echo c >/proc/sysrq-trigger; sleep 600", &["reset itself", "stage run"]),
-    ("resets", "abnormal", "reboot -f; sleep 600", &["reset itself"]),
+/// What stages of an honest guest can do to it: how the task ends, and what is said then by the agent and by the script.
+const STAGES: [(&str, &str, &str, [&[&str]; 2]); 6] = [
+    (
+        "panics",
+        "abnormal",
+        "echo c >/proc/sysrq-trigger; sleep 600",
+        [&["reset itself", "stage run"], &["reset itself"]],
+    ),
+    ("resets", "abnormal", "reboot -f; sleep 600", [&["reset itself"]; 2]),
     (
         "fills",
         "success",
-        "dd if=/dev/zero of=/fill bs=1M || echo it is full; rm /fill",
-        &["No space left", "it is full"],
+        "dd if=/dev/zero of=/fill bs=1M || echo it is full",
+        // The script keeps the output on the disk that is full.
+        [&["No space left", "it is full"], &["not all of its output was kept"]],
     ),
-    ("floods", "timeout", "cat /dev/zero | tr '\\0' x >/dev/ttyS0", &["5000 ms"]),
-    ("says-much", "success", "head -c 3000000 /dev/zero | tr '\\0' x", &[]),
-    ("kills", "abnormal", "kill -9 1; kill -9 -1; sleep 1; poweroff -f; sleep 600", &["switched itself off"]),
+    ("floods", "timeout", "cat /dev/zero | tr '\\0' x >/dev/ttyS0", [&["5000 ms"]; 2]),
+    ("says-much", "success", "head -c 3000000 /dev/zero | tr '\\0' x", [&[]; 2]),
+    (
+        "kills",
+        "abnormal",
+        "kill -9 1; kill -9 -1; sleep 1; poweroff -f; sleep 600",
+        [&["switched itself off"]; 2],
+    ),
 ];
 
 #[test]
@@ -204,12 +215,11 @@ fn stages_that_ruin_their_guest_ruin_nothing_else() {
     let kept = Kept::of(site.run(&scene).expect_civil());
     site.expect_no_guests();
     for (name, outcome, _, words) in STAGES {
-        for machine in [TINY, PLAIN] {
+        for (machine, words) in [TINY, PLAIN].into_iter().zip(words) {
             let target = format!("{name}-{machine}");
             let said = said(&kept, &target);
             assert_eq!(kept.ended.outcome_of(&target), outcome, "{target}: {said}");
-            let words = words.iter().filter(|word| machine == TINY || !word.contains("stage"));
-            words.for_each(|word| assert!(said.contains(word), "{target}: {word:?} is not in {said}"));
+            words.iter().for_each(|word| assert!(said.contains(word), "{target}: {word:?} is not in {said}"));
         }
         let console = kept.find(&format!("{name}-{TINY}"), "artifacts/console.log").unwrap_or_default();
         assert!(console.len() < 600_000, "{name}: {} bytes", console.len());

@@ -114,6 +114,8 @@ pub struct Writing {
     written: u64,
     max: u64,
     reserve: u64,
+    /// What there was when it began. A file system counts what is written only some time later.
+    free: u64,
     /// How much may be written before free space is looked at.
     until_check: u64,
 }
@@ -143,6 +145,7 @@ impl Writing {
             written: 0,
             max,
             reserve,
+            free,
             until_check: SPACE_EVERY,
         })
     }
@@ -193,6 +196,7 @@ impl Writing {
         if len > self.until_check {
             let directory = self.path.parent().unwrap_or(&self.path);
             let free = free_bytes(directory).map_err(|error| failed(directory, &error))?;
+            let free = free.min(self.free.saturating_sub(self.written));
             if free < self.reserve.saturating_add(len) {
                 return Err(Abort::NoRoom);
             }

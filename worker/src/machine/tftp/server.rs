@@ -43,7 +43,7 @@ const COPY_WITHIN: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Transfers at once.
     pub transfers: usize,
-    /// Bytes that are kept free on the disk.
+    /// Bytes that are kept free on the disk, but for files that cannot be larger.
     pub reserve: u64,
     /// When a silent client is asked again, and given up.
     pub pace: Pace,
@@ -424,7 +424,9 @@ impl Server {
             self.settle(id, Standing::Aborted(Abort::Again));
         }
         self.has_place()?;
-        Writing::begin(&path, announced, max, self.limits.reserve, terms.block.into())
+        // What is kept free is for whatever is small: the result of a guest whose log has filled the disk.
+        let reserve = if max < self.limits.reserve { 0 } else { self.limits.reserve };
+        Writing::begin(&path, announced, max, reserve, terms.block.into())
     }
 
     fn has_place(&self) -> Result<(), Refusal> {

@@ -163,7 +163,7 @@ fn what_is_too_large_is_refused_at_once_or_aborted() {
 fn a_full_disk_ends_a_transfer_and_leaves_nothing() {
     let disk = Mount::tmpfs(4);
     let limits = Limits { reserve: 1 << 20, ..Limits::default() };
-    let mut lab = Lab::with(&[], &[("log", 1 << 30)], limits, Some(disk.path()));
+    let mut lab = Lab::with(&[], &[("log", 1 << 30), ("result", 1 << 19)], limits, Some(disk.path()));
     let client = lab.client();
     client.ask(Way::Put, "log", Options { tsize: Some(7 << 19), ..Options::default() });
     let (code, message) = error(&lab.answer(&client).0);
@@ -174,6 +174,12 @@ fn a_full_disk_ends_a_transfer_and_leaves_nothing() {
     lab.until(|lab| !lab.aborted().is_empty());
     assert_eq!(lab.aborted(), [&Abort::NoRoom]);
     assert!(names(&disk.path()).is_empty());
+    // What is small has the room that is kept free.
+    fs::write(disk.path().join("filler"), noise(7 << 19)).unwrap();
+    client.ask(Way::Put, "log", Options::default());
+    assert_eq!(error(&lab.answer(&client).0).0, 3);
+    lab.put("result", None, 65464, &noise(1 << 18));
+    assert!(fs::read(disk.path().join("result")).unwrap() == noise(1 << 18));
 }
 
 #[test]
