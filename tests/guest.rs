@@ -157,10 +157,10 @@ impl Guest {
 
     fn alive(&mut self, number: u64) {
         self.send(&ToGuest::Ping { number });
-        let FromGuest::Alive { number: answered, memory_available, disk_free, .. } = self.next() else {
+        let FromGuest::Alive { number: answered, load, .. } = self.next() else {
             panic!("no answer to a ping")
         };
-        assert!(answered == number && memory_available > 0 && disk_free > 0);
+        assert!(answered == number && load.memory_available > 0 && load.disk_free > 0);
     }
 
     fn until_stage_lives(&self) {

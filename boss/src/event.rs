@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::{Attempt, HostName, Load, Name, Outcome, RunId, TaskId, TaskRef, TreeId};
 use serde::{Deserialize, Serialize};
@@ -164,6 +165,17 @@ pub enum EventKind {
         at: TaskRef,
         /// What, for a person.
         text: String,
+    },
+    /// How a guest of an attempt is.
+    GuestLoad {
+        /// Where.
+        host: HostName,
+        /// Which attempt.
+        at: TaskRef,
+        /// Its machine, or what the task calls it if it serves.
+        machine: Name,
+        /// Its state.
+        load: GuestLoad,
     },
     /// An attempt waits for a person in its guest.
     TaskWaiting {

@@ -49,6 +49,9 @@ pub struct HostFacts {
     /// Why there is none; empty also where nobody has looked, since there is no machine directory.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub no_emulator: String,
+    /// What the guests of one task may have together, in bytes of memory.
+    #[serde(default)]
+    pub guest_memory: u64,
     /// Its virtual machines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<MachineFacts>,

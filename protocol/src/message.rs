@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::GuestLoad;
 use crate::host::{HostFacts, Load};
 use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
 use crate::limits::{
@@ -265,6 +266,15 @@ pub enum FromWorker {
         stage: Option<Name>,
         /// Until when, in seconds since 1970.
         until: u64,
+    },
+    /// How a guest of an attempt is, as its agent says every few seconds.
+    GuestLoad {
+        /// Which attempt.
+        at: TaskRef,
+        /// Its machine, or what the task calls it if it serves.
+        machine: Name,
+        /// Its state.
+        load: GuestLoad,
     },
     /// A piece of output, for the live view only: bytes that are not UTF-8 are replaced.
     Log {
@@ -555,6 +565,7 @@ impl Validate for FromWorker {
             FromWorker::Started { .. }
             | FromWorker::Stage { .. }
             | FromWorker::Waiting { .. }
+            | FromWorker::GuestLoad { .. }
             | FromWorker::LongLog { .. }
             | FromWorker::Alive { .. }
             | FromWorker::Slots { .. }

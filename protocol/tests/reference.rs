@@ -94,7 +94,7 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 10]);
-    let mut seen = [false; 16];
+    let mut seen = [false; 17];
     for message in samples::from_worker() {
         seen[match message {
             FromWorker::Ready(_) => 0,
@@ -113,9 +113,10 @@ fn the_samples_are_complete() {
             FromWorker::Step { .. } => 13,
             FromWorker::Waiting { .. } => 14,
             FromWorker::Bootstrapped { .. } => 15,
+            FromWorker::GuestLoad { .. } => 16,
         }] = true;
     }
-    assert_eq!(seen, [true; 16]);
+    assert_eq!(seen, [true; 17]);
     let mut seen = [false; 6];
     for message in samples::bulk_request() {
         seen[match message {

@@ -7,6 +7,7 @@ use crewboss_boss::event::{
 };
 use crewboss_boss::store::{MachineInputs, TaskKey};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
+use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::machine::{
     Accelerator, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts, MachineHolder, MachineRole,
     MachineState,
@@ -146,6 +147,12 @@ fn middle() -> Vec<EventKind> {
         started(1, "aarch64"),
         EventKind::TaskStage { host: host("lab1"), at: at(0, 1), stage: name("test") },
         EventKind::TaskStep { host: host("lab1"), at: at(2, 1), text: "booting\x1b[2J debian12".to_owned() },
+        EventKind::GuestLoad {
+            host: host("lab1"),
+            at: at(2, 1),
+            machine: name("debian12"),
+            load: GuestLoad { load_percent: 125, memory_available: 900_000_000, disk_free: 2_000_000_000 },
+        },
         EventKind::TaskWaiting {
             host: host("lab1"),
             at: at(3, 1),
@@ -259,6 +266,7 @@ pub fn host_facts() -> HostFacts {
         trees: Vec::new(),
         emulator: None,
         no_emulator: String::new(),
+        guest_memory: 7 << 30,
         machines: Vec::new(),
         held: Vec::new(),
     }

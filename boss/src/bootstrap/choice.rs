@@ -170,6 +170,7 @@ mod tests {
                 why: String::new(),
             }),
             no_emulator: String::new(),
+            guest_memory: 1 << 30,
             machines,
             held: Vec::new(),
         }

@@ -308,6 +308,7 @@ mod tests {
                 why: String::new(),
             }),
             no_emulator: String::new(),
+            guest_memory: 1 << 30,
             machines: machine.into_iter().collect(),
             held: Vec::new(),
         }

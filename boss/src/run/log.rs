@@ -156,8 +156,10 @@ impl EventSink for BossLog {
             EventKind::TaskWaiting { host, target, commit, guest, .. } => {
                 self.line(at, format_args!("{target} @ {commit} waits for a person in {host}/{guest}"));
             }
-            EventKind::HostConnecting { .. } | EventKind::TaskStage { .. } | EventKind::TaskOutput { .. } => {
-            }
+            EventKind::HostConnecting { .. }
+            | EventKind::TaskStage { .. }
+            | EventKind::TaskOutput { .. }
+            | EventKind::GuestLoad { .. } => {}
         }
     }
 }

@@ -97,6 +97,8 @@ pub struct Offer {
     pub tags: BTreeSet<Name>,
     /// Memory in bytes.
     pub memory: u64,
+    /// Memory of the guests of one task together, in bytes.
+    pub guest_memory: u64,
     /// Free space in bytes.
     pub disk_free: u64,
     /// Trees whose source is there.
@@ -142,7 +144,7 @@ pub enum Unfit {
         why: Option<String>,
     },
     /// Too little memory for the machines of one task.
-    #[error("memory of {has} bytes is less than the {needs} that its machines need together")]
+    #[error("a slot has {has} bytes of memory for guests, which is less than the {needs} that its machines need together")]
     MachineMemory {
         /// Bytes needed.
         needs: u64,
@@ -281,8 +283,8 @@ fn machines_fit(needs: &[MachineNeed], offer: &Offer) -> Result<(), Unfit> {
         }
         memory = memory.saturating_add(machine.memory_min);
     }
-    if memory > offer.memory {
-        return Err(Unfit::MachineMemory { needs: memory, has: offer.memory });
+    if memory > offer.guest_memory {
+        return Err(Unfit::MachineMemory { needs: memory, has: offer.guest_memory });
     }
     match offer.refused_machines.get(needs) {
         Some(why) => refuse(first, Some(why)),
@@ -312,7 +314,7 @@ mod tests {
             (key(MachineRole::Build, "broken"), broken),
             (key(MachineRole::Auxiliary, "pg"), machine(60)),
         ];
-        Offer { memory: 100, machines: machines.into(), ..Offer::default() }
+        Offer { memory: 1000, guest_memory: 100, machines: machines.into(), ..Offer::default() }
     }
 
     fn why(machines: &[MachineNeed], offer: &Offer) -> String {
@@ -336,7 +338,7 @@ mod tests {
         assert_eq!(why(&[debian(None), pg.clone()], &host()), "fits");
         assert_eq!(
             why(&[debian(None), pg.clone(), pg], &host()),
-            "memory of 100 bytes is less than the 130 that its machines need together"
+            "a slot has 100 bytes of memory for guests, which is less than the 130 that its machines need together"
         );
         let without = Offer { no_machines: Some("no QEMU".to_owned()), ..host() };
         assert_eq!(why(&[debian(None)], &without), "cannot use machine debian: no QEMU");

@@ -160,12 +160,9 @@ pub enum FromGuest {
     Alive {
         /// The number of the last `ping`.
         number: u64,
-        /// One-minute load average in hundredths.
-        load_percent: u32,
-        /// Memory that could be had without swapping, in bytes.
-        memory_available: u64,
-        /// Free space below [`GUEST_WORK`], in bytes.
-        disk_free: u64,
+        /// What it has and does.
+        #[serde(flatten)]
+        load: GuestLoad,
         /// Whether a stage, or another job, is running: the next one would be refused.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         busy: bool,
@@ -175,6 +172,17 @@ pub enum FromGuest {
         /// What failed, where and why.
         text: String,
     },
+}
+
+/// How a guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestLoad {
+    /// One-minute load average in hundredths.
+    pub load_percent: u32,
+    /// Memory that could be had without swapping, in bytes.
+    pub memory_available: u64,
+    /// Free space below [`GUEST_WORK`], in bytes.
+    pub disk_free: u64,
 }
 
 /// Which stream a piece of output came from.

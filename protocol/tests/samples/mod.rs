@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
+use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
     AccelChoice, Accelerator, Auxiliary, AuxiliaryResult, CopyFacts, CopyState, Emulator, HeldGuest,
@@ -169,6 +170,7 @@ fn facts() -> HostFacts {
             why: "a trial guest ran in it".to_owned(),
         }),
         no_emulator: String::new(),
+        guest_memory: 3_774_873_600,
         machines: machines(),
         held: vec![held()],
     }
@@ -322,6 +324,11 @@ pub fn from_worker() -> Vec<FromWorker> {
             guest: name("debian12-gcc12-k3x9"),
             stage: Some(name("check")),
             until: 1_783_168_200,
+        },
+        FromWorker::GuestLoad {
+            at: name("13.1"),
+            machine: name("debian12"),
+            load: GuestLoad { load_percent: 125, memory_available: 900_000_000, disk_free: 2_000_000_000 },
         },
         FromWorker::Log { at: at(), seq: 0, text: "  CC      main.o\n".to_owned(), lost: 0 },
         FromWorker::LongLog { at: at() },

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crewboss_protocol::guest::FromGuest;
+use crewboss_protocol::guest::{FromGuest, GuestLoad};
 
 use super::place::Place;
 
@@ -13,9 +13,11 @@ pub(super) fn alive(place: &Place, number: u64, busy: bool) -> FromGuest {
     let space = rustix::fs::statvfs(place.work()).or_else(|_| rustix::fs::statvfs(place.at("/")));
     FromGuest::Alive {
         number,
-        load_percent: load(&read("/proc/loadavg")).unwrap_or(0),
-        memory_available: available(&read("/proc/meminfo")).unwrap_or(0),
-        disk_free: space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize)),
+        load: GuestLoad {
+            load_percent: load(&read("/proc/loadavg")).unwrap_or(0),
+            memory_available: available(&read("/proc/meminfo")).unwrap_or(0),
+            disk_free: space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize)),
+        },
         busy,
     }
 }

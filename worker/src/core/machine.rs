@@ -8,7 +8,6 @@ use crewboss_protocol::{Environment, HostFacts, MachineUse, Name, Target};
 
 use crate::environment::Prepared;
 use crate::layout::Layout;
-use crate::machine::memory::slot_share;
 use crate::runner::message::{BootstrapJob, MachineJob};
 
 /// From this priority on a guest gets all processors of the host.
@@ -61,7 +60,7 @@ fn any_job(
         machines,
         toolchain,
         accelerator: facts.emulator.as_ref()?.accelerator,
-        memory: slot_share(facts.memory, facts.slots),
+        memory: facts.guest_memory,
         processors: processors(facts, hello.priority),
         source: PathBuf::new(),
         hold: Hold::default(),

@@ -74,7 +74,13 @@ pub fn make(
 ) -> Result<Versions, Stop> {
     let tries = bench.manifest.limits.misboots + 1;
     for number in 1..=tries {
-        match attempt(bench, means, watch, show) {
+        let mut guests = Vec::new();
+        let versions = attempt(bench, means, watch, &mut guests, show);
+        if let Some(guest) = guests.pop() {
+            watch.console = versions.is_err().then(|| guest.console.text());
+            guest.end().into_iter().for_each(|problem| watch.step(problem));
+        }
+        match versions {
             Ok(versions) => return Ok(versions),
             Err(stop @ (Stop::Cancelled | Stop::Machine(_) | Stop::Host(_))) => return Err(stop),
             Err(stop) if number < tries && !matches!(stop, Stop::Misboot { .. }) => {
@@ -99,18 +105,18 @@ fn attempt(
     bench: &Bench<'_>,
     means: &Means,
     watch: &mut Watch<'_>,
+    guests: &mut Vec<Guest>,
     show: &mut Show<'_>,
 ) -> Result<Versions, Stop> {
-    let mut guests = Vec::new();
     let patience = Patience { startup: bench.manifest.limits.startup, again: bench.manifest.limits.misboots };
-    boot(watch, &mut guests, &bench.directory.name, patience, &mut |_| start(bench, means))?;
-    let Some(mut guest) = guests.pop() else { return Err(Stop::Host("a boot without a guest".to_owned())) };
+    boot(watch, guests, &bench.directory.name, patience, &mut |_| start(bench, means))?;
+    let Some(guest) = guests.last_mut() else { return Err(Stop::Host("a boot without a guest".to_owned())) };
     guest.advance(Step::Bootstrapping)?;
     let toolchain = bench.toolchain.name.clone();
     guest.tell(&ToGuest::Bootstrap { toolchain })?;
-    let versions = install(bench, watch, &mut guest, show)?;
+    let versions = install(bench, watch, guest, show)?;
     guest.advance(Step::Stopping)?;
-    let guest = switch_off(bench, watch, guest)?;
+    switch_off(bench, watch, guest)?;
     publish(bench, guest, versions)
 }
 
@@ -199,13 +205,13 @@ fn install(
 }
 
 /// The disk is only trusted when the guest has switched itself off.
-fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, mut guest: Guest) -> Result<Guest, Stop> {
+fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, guest: &mut Guest) -> Result<(), Stop> {
     guest.tell(&ToGuest::PowerOff)?;
     let limit = bench.manifest.limits.shutdown;
     let until = Instant::now() + limit;
     loop {
-        match next(watch, &mut guest, until)? {
-            Some(GuestEvent::Ended(_)) => return Ok(guest),
+        match next(watch, guest, until)? {
+            Some(GuestEvent::Ended(_)) => return Ok(()),
             Some(_) => {}
             None => {
                 let why = format!("it did not switch itself off within {} s", limit.as_secs());
@@ -225,25 +231,26 @@ fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Opti
 }
 
 /// What the guest has made of its snapshot becomes the copy.
-fn publish(bench: &Bench<'_>, guest: Guest, mut versions: Versions) -> Result<Versions, Stop> {
+fn publish(bench: &Bench<'_>, guest: &Guest, mut versions: Versions) -> Result<Versions, Stop> {
     let staging = guest.directory().to_owned();
     // Neither has a place in a copy.
     for rest in [staging.join(ARCHIVE), super::plan::put_directory(&staging)] {
         crate::storage::remove_tree(&rest).map_err(|error| Stop::Host(error.to_string()))?;
     }
+    // Not what was read before: somebody may have published another revision since.
+    let manifest = Manifest::load(&staging, &bench.directory.name).map_err(|error| Stop::host(&error))?;
     let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     shorten(&mut versions);
     let record = CopyRecord {
-        machine_id: bench.manifest.id.clone(),
+        machine_id: manifest.id,
         toolchain: bench.toolchain.name.clone(),
         toolchain_id: bench.toolchain.id.clone(),
         agent: AGENT_VERSION,
         versions: versions.clone(),
         made,
     };
+    // Its snapshot becomes the copy: what goes with the guest is its record, and an old copy that was left there.
     bench.directory.publish(&staging, &record).map_err(|error| Stop::host(&error))?;
-    // Its snapshot has become the copy: what is removed with it is its record, and an old copy that was left there.
-    guest.end();
     Ok(versions)
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::guest::{FromGuest, GuestStream, ToGuest};
+use crewboss_protocol::guest::{FromGuest, GuestLoad, GuestStream, ToGuest};
 use crewboss_protocol::{Name, chain};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -44,6 +44,8 @@ pub enum GuestEvent {
     Console(Vec<u8>),
     /// Its agent said this.
     Said(FromGuest),
+    /// It is there, and how.
+    Alive(GuestLoad),
     /// A stage in it printed this.
     Output(GuestStream, Vec<u8>),
     /// What came from its agent makes no sense.
@@ -71,6 +73,8 @@ pub struct Guest {
     pub machine: Name,
     /// What the task calls it, if it serves.
     pub auxiliary: Option<Name>,
+    /// How it was when its agent said so last.
+    pub load: Option<GuestLoad>,
     /// The device and address that it has in the private network of its task.
     pub private: Option<(String, Ipv4Addr)>,
     /// What it has printed.
@@ -133,6 +137,7 @@ impl Guest {
         Self {
             machine: plan.record.machine.clone(),
             auxiliary: None,
+            load: None,
             private: plan.private,
             console: Console::default(),
             shows_console: plan.shows_console,
@@ -148,6 +153,11 @@ impl Guest {
             ended: false,
             removed: false,
         }
+    }
+
+    /// What a task calls it: by its service, or by its machine.
+    pub fn called(&self) -> &Name {
+        self.auxiliary.as_ref().unwrap_or(&self.machine)
     }
 
     /// The machine directory that it lies in.
@@ -223,8 +233,7 @@ impl Guest {
             GuestEvent::Said(FromGuest::Failed { text }) => text,
             _ => return Ok(()),
         };
-        let name = self.auxiliary.clone().unwrap_or_else(|| self.machine.clone());
-        Err(Stop::Auxiliary { name, why })
+        Err(Stop::Auxiliary { name: self.called().clone(), why })
     }
 
     /// Its monitor, and all else of QEMU.
@@ -416,7 +425,7 @@ impl Port {
         }
         while let Some(event) = self.decoder.next_event() {
             match event {
-                PortEvent::Message(FromGuest::Alive { .. }) => {}
+                PortEvent::Message(FromGuest::Alive { load, .. }) => events.push(GuestEvent::Alive(load)),
                 PortEvent::Message(message) => events.push(GuestEvent::Said(message)),
                 PortEvent::Output(stream, bytes) => events.push(GuestEvent::Output(stream, bytes.to_vec())),
                 PortEvent::Bad(why) => events.push(GuestEvent::Nonsense(why)),

@@ -148,11 +148,6 @@ pub fn result_disk(directory: &Path) -> PathBuf {
 }
 
 impl Plan<'_> {
-    /// Processors that the guest gets.
-    pub fn processors(&self) -> u32 {
-        self.manifest.processors.map_or(self.processors, |most| most.min(self.processors)).max(1)
-    }
-
     /// Starts QEMU. If that fails the guest is removed.
     ///
     /// # Errors
@@ -259,7 +254,7 @@ impl Plan<'_> {
                 Life::Template(memory) => Backing::Shared(memory.clone()),
                 Life::Saved(memory) => Backing::Private(memory.clone()),
             },
-            processors: self.processors(),
+            processors: self.manifest.processors(self.processors),
             boot: self.boot(directory, &words)?,
             disks: self.disks(directory, agent),
             agent,

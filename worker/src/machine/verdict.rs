@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::message::Hold;
 use crewboss_protocol::{Name, Outcome};
 
@@ -12,12 +13,14 @@ pub enum Stop {
     #[error("it was stopped")]
     Cancelled,
     /// The time of its target was up.
-    #[error("stopped in {} after {} ms", place(.stage), .limit.as_millis())]
+    #[error("stopped in {} after {} ms{}", place(.stage), .limit.as_millis(), condition(.load))]
     Timeout {
         /// In which stage.
         stage: Option<Name>,
         /// The limit.
         limit: Duration,
+        /// How the guest was.
+        load: Option<GuestLoad>,
     },
     /// The guest ended, crashed or started anew by itself.
     #[error("the guest of {machine} {how} in {}; its console ended with: {last_words}", place(.stage))]
@@ -32,7 +35,7 @@ pub enum Stop {
         last_words: String,
     },
     /// The agent does not answer any more.
-    #[error("the guest of {machine} has not answered for {} s in {}", .silence.as_secs(), place(.stage))]
+    #[error("the guest of {machine} has not answered for {} s in {}{}", .silence.as_secs(), place(.stage), condition(.load))]
     Silent {
         /// Which machine.
         machine: Name,
@@ -40,6 +43,8 @@ pub enum Stop {
         stage: Option<Name>,
         /// For how long.
         silence: Duration,
+        /// How it was before.
+        load: Option<GuestLoad>,
     },
     /// What the guest sent makes no sense.
     #[error("what the guest of {machine} sent cannot be read: {why}")]
@@ -85,6 +90,18 @@ pub enum Stop {
 
 fn place(stage: &Option<Name>) -> String {
     stage.as_ref().map_or_else(|| "its preparation".to_owned(), |stage| format!("stage {stage}"))
+}
+
+/// A build that hangs often does so since it has no memory or no disk left.
+fn condition(load: &Option<GuestLoad>) -> String {
+    let Some(GuestLoad { load_percent, memory_available, disk_free }) = load else { return String::new() };
+    format!(
+        "; it last said that its load is {}.{:02}, and {} MiB of memory and {} MiB of its disk are free",
+        load_percent / 100,
+        load_percent % 100,
+        memory_available >> 20,
+        disk_free >> 20
+    )
 }
 
 impl Stop {
@@ -151,8 +168,16 @@ mod tests {
             stop.to_string(),
             "the guest of debian switched itself off in stage build; its console ended with: Power down"
         );
-        let stop = Stop::Timeout { stage: None, limit: Duration::from_secs(2) };
+        let limit = Duration::from_secs(2);
+        let stop = Stop::Timeout { stage: None, limit, load: None };
         assert_eq!(stop.to_string(), "stopped in its preparation after 2000 ms");
+        let load = GuestLoad { load_percent: 405, memory_available: 3 << 20, disk_free: 1 << 30 };
+        let stop = Stop::Timeout { stage: None, limit, load: Some(load) };
+        assert_eq!(
+            stop.to_string(),
+            "stopped in its preparation after 2000 ms; it last said that its load is 4.05, and 3 MiB of memory and \
+             1024 MiB of its disk are free"
+        );
         let (host, machine) = (Stop::Host("no QEMU".to_owned()), Stop::Machine("suspended".to_owned()));
         assert_eq!((host.outcome(), host.blames_machine()), (Outcome::Infrastructure, false));
         assert_eq!((machine.outcome(), machine.blames_machine()), (Outcome::Infrastructure, true));

@@ -31,6 +31,8 @@ pub enum Seen {
 pub struct Watch<'a> {
     /// The line to the worker proper.
     pub link: &'a mut Link,
+    /// What the guest of the last bootstrap has printed.
+    pub console: Option<Vec<u8>>,
     /// The network between the guests, if they have one.
     pub hub: Hub,
     at: TaskRef,
@@ -41,7 +43,7 @@ pub struct Watch<'a> {
 impl<'a> Watch<'a> {
     /// For an attempt.
     pub fn new(link: &'a mut Link, at: TaskRef) -> Self {
-        Self { link, hub: Hub::default(), at, seen: VecDeque::new(), cancelled: false }
+        Self { link, console: None, hub: Hub::default(), at, seen: VecDeque::new(), cancelled: false }
     }
 
     /// Tells a person what goes on.
@@ -124,6 +126,11 @@ impl<'a> Watch<'a> {
                         if guest.shows_console {
                             self.link.live(&bytes);
                         }
+                    }
+                    GuestEvent::Alive(load) => {
+                        let machine = guest.called().clone();
+                        self.link.forward(&FromWorker::GuestLoad { at: self.at, machine, load });
+                        guest.load = Some(load);
                     }
                     GuestEvent::Starved(why) => self.seen.push_back(Seen::Starved(why)),
                     event => self.seen.push_back(Seen::Guest(index, event)),

@@ -73,9 +73,9 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     };
     let memory = load::memory_total();
     let slots = hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX);
-    let share = slot_share(memory, slots);
+    let guest_memory = slot_share(memory, slots);
     let (machines, held) = match Machines::resolve(layout, hello.machines.as_deref()) {
-        Ok(machines) => (machine::probe::machines(&machines, share), machine::probe::held(&machines)),
+        Ok(machines) => (machine::probe::machines(&machines, guest_memory), machine::probe::held(&machines)),
         Err(_) => (Vec::new(), Vec::new()),
     };
     Ok(HostFacts {
@@ -96,6 +96,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
         trees: trees(layout),
         emulator,
         no_emulator,
+        guest_memory,
         machines,
         held,
     })

@@ -22,6 +22,7 @@ pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
         features: facts.features.clone(),
         tags: tags.clone(),
         memory: facts.memory,
+        guest_memory: facts.guest_memory,
         disk_free: facts.disk_free,
         trees: plan.tree_indexes(&trees),
     }

@@ -295,6 +295,7 @@ impl Dispatcher {
             FromWorker::Stage { at, .. }
             | FromWorker::Step { at, .. }
             | FromWorker::Waiting { at, .. }
+            | FromWorker::GuestLoad { at, .. }
             | FromWorker::Log { at, .. }
                 if !self.scheduler.holds(host, at) => {}
             FromWorker::Stage { at, stage } => {
@@ -310,6 +311,10 @@ impl Dispatcher {
                 let target = self.plan.target(task).target.name.clone();
                 let commit = self.plan.commit(task).short.clone();
                 self.events.emit(EventKind::TaskWaiting { host, at, target, commit, guest, stage, until });
+            }
+            FromWorker::GuestLoad { at, machine, load } => {
+                let host = self.name(host);
+                self.events.emit(EventKind::GuestLoad { host, at, machine, load });
             }
             FromWorker::Log { at, text, lost, .. } => {
                 let host = self.name(host);

@@ -269,6 +269,11 @@ impl Manifest {
         check::check(raw, name, revision, &path)
     }
 
+    /// Processors of a guest, of those that a slot has.
+    pub fn processors(&self, has: u32) -> u32 {
+        self.processors.map_or(has, |most| most.min(has)).max(1)
+    }
+
     /// Most guests at once on one host: two guests with the same address cannot share a bridge.
     pub fn instances_max(&self) -> u32 {
         let alone = self.mac.is_some() && matches!(self.network, Network::Bridge(_));

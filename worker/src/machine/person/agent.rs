@@ -168,10 +168,12 @@ pub(super) fn end_of(within: Duration) -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crewboss_protocol::guest::GuestLoad;
     use proptest::prelude::*;
 
     fn alive(number: u64) -> FromGuest {
-        FromGuest::Alive { number, load_percent: 1, memory_available: 2, disk_free: 3, busy: true }
+        let load = GuestLoad { load_percent: 1, memory_available: 2, disk_free: 3 };
+        FromGuest::Alive { number, load, busy: true }
     }
 
     proptest! {

@@ -79,7 +79,6 @@ impl Task<'_> {
     /// For the result: what the guest is that came up without a boot, or after so many.
     fn note_machine(&mut self, claims: &Claims, copy: CopySnapshot, up: Boot) {
         let claim = &claims.build;
-        let processors = self.machine.processors;
         self.result = Some(MachineResult {
             name: claim.directory.name.clone(),
             id: copy.record.machine_id,
@@ -87,7 +86,7 @@ impl Task<'_> {
             agent: copy.record.agent,
             accelerator: self.machine.accelerator,
             memory: claim.memory,
-            processors: copy.manifest.processors.map_or(processors, |most| most.min(processors)),
+            processors: self.processors,
             boot_ms: u64::try_from(up.took.as_millis()).unwrap_or(u64::MAX),
             warm: up.boots == 0,
             boots: up.boots,
@@ -104,7 +103,7 @@ impl Task<'_> {
             target.variables.contains_key(name) || !OF_THE_HOST.contains(&name.as_str())
         };
         let own = spec.variables.iter().filter(|(name, _)| of_the_guest(name)).cloned();
-        let jobs = self.machine.processors;
+        let jobs = self.processors;
         let jobs_here = |(name, value): (String, String)| {
             if name == "CREWBOSS_JOBS" { (name, jobs.to_string()) } else { (name, value) }
         };

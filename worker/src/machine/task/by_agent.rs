@@ -95,7 +95,8 @@ impl Task<'_> {
         let limit = Duration::from_millis(self.spec.target.timeout_ms);
         loop {
             let Some(event) = self.next(deadline)? else {
-                return Err(Stop::Timeout { stage: self.stage.clone(), limit });
+                let load = self.guests[self.build()].load;
+                return Err(Stop::Timeout { stage: self.stage.clone(), limit, load });
             };
             match event {
                 GuestEvent::Output(stream, bytes) => self.take(stream, &bytes)?,
@@ -130,7 +131,8 @@ impl Task<'_> {
             match self.next(until)? {
                 None => {
                     let silence = begun.elapsed();
-                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence });
+                    let load = self.guests[self.build()].load;
+                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence, load });
                 }
                 Some(GuestEvent::Output(stream, bytes)) => self.take(stream, &bytes)?,
                 Some(GuestEvent::Said(FromGuest::Failed { text })) => {

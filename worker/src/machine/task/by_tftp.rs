@@ -32,7 +32,7 @@ impl Task<'_> {
         // Which stage runs only the guest knows.
         loop {
             match self.next(deadline)? {
-                None => return Err(Stop::Timeout { stage: None, limit }),
+                None => return Err(Stop::Timeout { stage: None, limit, load: None }),
                 Some(GuestEvent::Put(name)) if name == RESULT => break,
                 Some(_) => {}
             }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{Name, Outcome, RelPath, chain};
+use crewboss_protocol::{Name, Outcome, chain};
 
 use super::Task;
 use crate::machine::hold;
@@ -12,8 +12,10 @@ use crate::machine::record::Step;
 use crate::machine::verdict::{is_held, keeps_console};
 use crate::runner::job::shortened;
 
-/// The name of the console among the artifacts of a task that ended strangely.
-const CONSOLE: &str = "console.log";
+/// Consoles among the artifacts of a task that ended strangely: of its guest, and of one that served it.
+fn console_name(auxiliary: Option<&Name>) -> String {
+    auxiliary.map_or_else(|| "console.log".to_owned(), |name| format!("console-{name}.log"))
+}
 
 impl Task<'_> {
     /// Puts the result together and takes everything down.
@@ -22,7 +24,7 @@ impl Task<'_> {
             outcome = Outcome::Warning;
         }
         if keeps_console(outcome) {
-            self.keep_console();
+            self.keep_consoles();
         }
         self.take_down(outcome);
         if !self.found.files.is_empty()
@@ -58,14 +60,23 @@ impl Task<'_> {
         }
     }
 
-    fn keep_console(&mut self) {
-        let Some(guest) = self.guests.last().filter(|guest| !guest.console.is_empty()) else { return };
-        let path = self.job.dir.join(CONSOLE);
-        let text = guest.console.text();
-        // It is a help and no result: what is lost of it must not change the outcome.
-        if std::fs::write(&path, &text).is_ok() && RelPath::try_from(CONSOLE.to_owned()).is_ok() {
-            self.found.bytes += text.len() as u64;
-            self.found.files.entry(CONSOLE.to_owned()).or_insert(path);
+    fn keep_consoles(&mut self) {
+        let mut kept: Vec<(String, Vec<u8>)> = self
+            .guests
+            .iter()
+            .map(|guest| (console_name(guest.auxiliary.as_ref()), guest.console.text()))
+            .collect();
+        if kept.is_empty() {
+            // None of its own was started: it is the bootstrap that went wrong.
+            kept.extend(self.watch.console.take().map(|text| (console_name(None), text)));
+        }
+        for (name, text) in kept.into_iter().filter(|(_, text)| !text.is_empty()) {
+            let path = self.job.dir.join(&name);
+            // It is a help and no result: what is lost of it must not change the outcome, nor what the task has made.
+            if !self.found.files.contains_key(&name) && std::fs::write(&path, &text).is_ok() {
+                self.found.bytes += text.len() as u64;
+                self.found.files.insert(name, path);
+            }
         }
     }
 

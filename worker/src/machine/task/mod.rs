@@ -43,6 +43,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         output: Output::new(job.at, &job.dir),
         stage: None,
         stages: Vec::new(),
+        processors: machine.processors,
         rss_kib: 0,
         sizes: String::new(),
         found: Found::default(),
@@ -73,6 +74,8 @@ struct Task<'a> {
     /// The stage that runs.
     stage: Option<Name>,
     stages: Vec<StageResult>,
+    /// Those of the build machine's guest.
+    processors: u32,
     rss_kib: u64,
     sizes: String,
     found: Found,
@@ -87,6 +90,7 @@ struct Task<'a> {
 impl Task<'_> {
     fn run(&mut self) -> Result<Outcome, Stop> {
         let mut claims = self.claim()?;
+        self.processors = claims.build.manifest.processors(self.machine.processors);
         self.check_pause(claims.build.manifest.exchange)?;
         self.start_auxiliaries(&mut claims)?;
         self.boot_build_machine(&mut claims)?;
@@ -113,7 +117,8 @@ impl Task<'_> {
                 Seen::Guest(_, GuestEvent::Ended(how)) => return Err(self.ended(how)),
                 Seen::Guest(_, GuestEvent::Silent(silence)) => {
                     let machine = self.machine.machines.name.clone();
-                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence });
+                    let load = self.guests[build].load;
+                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence, load });
                 }
                 Seen::Guest(_, GuestEvent::Nonsense(why)) => return Err(self.unreadable(why)),
                 Seen::Guest(_, GuestEvent::Refused(what)) => {
