@@ -27,7 +27,7 @@ const TARGETS: [(&str, &str); 7] = [
     ("fails", "stages.one = 'echo one'\nstages.two = 'echo two; exit 3'\nstages.three = 'echo three'"),
     ("dies", "stages.run = 'kill -SEGV $$'"),
     ("lacks", "stages.run = 'echo here >\"$CREWBOSS_OUT/here\"'\nartifacts = ['here', 'nowhere/*.bin']"),
-    ("slow", "timeout = '3s'\nstages.run = 'echo it begins; sleep 600 & sleep 600'\nartifacts = ['x']"),
+    ("slow", "timeout = '7s'\nstages.run = 'echo it begins; sleep 600 & sleep 600'\nartifacts = ['x']"),
     ("off", "stages.first = 'true'\nstages.second = 'echo good night; poweroff -f; sleep 600'"),
 ];
 
@@ -208,9 +208,21 @@ fn a_task_that_takes_too_long_is_ended_with_its_guest() {
     each("slow", |kept, target| {
         assert_eq!(kept.ended.outcome_of(target), "timeout");
         let message = kept.result(target)["message"].to_string();
-        assert!(message.contains("3000 ms"), "{message}");
+        assert!(message.contains("7000 ms"), "{message}");
         assert!(live(&kept.ended, target).contains("it begins"), "{:#?}", kept.ended);
     });
+}
+
+#[test]
+fn the_agent_says_how_its_guest_is() {
+    let loads = matrix().ended.of_kind("guest_load");
+    let load = loads.first().unwrap_or_else(|| panic!("{:#?}", matrix().ended));
+    assert_eq!(load["machine"], TINY);
+    let (memory, disk) = (load["load"]["memory_available"].as_u64(), load["load"]["disk_free"].as_u64());
+    assert!(memory.is_some_and(|bytes| bytes > 1 << 20 && bytes < 256 << 20), "{load}");
+    assert!(disk.is_some_and(|bytes| bytes > 1 << 20), "{load}");
+    let message = matrix().result(&format!("slow-{TINY}"))["message"].to_string();
+    assert!(message.contains("it last said that its load is"), "{message}");
 }
 
 #[test]
