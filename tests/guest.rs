@@ -140,7 +140,7 @@ impl Guest {
 
     fn failed(&mut self) -> String {
         match self.next() {
-            FromGuest::Failed { text } => text,
+            FromGuest::Failed { text, .. } => text,
             other => panic!("no failure: {other:?}"),
         }
     }

@@ -10,6 +10,7 @@ pub mod bulk;
 pub mod clean;
 pub mod codec;
 pub mod guest;
+pub mod harmless;
 pub mod host;
 pub mod id;
 pub mod limits;

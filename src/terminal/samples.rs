@@ -6,8 +6,8 @@ use crewboss_boss::event::{
     EVENT_SCHEMA, Event, EventKind, HeldSummary, HostSummary, Matched, Summary, TaskDone,
 };
 use crewboss_boss::store::{MachineInputs, TaskKey};
-use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::guest::GuestLoad;
+use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
     Accelerator, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts, MachineHolder, MachineRole,
     MachineState,

@@ -1,10 +1,11 @@
 //! Text for the screen: made harmless, shortened, coloured, and numbers as people read them.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use bytesize::ByteSize;
 use crewboss_protocol::Outcome;
+pub use crewboss_protocol::harmless::harmless;
+use crewboss_protocol::harmless::is_harmful;
 
 /// Last lines of output shown with a failure.
 pub const TAIL_LINES_MAX: usize = 20;
@@ -12,93 +13,13 @@ pub const TAIL_LINES_MAX: usize = 20;
 /// Longest line of such a tail, in characters.
 const TAIL_LINE_CHARS_MAX: usize = 400;
 
-/// Removes from foreign text whatever could drive the terminal: escape sequences, control characters, and the marks
-/// that reverse the direction of writing. Newlines and tabs stay. Of a line that was overwritten by carriage
-/// returns, as progress bars do it, the last state stays.
-pub fn harmless(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_unwanted) {
-        return Cow::Borrowed(text);
-    }
-    let mut clean = String::with_capacity(text.len());
-    let mut line_start = 0;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\x1b' => skip_escape(&mut chars),
-            // The same sequences, begun by a single C1 character.
-            '\u{9b}' => skip_control_sequence(&mut chars),
-            '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => skip_string(&mut chars),
-            '\r' if chars.peek().is_none_or(|next| *next == '\n' || *next == '\r') => {}
-            '\r' => clean.truncate(line_start),
-            c if is_unwanted(c) => {}
-            c => {
-                clean.push(c);
-                if c == '\n' {
-                    line_start = clean.len();
-                }
-            }
-        }
-    }
-    Cow::Owned(clean)
-}
-
-fn is_unwanted(c: char) -> bool {
-    let direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    (c.is_control() && c != '\n' && c != '\t')
-        || direction
-        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
-}
-
-type Chars<'a> = std::iter::Peekable<std::str::Chars<'a>>;
-
-fn skip_escape(chars: &mut Chars<'_>) {
-    match chars.peek() {
-        Some('[') => {
-            chars.next();
-            skip_control_sequence(chars);
-        }
-        Some(']' | 'P' | 'X' | '^' | '_') => {
-            chars.next();
-            skip_string(chars);
-        }
-        // Two or more characters: intermediates, then a final one.
-        Some(' '..='~') => {
-            while chars.next_if(|c| matches!(c, ' '..='/')).is_some() || {
-                chars.next_if(|c| matches!(c, '0'..='~'));
-                false
-            } {}
-        }
-        _ => {}
-    }
-}
-
-/// Up to the final byte; anything that cannot belong to the sequence ends it, so that no text is swallowed.
-fn skip_control_sequence(chars: &mut Chars<'_>) {
-    while chars.next_if(|c| matches!(c, ' '..='?')).is_some() {}
-    chars.next_if(|c| matches!(c, '@'..='~'));
-}
-
-/// A title or the like: up to BEL or the string terminator, but never beyond the line.
-fn skip_string(chars: &mut Chars<'_>) {
-    while let Some(c) = chars.next_if(|c| *c != '\n') {
-        match c {
-            '\x07' | '\u{9c}' => return,
-            '\x1b' => {
-                chars.next_if(|c| *c == '\\');
-                return;
-            }
-            _ => {}
-        }
-    }
-}
-
 /// A line of a file as it stands there, each character that could do harm replaced by `?`, so that places in it stay
 /// where they are.
 pub fn in_place(line: &str) -> String {
     let shown = |c| {
         if c == '\t' {
             ' '
-        } else if c == '\n' || is_unwanted(c) {
+        } else if c == '\n' || is_harmful(c) {
             '?'
         } else {
             c
@@ -206,43 +127,6 @@ impl Palette {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hostile_output_cannot_drive_the_terminal() {
-        let cases = [
-            ("plain é 日本\n\ttab\n", "plain é 日本\n\ttab\n"),
-            ("\x1b[31mred\x1b[0m", "red"),
-            ("\x1b]0;title\x07after", "after"),
-            ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
-            ("\x1b]never ended\nnext", "\nnext"),
-            ("\x1bP1;2q...\x1b\\x", "x"),
-            ("\u{9b}2Jx\u{9d}0;t\u{9c}y", "xy"),
-            ("a\x08\x00\x07b\x7f", "ab"),
-            ("\x1b(Bx\x1b=y\x1b", "xy"),
-            ("10%\r50%\r100%\r\ndone\r\n", "100%\ndone\n"),
-            ("a\u{202e}b\u{2066}c", "abc"),
-            ("\x1b[\x1b[2Jx", "x"),
-        ];
-        for (hostile, clean) in cases {
-            assert_eq!(harmless(hostile), clean, "{hostile:?}");
-        }
-    }
-
-    #[test]
-    fn no_combination_of_bytes_leaves_a_control_character() {
-        let alphabet = ['\x1b', '[', ']', '\r', '\n', 'm', '\u{9b}', '\u{9d}', '\x07', '\\', '1', ' '];
-        let mut state = 7_usize;
-        for _ in 0..20_000 {
-            let text: String = (0..12)
-                .map(|_| {
-                    state =
-                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    alphabet[(state >> 33) % alphabet.len()]
-                })
-                .collect();
-            assert!(!harmless(&text).chars().any(is_unwanted), "{text:?}");
-        }
-    }
 
     #[test]
     fn tails_are_short() {

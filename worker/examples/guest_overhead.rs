@@ -20,7 +20,7 @@ use crewboss_worker::machine::lock::{Locks, Wanted};
 use crewboss_worker::machine::manifest::Manifest;
 use crewboss_worker::machine::plan::{Life, Plan, Purpose};
 use crewboss_worker::machine::qemu::saved::{self, Kind};
-use crewboss_worker::machine::record::{GuestRecord, Owners, Step};
+use crewboss_worker::machine::record::{NewGuest, Owners, Step};
 use crewboss_worker::process::ProcessId;
 use crewboss_worker::sys;
 use rustix::event::PollFd;
@@ -96,12 +96,12 @@ fn guest(machines: &Machines, name: &str, source: &Path) -> Result<Took, Box<dyn
         Wanted { machine: directory.name.clone(), toolchain: DEFAULT_TOOLCHAIN.parse()?, instances: 4 };
     let places = locks.try_places(std::slice::from_ref(&wanted))?.ok_or("all places are taken")?;
     clock.step("lock");
-    let mut record = record(machines, &directory)?;
+    let mut new = new_guest(machines, &directory)?;
     clock.step("record");
-    let copy = directory.snapshot_copy(&wanted.toolchain, &record.snapshot(machines))?;
-    record.advance(machines, Step::Copied)?;
+    let copy = directory.snapshot_copy(&wanted.toolchain, &new.snapshot())?;
+    new.is_copied()?;
     clock.step("snapshot");
-    let mut guest = Guest::start(plan(machines, record, &copy.manifest, source, Life::Boot))?;
+    let mut guest = Guest::start(plan(machines, new, &copy.manifest, source, Life::Boot))?;
     guest.advance(Step::Booting)?;
     clock.step("qemu");
     let problems = guest.end();
@@ -115,13 +115,13 @@ fn guest(machines: &Machines, name: &str, source: &Path) -> Result<Took, Box<dyn
 fn warm_guest(machines: &Machines, name: &str, source: &Path) -> Result<Took, Box<dyn Error>> {
     let mut clock = Clock::new();
     let directory = machines.find(&name.parse()?)?;
-    let record = record(machines, &directory)?;
+    let new = new_guest(machines, &directory)?;
     let until = Instant::now() + LIMIT;
-    let place = record.snapshot(machines);
+    let place = new.snapshot();
     let saved = directory.snapshot_saved(&DEFAULT_TOOLCHAIN.parse()?, &place)?.ok_or("no template")?;
     clock.step("snapshot");
     let life = Life::Saved(saved.memory());
-    let mut guest = Guest::start(plan(machines, record, &saved.copy.manifest, source, life))?;
+    let mut guest = Guest::start(plan(machines, new, &saved.copy.manifest, source, life))?;
     clock.step("qemu");
     saved::restore(&mut guest.qemu().qmp, &saved_devices(&place), Kind::Devices, until)?;
     clock.step("restore");
@@ -144,24 +144,24 @@ fn warm_guest(machines: &Machines, name: &str, source: &Path) -> Result<Took, Bo
     Ok(clock.took)
 }
 
-fn record(machines: &Machines, directory: &MachineDir) -> Result<GuestRecord, Box<dyn Error>> {
+fn new_guest(machines: &Machines, directory: &MachineDir) -> Result<NewGuest, Box<dyn Error>> {
     let own = ProcessId::own().ok_or("no entry in /proc")?;
     let owners = Owners { guardian: own.clone(), worker: own.clone(), runner: own };
     let session = "20261122-000000-bench.1".parse()?;
     let toolchain = DEFAULT_TOOLCHAIN.parse()?;
-    Ok(GuestRecord::create(machines, directory, &toolchain, &session, Path::new("/nowhere"), owners)?)
+    Ok(NewGuest::create(machines, directory, &toolchain, &session, Path::new("/nowhere"), owners)?)
 }
 
 fn plan<'a>(
     machines: &'a Machines,
-    record: GuestRecord,
+    guest: NewGuest,
     manifest: &'a Manifest,
     source: &'a Path,
     life: Life,
 ) -> Plan<'a> {
     Plan {
         machines,
-        record,
+        guest,
         manifest,
         accelerator: Accelerator::Tcg,
         memory: manifest.memory_max.unwrap_or(manifest.memory_min),

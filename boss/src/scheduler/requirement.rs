@@ -144,7 +144,9 @@ pub enum Unfit {
         why: Option<String>,
     },
     /// Too little memory for the machines of one task.
-    #[error("a slot has {has} bytes of memory for guests, which is less than the {needs} that its machines need together")]
+    #[error(
+        "a slot has {has} bytes of memory for guests, which is less than the {needs} that its machines need together"
+    )]
     MachineMemory {
         /// Bytes needed.
         needs: u64,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::id::{Name, TaskRef, TreeId};
-use crate::limits::{STAGES_MAX, TEXT_BYTES_MAX};
+use crate::limits::{NUMBER_MAX, STAGES_MAX, TEXT_BYTES_MAX};
 use crate::message::is_variable;
 use crate::outcome::{StageExit, StageResult};
 use crate::target::{Command, Stage};
@@ -225,7 +225,7 @@ impl ResultDocument {
                     }
                     result.stages.push(stage);
                 }
-                "rss" => result.rss_kib_max = value.parse().map_err(|error| bad(&error))?,
+                "rss" => result.rss_kib_max = number_of(&value).ok_or_else(|| bad(&"it is no size"))?,
                 "sizes" | "message" if value.len() > TEXT_BYTES_MAX => return Err(bad(&"it is too long")),
                 "sizes" => result.sizes = value,
                 "message" => result.message = value,
@@ -350,6 +350,10 @@ fn pair(value: &str) -> Result<(String, String), String> {
     }
 }
 
+fn number_of(value: &str) -> Option<u64> {
+    value.parse().ok().filter(|number| *number <= NUMBER_MAX)
+}
+
 fn stage(value: &str) -> Option<StageResult> {
     let mut words = value.split(' ');
     let name = words.next()?.parse().ok()?;
@@ -358,13 +362,15 @@ fn stage(value: &str) -> Option<StageResult> {
         "signal" => StageExit::Signal(words.next()?.parse().ok()?),
         _ => return None,
     };
-    let (wall_ms, cpu_ms) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let (wall_ms, cpu_ms) = (number_of(words.next()?)?, number_of(words.next()?)?);
     words.next().is_none().then_some(StageResult { name, exit, wall_ms, cpu_ms })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Validate as _;
+    use crate::guest::FromGuest;
     use proptest::prelude::*;
 
     fn task(command: Command, value: String) -> TaskDocument {
@@ -409,12 +415,27 @@ mod tests {
             ("crewboss-result 1\nstage a code 0 1 1\nstage a code 0 1 1\nend\n", "line 3"),
             ("crewboss-result 1\nmessage a\\x\nend\n", "backslash"),
             ("crewboss-result 1\nrss -1\nend\n", "line 2"),
+            // No result of a task may hold such a number.
+            ("crewboss-result 1\nrss 9007199254740992\nend\n", "line 2"),
+            ("crewboss-result 1\nstage a code 0 1 9007199254740992\nend\n", "line 2"),
         ] {
             let error = ResultDocument::parse(bad).unwrap_err().to_string();
             assert!(error.contains(why), "{bad:?}: {error}");
         }
         let bad = "crewboss-environment 1\nvariable 1x y\nend\n";
         assert!(Ending::Environment.parse(bad).is_err());
+    }
+
+    #[test]
+    fn an_agent_cannot_report_what_no_result_may_hold() {
+        let ended = |wall_ms, rss_kib_max| FromGuest::Ended {
+            result: StageResult { name: "a".parse().unwrap(), exit: StageExit::Code(0), wall_ms, cpu_ms: 0 },
+            rss_kib_max,
+            stopped: false,
+        };
+        assert_eq!(ended(NUMBER_MAX, NUMBER_MAX).validate(), Ok(()));
+        assert!(ended(NUMBER_MAX + 1, 0).validate().is_err());
+        assert!(ended(0, NUMBER_MAX + 1).validate().is_err());
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use document::{DocumentError, Ending, ResultDocument, Served, TaskDocument};
 
 use crate::id::Name;
-use crate::limits::{GUEST_LOG_BYTES_MAX, LINE_BYTES_MAX, TEXT_BYTES_MAX, VERSIONS_MAX};
+use crate::limits::{GUEST_LOG_BYTES_MAX, LINE_BYTES_MAX, NUMBER_MAX, TEXT_BYTES_MAX, VERSIONS_MAX};
 use crate::message::{Invalid, Validate, is_variable};
 use crate::outcome::StageResult;
 
@@ -171,6 +171,9 @@ pub enum FromGuest {
     Failed {
         /// What failed, where and why.
         text: String,
+        /// Whether it is the result disk that is full: the task has made more than there is room for.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        full: bool,
     },
 }
 
@@ -234,10 +237,14 @@ impl Validate for FromGuest {
             FromGuest::Log { bytes, .. } => at_most("bytes", *bytes as usize, GUEST_LOG_BYTES_MAX),
             FromGuest::Collected { document, .. } => at_most("document", document.len(), LINE_BYTES_MAX),
             FromGuest::Environment { variables } => are_variables(variables),
-            FromGuest::Failed { text } => at_most("text", text.len(), TEXT_BYTES_MAX),
+            FromGuest::Failed { text, .. } => at_most("text", text.len(), TEXT_BYTES_MAX),
+            FromGuest::Ended { result, rss_kib_max, .. } => {
+                let largest = result.wall_ms.max(result.cpu_ms).max(*rss_kib_max);
+                let why = || format!("{largest} is over the limit of {NUMBER_MAX}");
+                if largest <= NUMBER_MAX { Ok(()) } else { Err(Invalid { field: "result", why: why() }) }
+            }
             FromGuest::Bootstrapped { versions } => at_most("versions", versions.len(), VERSIONS_MAX),
             FromGuest::Ready { .. }
-            | FromGuest::Ended { .. }
             | FromGuest::Networked
             | FromGuest::Prepared
             | FromGuest::Renewed(_)

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crewboss_protocol::guest::{
-    Ending, FromGuest, GuestLoad, GuestStream, Identity, ResultDocument, Served, TaskDocument, ToGuest, network_address,
+    Ending, FromGuest, GuestLoad, GuestStream, Identity, ResultDocument, Served, TaskDocument, ToGuest,
+    network_address,
 };
 use crewboss_protocol::{Command, Stage, StageExit, StageResult};
 
@@ -102,13 +103,9 @@ pub fn from_guest() -> Vec<FromGuest> {
         FromGuest::Renewed(identity()),
         FromGuest::Alive {
             number: 7,
-            load: GuestLoad {
-            load_percent: 125,
-            memory_available: 900_000_000,
-            disk_free: 2_000_000_000,
-},
+            load: GuestLoad { load_percent: 125, memory_available: 900_000_000, disk_free: 2_000_000_000 },
             busy: true,
         },
-        FromGuest::Failed { text: "/crewboss/src: no space left on device".to_owned() },
+        FromGuest::Failed { text: "/crewboss/src: no space left on device".to_owned(), full: false },
     ]
 }

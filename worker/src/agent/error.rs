@@ -81,6 +81,6 @@ impl AgentError {
 
     /// As the message to the host.
     pub(super) fn told(&self) -> FromGuest {
-        FromGuest::Failed { text: shortened(chain(self)) }
+        FromGuest::Failed { text: shortened(chain(self)), full: matches!(self, Self::ResultDisk { .. }) }
     }
 }

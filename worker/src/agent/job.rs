@@ -166,7 +166,7 @@ fn child(socket: OwnedFd, work: impl FnOnce(&mut Reporter) -> Result<FromGuest, 
         kill_all_descendants(|_| ());
         let message = match done {
             Ok(done) => done.unwrap_or_else(|error| error.told()),
-            Err(_) => FromGuest::Failed { text: "the agent has panicked".to_owned() },
+            Err(_) => FromGuest::Failed { text: "the agent has panicked".to_owned(), full: false },
         };
         reporter.message(END, &message);
     }

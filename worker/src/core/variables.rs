@@ -11,7 +11,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Puts together what a runner needs to know of a target. The target's own variables win.
 pub fn spec(target: &Target, facts: &HostFacts, hello: &Hello) -> Spec {
     // That of a machine is in its guests, whatever the host has under the same name.
-    let of_host = target.toolchain.as_ref().filter(|_| !matches!(target.environment, Environment::Machine(_)));
+    let of_host =
+        target.toolchain.as_ref().filter(|_| !matches!(target.environment, Environment::Machine(_)));
     let toolchain = of_host.and_then(|name| facts.toolchains.iter().find(|one| one.name == *name));
     let user =
         std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "crewboss".to_owned());
@@ -63,9 +64,8 @@ mod tests {
 
     #[test]
     fn the_compiler_of_a_host_is_no_concern_of_its_guests() {
-        let has = |spec: &Spec| {
-            (spec.toolchain.is_some(), spec.variables.iter().any(|(name, _)| name == "CC"))
-        };
+        let has =
+            |spec: &Spec| (spec.toolchain.is_some(), spec.variables.iter().any(|(name, _)| name == "CC"));
         assert_eq!(has(&of(r#""directory""#)), (true, true));
         assert_eq!(has(&of(r#"{"machine":{"name":"debian"}}"#)), (false, false));
     }

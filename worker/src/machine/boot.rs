@@ -56,9 +56,7 @@ pub fn boot(
             return Err(Stop::Misboot { machine: machine.clone(), tries, why });
         }
         watch.step(format!("{machine} did not boot, try {number} of {tries}: {why}"));
-        if let Some(guest) = guests.pop() {
-            guest.end().into_iter().for_each(|problem| watch.step(problem));
-        }
+        watch.end_last(guests);
         number += 1;
     }
 }
@@ -69,7 +67,7 @@ fn until_up(watch: &mut Watch<'_>, guests: &mut [Guest], until: Instant) -> Resu
     loop {
         match watch.next(guests, until) {
             Seen::Cancelled => return Err(Stop::Cancelled),
-            Seen::Starved(why) => return Err(Stop::starved(&why)),
+            Seen::DiskFailed(why) => return Err(Stop::Host(why)),
             Seen::TimeUp => {
                 return Ok(Some("it asked for nothing in the time that it has for starting up".to_owned()));
             }
@@ -81,7 +79,7 @@ fn until_up(watch: &mut Watch<'_>, guests: &mut [Guest], until: Instant) -> Resu
             Seen::Guest(_, GuestEvent::Said(FromGuest::Ready { agent })) => {
                 return Ok(Some(format!("its agent has version {agent}, not {AGENT_VERSION}")));
             }
-            Seen::Guest(_, GuestEvent::Ended(how)) => return Ok(Some(format!("it {how}"))),
+            Seen::Guest(_, GuestEvent::Ended { how, .. }) => return Ok(Some(format!("it {how}"))),
             Seen::Guest(_, GuestEvent::Nonsense(why)) => return Ok(Some(why)),
             Seen::Guest(..) => {}
         }

@@ -15,7 +15,7 @@ use super::exchange;
 use super::guest::{Guest, GuestEvent};
 use super::manifest::Manifest;
 use super::plan::{BOOTSTRAPPED, Life, Plan, Purpose};
-use super::record::{GuestRecord, Owners, Step};
+use super::record::{NewGuest, Owners, Step};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 
@@ -76,10 +76,8 @@ pub fn make(
     for number in 1..=tries {
         let mut guests = Vec::new();
         let versions = attempt(bench, means, watch, &mut guests, show);
-        if let Some(guest) = guests.pop() {
-            watch.console = versions.is_err().then(|| guest.console.text());
-            guest.end().into_iter().for_each(|problem| watch.step(problem));
-        }
+        watch.console = guests.last().filter(|_| versions.is_err()).map(|guest| guest.console.text());
+        watch.end_last(&mut guests);
         match versions {
             Ok(versions) => return Ok(versions),
             Err(stop @ (Stop::Cancelled | Stop::Machine(_) | Stop::Host(_))) => return Err(stop),
@@ -124,34 +122,19 @@ fn attempt(
 fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
     let (machines, directory) = (bench.machines, bench.directory);
     let toolchain = &bench.toolchain.name;
-    let mut record = GuestRecord::create(
-        machines,
-        directory,
-        toolchain,
-        &means.session,
-        &means.work,
-        means.owners.clone(),
-    )
-    .map_err(|error| Stop::host(&error))?;
-    super::halt::at(Step::Planned);
-    let snapshot = record.snapshot(machines);
-    let prepared =
-        directory.snapshot_revision(&snapshot).map_err(|error| Stop::host(&error)).and_then(|manifest| {
-            record.advance(machines, Step::Copied).map_err(|error| Stop::host(&error))?;
-            super::halt::at(Step::Copied);
-            let archive = snapshot.join(ARCHIVE);
-            write_archive(bench, &archive)
-                .map_err(|error| Stop::Host(format!("cannot write {}: {error}", archive.display())))?;
-            Ok((manifest, archive))
-        });
-    let (manifest, archive) = prepared.inspect_err(|_| {
-        // The first error counts; what stays has a record.
-        let _swept = record.remove(machines);
-    })?;
+    let mut new =
+        NewGuest::create(machines, directory, toolchain, &means.session, &means.work, means.owners.clone())
+            .map_err(|error| Stop::host(&error))?;
+    let snapshot = new.snapshot();
+    let manifest = directory.snapshot_revision(&snapshot).map_err(|error| Stop::directory(&error))?;
+    new.is_copied().map_err(|error| Stop::host(&error))?;
+    let archive = snapshot.join(ARCHIVE);
+    write_archive(bench, &archive)
+        .map_err(|error| Stop::Host(format!("cannot write {}: {error}", archive.display())))?;
     let most = manifest.memory_max.unwrap_or(u64::MAX);
     let mut guest = Guest::start(Plan {
         machines,
-        record,
+        guest: new,
         manifest: &manifest,
         accelerator: means.accelerator,
         memory: means.memory.clamp(manifest.memory_min, most),
@@ -186,13 +169,16 @@ fn install(
             None => return Err(unable(format!("its bootstrap takes longer than {} s", limit.as_secs()))),
             Some(GuestEvent::Output(_, bytes)) => show(watch, &bytes),
             Some(GuestEvent::Said(FromGuest::Bootstrapped { versions })) => return Ok(versions),
-            Some(GuestEvent::Said(FromGuest::Failed { text })) => return Err(unable(text)),
+            Some(GuestEvent::Said(FromGuest::Failed { text, .. })) => return Err(unable(text)),
             Some(GuestEvent::Put(name)) if name == BOOTSTRAPPED => {
                 let text = std::fs::read_to_string(guest.put_file(BOOTSTRAPPED));
                 let text = text.map_err(|error| unable(format!("its report cannot be read: {error}")))?;
                 return Ending::Bootstrapped.parse(&text).map_err(|error| unable(chain(&error)));
             }
-            Some(GuestEvent::Ended(how)) => {
+            Some(GuestEvent::Silent(silence)) => {
+                return Err(unable(format!("its agent has not answered for {} s", silence.as_secs())));
+            }
+            Some(GuestEvent::Ended { how, .. }) => {
                 let last_words = guest.console.last_words(3);
                 return Err(unable(format!(
                     "it {how} in its bootstrap; its console ended with: {last_words}"
@@ -209,13 +195,16 @@ fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, guest: &mut Guest) -> Re
     guest.tell(&ToGuest::PowerOff)?;
     let limit = bench.manifest.limits.shutdown;
     let until = Instant::now() + limit;
+    let unable = |why| Stop::Unable { machine: bench.directory.name.clone(), why };
     loop {
         match next(watch, guest, until)? {
-            Some(GuestEvent::Ended(_)) => return Ok(()),
+            Some(GuestEvent::Ended { off: true, .. }) => return Ok(()),
+            Some(GuestEvent::Ended { how, .. }) => {
+                return Err(unable(format!("it {how} instead of switching itself off")));
+            }
             Some(_) => {}
             None => {
-                let why = format!("it did not switch itself off within {} s", limit.as_secs());
-                return Err(Stop::Unable { machine: bench.directory.name.clone(), why });
+                return Err(unable(format!("it did not switch itself off within {} s", limit.as_secs())));
             }
         }
     }
@@ -224,7 +213,7 @@ fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, guest: &mut Guest) -> Re
 fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Option<GuestEvent>, Stop> {
     match watch.next(std::slice::from_mut(guest), until) {
         Seen::Cancelled => Err(Stop::Cancelled),
-        Seen::Starved(why) => Err(Stop::starved(&why)),
+        Seen::DiskFailed(why) => Err(Stop::Host(why)),
         Seen::TimeUp => Ok(None),
         Seen::Guest(_, event) => Ok(Some(event)),
     }

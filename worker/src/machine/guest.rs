@@ -60,11 +60,22 @@ pub enum GuestEvent {
     Released,
     /// Its agent has not said a word for this long.
     Silent(Duration),
-    /// It stands still, since the host has no room for what it writes to its disk.
-    Starved(String),
+    /// The host's disk is full or broken, and it felt that.
+    DiskFailed(String),
     /// It is gone.
-    Ended(String),
+    Ended {
+        /// What it did.
+        how: String,
+        /// Whether it switched itself off.
+        off: bool,
+    },
 }
+
+/// What a guest has done that switched itself off.
+const OFF: &str = "switched itself off";
+
+/// What QEMU says of an operation that failed since the host's disk is broken, or its owner may have no more of it.
+const BROKEN_DISK: [&str; 3] = ["Input/output error", "Disk quota exceeded", "Read-only file system"];
 
 /// A guest that runs. Killed and removed when dropped.
 #[derive(Debug)]
@@ -170,6 +181,11 @@ impl Guest {
         &self.kept
     }
 
+    /// Its agent knows its task.
+    pub fn is_prepared(&mut self) {
+        self.kept.prepared = true;
+    }
+
     /// Lets people in who knock, until the door is closed by dropping what was opened before.
     ///
     /// # Errors
@@ -225,12 +241,12 @@ impl Guest {
     /// If the task cannot go on without it.
     pub fn as_auxiliary(&self, event: GuestEvent) -> Result<(), Stop> {
         let why = match event {
-            GuestEvent::Ended(how) => {
+            GuestEvent::Ended { how, .. } => {
                 format!("it {how}; its console ended with: {}", self.console.last_words(3))
             }
             GuestEvent::Silent(silence) => format!("it has not answered for {} s", silence.as_secs()),
             GuestEvent::Nonsense(why) => format!("what it sent cannot be read: {why}"),
-            GuestEvent::Said(FromGuest::Failed { text }) => text,
+            GuestEvent::Said(FromGuest::Failed { text, .. }) => text,
             _ => return Ok(()),
         };
         Err(Stop::Auxiliary { name: self.called().clone(), why })
@@ -244,7 +260,7 @@ impl Guest {
     /// When it has to be looked at even if nothing can be read.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.talk {
-            Talk::Agent(port) => port.heard.map(|heard| (port.pinged + PING_EVERY).min(heard + SILENCE)),
+            Talk::Agent(port) => port.deadline(),
             Talk::Tftp(server) => server.deadline(),
         }
         .filter(|_| !self.ended)
@@ -290,7 +306,8 @@ impl Guest {
         }
         if let Some(ended) = ended {
             self.ended = true;
-            events.push(GuestEvent::Ended(self.how_it_ended(ended)));
+            let how = self.how_it_ended(ended);
+            events.push(GuestEvent::Ended { off: how == OFF, how });
         }
         events
     }
@@ -303,7 +320,7 @@ impl Guest {
             match incoming {
                 Incoming::Event(MonitorEvent::Shutdown { guest: true, reason }) => {
                     self.farewell.get_or_insert(match reason.as_str() {
-                        "guest-shutdown" => "switched itself off".to_owned(),
+                        "guest-shutdown" => OFF.to_owned(),
                         "guest-reset" => "reset itself".to_owned(),
                         "guest-panic" => "panicked".to_owned(),
                         other => format!("ended ({other})"),
@@ -316,10 +333,17 @@ impl Guest {
                 Incoming::Event(MonitorEvent::BlockIoError { operation, reason, action, .. })
                     if action == "stop" =>
                 {
-                    events.push(GuestEvent::Starved(format!("{operation}: {reason}")));
+                    events.push(GuestEvent::DiskFailed(format!(
+                        "the host has no room for what a guest writes to its disk ({operation}: {reason})"
+                    )));
                 }
-                Incoming::Event(MonitorEvent::BlockIoError { operation, reason, .. }) => {
-                    self.farewell = Some(format!("lost its disk ({operation}: {reason}) and ended"));
+                // What a guest can bring about itself, as by writing to a disk that is read-only, is none of these.
+                Incoming::Event(MonitorEvent::BlockIoError { operation, reason, .. })
+                    if BROKEN_DISK.contains(&reason.as_str()) =>
+                {
+                    events.push(GuestEvent::DiskFailed(format!(
+                        "the host's disk fails a guest ({operation}: {reason})"
+                    )));
                 }
                 _ => {}
             }
@@ -386,6 +410,8 @@ impl Guest {
         let mut problems = Vec::new();
         if !self.qemu.kill() {
             problems.push(format!("QEMU of the guest {} lives on after SIGKILL", self.record.id));
+            // Its record must stay as long as it does, so that it is found again.
+            self.removed = true;
         }
         if !std::mem::replace(&mut self.removed, true) {
             problems.extend(self.record.remove(&self.machines).err().map(|error| chain(&error)));
@@ -414,6 +440,11 @@ pub(super) struct Parts {
 }
 
 impl Port {
+    fn deadline(&self) -> Option<Instant> {
+        let silent = self.heard.filter(|_| !self.told_silent).map(|heard| heard + SILENCE);
+        self.heard.map(|_| self.pinged + PING_EVERY).into_iter().chain(silent).min()
+    }
+
     fn look(&mut self, qemu: &Qemu, now: Instant, events: &mut Vec<GuestEvent>) {
         let Some(fd) = &qemu.agent else { return };
         let mut bytes = Vec::new();

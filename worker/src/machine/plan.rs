@@ -21,7 +21,7 @@ use super::qemu::firmware::Uefi;
 use super::qemu::process::Qemu;
 use super::qemu::saved;
 use super::qemu::version::Program;
-use super::record::GuestRecord;
+use super::record::NewGuest;
 use super::tftp::server::{Limits, Offer, PutRule, Server};
 use super::verdict::Stop;
 
@@ -103,8 +103,8 @@ pub enum Life {
 pub struct Plan<'a> {
     /// The machine directory.
     pub machines: &'a Machines,
-    /// Its record.
-    pub record: GuestRecord,
+    /// Its record and its snapshot.
+    pub guest: NewGuest,
     /// Its machine.
     pub manifest: &'a Manifest,
     /// What runs its processor.
@@ -148,25 +148,13 @@ pub fn result_disk(directory: &Path) -> PathBuf {
 }
 
 impl Plan<'_> {
-    /// Starts QEMU. If that fails the guest is removed.
-    ///
-    /// # Errors
-    /// If the host cannot run it.
-    pub(super) fn start(self) -> Result<Guest, Stop> {
-        let (machines, record) = (self.machines, self.record.clone());
-        self.try_start().inspect_err(|_| {
-            // The first error counts; what stays has a record.
-            let _swept = record.remove(machines);
-        })
-    }
-
     /// What tells whether a saved guest can go on as this one; `image` is what it was booted from.
     ///
     /// # Errors
     /// If this host cannot start it.
     pub(super) fn key(&self, image: &[&str]) -> Result<String, Stop> {
         let program = Program::find().map_err(|error| Stop::host(&error))?;
-        let config = self.config(&self.record.snapshot(self.machines), None)?;
+        let config = self.config(&self.guest.snapshot(), None)?;
         Ok(saved::key(program.identity(), &config, image))
     }
 
@@ -175,8 +163,12 @@ impl Plan<'_> {
         (self.manifest.network != Network::None).then(|| self.mac())
     }
 
-    fn try_start(mut self) -> Result<Guest, Stop> {
-        let directory = self.record.snapshot(self.machines);
+    /// Starts QEMU. If that fails the guest is removed.
+    ///
+    /// # Errors
+    /// If the host cannot run it.
+    pub(super) fn start(mut self) -> Result<Guest, Stop> {
+        let directory = self.guest.snapshot();
         self.make_files(&directory)?;
         let mut server = match self.manifest.exchange {
             Exchange::Tftp => Some(self.server(&directory)?),
@@ -199,10 +191,11 @@ impl Plan<'_> {
         // What QEMU has against a guest it says before its greeting, and it comes of the manifest mostly.
         let greeted = qemu.wait_ready(Instant::now() + GREETING_WITHIN);
         let version = greeted.map_err(|error| Stop::Machine(chain(&error)))?;
+        let kept = self.kept(config, &version.to_string());
         Ok(Guest::new(Parts {
             machines: self.machines.clone(),
-            kept: self.kept(config, &version.to_string()),
-            record: self.record,
+            kept,
+            record: self.guest.run(),
             qemu,
             started,
             server,
@@ -221,7 +214,7 @@ impl Plan<'_> {
             instances: self.manifest.instances_max(),
             startup_ms: u64::try_from(self.manifest.limits.startup.as_millis()).unwrap_or(u64::MAX),
             memory: false,
-            prepared: true,
+            prepared: false,
             qemu: qemu.to_owned(),
             document: match &self.purpose {
                 Purpose::Task { document, .. }
@@ -245,7 +238,7 @@ impl Plan<'_> {
         let words = self.words(address.as_deref());
         let entry = |(name, value): &(&str, String)| (format!("opt/crewboss/{name}"), value.clone());
         Ok(GuestConfig {
-            name: self.record.id.to_string(),
+            name: self.guest.record().id.to_string(),
             accelerator: self.accelerator,
             cpu: self.manifest.cpu.clone(),
             memory: self.memory,
@@ -276,14 +269,14 @@ impl Plan<'_> {
         if let Some(mac) = &self.manifest.mac {
             return mac.to_string();
         }
-        let hash = blake3::hash(self.record.id.as_str().as_bytes());
+        let hash = blake3::hash(self.guest.record().id.as_str().as_bytes());
         let [a, b, c, ..] = *hash.as_bytes();
         format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
     }
 
     /// The address of its card in the private network, of another part of the hash than the other one.
     fn private_mac(&self) -> String {
-        let hash = blake3::hash(self.record.id.as_str().as_bytes());
+        let hash = blake3::hash(self.guest.record().id.as_str().as_bytes());
         let [_, _, _, a, b, c, ..] = *hash.as_bytes();
         format!("52:54:01:{a:02x}:{b:02x}:{c:02x}")
     }

@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use crewboss_protocol::machine::{MachineHolder, MachineRole};
-use crewboss_protocol::{Name, TaskRef};
+use crewboss_protocol::{Name, TaskRef, chain};
 
 use super::bootstrap::{self, Bench, Means, Versions};
-use super::directory::{MachineDir, Machines, Standing, Toolchain};
+use super::directory::{MachineDir, Machines, Standing, Toolchain, ToolchainError};
 use super::lock::{Locks, Wanted};
 use super::manifest::Manifest;
 use super::record::Owners;
@@ -75,8 +75,8 @@ impl<'a> Supply<'a> {
     /// # Errors
     /// If there is none, or its manifest makes no sense.
     pub fn find(&self, name: &Name) -> Result<Found, Stop> {
-        let directory = self.machines.find(name).map_err(|error| Stop::host(&error))?;
-        let manifest = directory.manifest().map_err(|error| Stop::host(&error))?;
+        let directory = self.machines.find(name).map_err(|error| Stop::directory(&error))?;
+        let manifest = directory.manifest().map_err(|error| Stop::directory(&error))?;
         Ok(Found { directory, manifest })
     }
 
@@ -124,7 +124,10 @@ impl<'a> Supply<'a> {
     /// # Errors
     /// If there is none that can be used.
     pub fn toolchain(&self, name: &Name) -> Result<Toolchain, Stop> {
-        self.machines.toolchain(name).map_err(|error| Stop::host(&error))
+        self.machines.toolchain(name).map_err(|error| match error {
+            ToolchainError::Read { .. } => Stop::host(&error),
+            error => Stop::Machine(chain(&error)),
+        })
     }
 
     /// How it stands with a machine's copy.
@@ -133,7 +136,7 @@ impl<'a> Supply<'a> {
     /// If the copy cannot be read.
     pub fn standing(&self, found: &Found, tools: &Toolchain) -> Result<Standing, Stop> {
         let standing = found.directory.standing(&found.manifest, tools, SystemTime::now());
-        standing.map_err(|error| Stop::host(&error))
+        standing.map_err(|error| Stop::directory(&error))
     }
 
     /// Bootstraps a machine unless somebody else is at it, for whom it waits a moment; or unless, once it has the lock, it

@@ -1,7 +1,9 @@
 //! Why a task in a guest does not come to its end, and what that means: pure.
 
+use std::fmt;
 use std::time::Duration;
 
+use super::directory::DirectoryError;
 use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::message::Hold;
 use crewboss_protocol::{Name, Outcome};
@@ -13,38 +15,48 @@ pub enum Stop {
     #[error("it was stopped")]
     Cancelled,
     /// The time of its target was up.
-    #[error("stopped in {} after {} ms{}", place(.stage), .limit.as_millis(), condition(.load))]
+    #[error("stopped in {} after {} ms{}", .phase, .limit.as_millis(), condition(.load))]
     Timeout {
-        /// In which stage.
-        stage: Option<Name>,
+        /// How far the task had come.
+        phase: Phase,
         /// The limit.
         limit: Duration,
         /// How the guest was.
         load: Option<GuestLoad>,
     },
     /// The guest ended, crashed or started anew by itself.
-    #[error("the guest of {machine} {how} in {}; its console ended with: {last_words}", place(.stage))]
+    #[error("the guest of {machine} {how} in {}; its console ended with: {last_words}", .phase)]
     Ended {
         /// Which machine.
         machine: Name,
-        /// In which stage.
-        stage: Option<Name>,
+        /// How far the task had come.
+        phase: Phase,
         /// What it did.
         how: String,
         /// The end of its console.
         last_words: String,
     },
     /// The agent does not answer any more.
-    #[error("the guest of {machine} has not answered for {} s in {}{}", .silence.as_secs(), place(.stage), condition(.load))]
+    #[error("the guest of {machine} has not answered for {} s in {}{}", .silence.as_secs(), .phase, condition(.load))]
     Silent {
         /// Which machine.
         machine: Name,
-        /// In which stage.
-        stage: Option<Name>,
+        /// How far the task had come.
+        phase: Phase,
         /// For how long.
         silence: Duration,
         /// How it was before.
         load: Option<GuestLoad>,
+    },
+    /// The agent is there and cannot go on.
+    #[error("the agent in the guest of {machine} cannot go on in {phase}: {why}")]
+    Failed {
+        /// Which machine.
+        machine: Name,
+        /// How far the task had come.
+        phase: Phase,
+        /// What it says.
+        why: String,
     },
     /// What the guest sent makes no sense.
     #[error("what the guest of {machine} sent cannot be read: {why}")]
@@ -88,8 +100,35 @@ pub enum Stop {
     Host(String),
 }
 
-fn place(stage: &Option<Name>) -> String {
-    stage.as_ref().map_or_else(|| "its preparation".to_owned(), |stage| format!("stage {stage}"))
+/// How far a task in a guest has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// No stage has begun.
+    Preparation,
+    /// This stage is the last one that has begun.
+    Stage(Name),
+    /// Some stage runs, and only the guest knows which.
+    Stages,
+    /// What it made is brought out.
+    Collection,
+}
+
+impl Phase {
+    /// The stage, if it is known.
+    pub fn stage(&self) -> Option<&Name> {
+        if let Self::Stage(name) = self { Some(name) } else { None }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Preparation => f.write_str("its preparation"),
+            Self::Stage(name) => write!(f, "stage {name}"),
+            Self::Stages => f.write_str("its stages"),
+            Self::Collection => f.write_str("the collection of what it made"),
+        }
+    }
 }
 
 /// A build that hangs often does so since it has no memory or no disk left.
@@ -110,9 +149,9 @@ impl Stop {
         Stop::Host(crewboss_protocol::chain(error))
     }
 
-    /// The host has no room for what a guest writes.
-    pub fn starved(why: &str) -> Self {
-        Stop::Host(format!("the host has no room for what a guest writes to its disk ({why})"))
+    /// An error of a machine's directory, with its causes: an operator may do with that what he likes, at any time.
+    pub fn directory(error: &DirectoryError) -> Self {
+        if error.is_of_host() { Stop::host(error) } else { Stop::Machine(crewboss_protocol::chain(error)) }
     }
 
     /// How the task ends.
@@ -120,7 +159,9 @@ impl Stop {
         match self {
             Stop::Cancelled => Outcome::Cancelled,
             Stop::Timeout { .. } => Outcome::Timeout,
-            Stop::Ended { .. } | Stop::Silent { .. } | Stop::Unreadable { .. } => Outcome::Abnormal,
+            Stop::Ended { .. } | Stop::Silent { .. } | Stop::Failed { .. } | Stop::Unreadable { .. } => {
+                Outcome::Abnormal
+            }
             Stop::Unable { .. }
             | Stop::Misboot { .. }
             | Stop::Auxiliary { .. }
@@ -159,7 +200,7 @@ mod tests {
         let name: Name = "debian".parse().unwrap();
         let stop = Stop::Ended {
             machine: name,
-            stage: Some("build".parse().unwrap()),
+            phase: Phase::Stage("build".parse().unwrap()),
             how: "switched itself off".to_owned(),
             last_words: "Power down".to_owned(),
         };
@@ -169,13 +210,13 @@ mod tests {
             "the guest of debian switched itself off in stage build; its console ended with: Power down"
         );
         let limit = Duration::from_secs(2);
-        let stop = Stop::Timeout { stage: None, limit, load: None };
+        let stop = Stop::Timeout { phase: Phase::Preparation, limit, load: None };
         assert_eq!(stop.to_string(), "stopped in its preparation after 2000 ms");
         let load = GuestLoad { load_percent: 405, memory_available: 3 << 20, disk_free: 1 << 30 };
-        let stop = Stop::Timeout { stage: None, limit, load: Some(load) };
+        let stop = Stop::Timeout { phase: Phase::Stages, limit, load: Some(load) };
         assert_eq!(
             stop.to_string(),
-            "stopped in its preparation after 2000 ms; it last said that its load is 4.05, and 3 MiB of memory and \
+            "stopped in its stages after 2000 ms; it last said that its load is 4.05, and 3 MiB of memory and \
              1024 MiB of its disk are free"
         );
         let (host, machine) = (Stop::Host("no QEMU".to_owned()), Stop::Machine("suspended".to_owned()));

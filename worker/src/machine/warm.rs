@@ -22,12 +22,13 @@ use super::directory::{
 };
 use super::exchange::SOURCE_DISK_BYTES;
 use super::guest::{Guest, GuestEvent};
+use super::hold;
 use super::identity::{self, Doubt};
 use super::lock::Locks;
 use super::manifest::{Manifest, Network};
 use super::plan::{Life, Plan, Purpose, result_disk_bytes_in};
 use super::qemu::saved::{self, Kind};
-use super::record::{GuestRecord, Step};
+use super::record::{NewGuest, Step};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 
@@ -177,9 +178,7 @@ impl Site<'_> {
         guests.push(guest);
         let renewed = renew(watch, guests, identity, until);
         if let Err(cold) = renewed {
-            if let Some(guest) = guests.pop() {
-                guest.end().into_iter().for_each(|problem| watch.step(problem));
-            }
+            watch.end_last(guests);
             return Err(cold);
         }
         let took = guests.last().map_or(begun, |guest| guest.started).elapsed();
@@ -188,32 +187,16 @@ impl Site<'_> {
 
     /// A guest that runs again, and who it shall be.
     fn restored(&self, given: Given<'_>, until: Instant) -> Result<(Guest, CopySnapshot, Identity), Cold> {
-        let mut record = self.record()?;
-        let snapshot = record.snapshot(self.machines);
-        let unwanted = |record: &GuestRecord| {
-            // The first error counts; what stays has a record.
-            let _swept = record.remove(self.machines);
-        };
+        let mut new = self.new_guest()?;
+        let snapshot = new.snapshot();
         let found = self.directory.snapshot_saved(self.toolchain, &snapshot);
-        let found = match found.map_err(|error| Stop::host(&error)) {
-            Ok(Some(found)) => found,
-            Ok(None) => {
-                unwanted(&record);
-                return Err(Cold::Unfit("it has just been replaced".to_owned()));
-            }
-            Err(stop) => {
-                unwanted(&record);
-                return Err(stop.into());
-            }
+        let Some(found) = found.map_err(|error| Stop::directory(&error))? else {
+            return Err(Cold::Unfit("it has just been replaced".to_owned()));
         };
-        record.advance(self.machines, Step::Copied).map_err(|error| Stop::host(&error))?;
-        super::halt::at(Step::Copied);
+        new.is_copied().map_err(|error| Stop::host(&error))?;
         let purpose = Purpose::Task { source: given.source, document: given.document.to_owned() };
-        let plan = self.plan(record, &found.copy.manifest, purpose, Life::Saved(found.memory()), true);
-        if let Err(why) = fits(&plan, &found.record) {
-            unwanted(&plan.record);
-            return Err(why);
-        }
+        let plan = self.plan(new, &found.copy.manifest, purpose, Life::Saved(found.memory()), true);
+        fits(&plan, &found.record)?;
         let mac = plan.address();
         let mut guest = Guest::start(plan)?;
         guest.advance(Step::Booting)?;
@@ -232,9 +215,9 @@ impl Site<'_> {
         Ok((guest, found.copy, identity))
     }
 
-    fn record(&self) -> Result<GuestRecord, Stop> {
+    fn new_guest(&self) -> Result<NewGuest, Stop> {
         let means = self.means;
-        let record = GuestRecord::create(
+        let new = NewGuest::create(
             self.machines,
             self.directory,
             self.toolchain,
@@ -242,13 +225,12 @@ impl Site<'_> {
             &means.work,
             means.owners.clone(),
         );
-        super::halt::at(Step::Planned);
-        record.map_err(|error| Stop::host(&error))
+        new.map_err(|error| Stop::host(&error))
     }
 
     fn plan<'b>(
         &'b self,
-        record: GuestRecord,
+        guest: NewGuest,
         manifest: &'b Manifest,
         purpose: Purpose<'b>,
         life: Life,
@@ -256,7 +238,7 @@ impl Site<'_> {
     ) -> Plan<'b> {
         Plan {
             machines: self.machines,
-            record,
+            guest,
             manifest,
             accelerator: self.means.accelerator,
             memory: self.means.memory,
@@ -286,6 +268,7 @@ impl Site<'_> {
     }
 
     fn try_make(&self, watch: &mut Watch<'_>, guests: &mut Vec<Guest>) -> Result<(), Stop> {
+        hold::check_room(&self.directory.path(), self.means.memory).map_err(|error| Stop::host(&error))?;
         let (mut saved, mut mac) = (None, None);
         let limits = self.directory.manifest().map_err(|error| Stop::host(&error))?.limits;
         let patience = Patience { startup: limits.startup, again: 0 };
@@ -330,26 +313,21 @@ impl Site<'_> {
 
     /// A guest that boots to be saved, what its template will say of it, and its network address.
     fn start_to_save(&self) -> Result<(Guest, SavedRecord, Option<String>), Stop> {
-        let mut record = self.record()?;
-        let snapshot = record.snapshot(self.machines);
-        let prepared =
-            self.directory.snapshot_copy(self.toolchain, &snapshot).map_err(|error| Stop::host(&error));
-        let prepared = prepared.and_then(|copy| {
-            record.advance(self.machines, Step::Copied).map_err(|error| Stop::host(&error))?;
-            let source = snapshot.join(NO_SOURCE);
-            let made = std::fs::File::create(&source).and_then(|file| file.set_len(SOURCE_DISK_BYTES));
-            made.map_err(|error| Stop::Host(format!("cannot make {}: {error}", source.display())))?;
-            let result_bytes = result_disk_bytes_in(&snapshot)
-                .map_err(|error| Stop::Host(format!("cannot look at {}: {error}", snapshot.display())))?;
-            Ok((copy, source, result_bytes))
-        });
-        let (copy, source, result_bytes) = prepared.inspect_err(|_| {
-            // The first error counts; what stays has a record.
-            let _swept = record.remove(self.machines);
-        })?;
+        let mut new = self.new_guest()?;
+        let snapshot = new.snapshot();
+        let copy = self
+            .directory
+            .snapshot_copy(self.toolchain, &snapshot)
+            .map_err(|error| Stop::directory(&error))?;
+        new.is_copied().map_err(|error| Stop::host(&error))?;
+        let source = snapshot.join(NO_SOURCE);
+        let made = std::fs::File::create(&source).and_then(|file| file.set_len(SOURCE_DISK_BYTES));
+        made.map_err(|error| Stop::Host(format!("cannot make {}: {error}", source.display())))?;
+        let result_bytes = result_disk_bytes_in(&snapshot)
+            .map_err(|error| Stop::Host(format!("cannot look at {}: {error}", snapshot.display())))?;
         let purpose = Purpose::Task { source: &source, document: String::new() };
         let life = Life::Template(saved_memory(&snapshot));
-        let plan = self.plan(record, &copy.manifest, purpose, life, false);
+        let plan = self.plan(new, &copy.manifest, purpose, life, false);
         let key = plan.key(&image(&copy.record))?;
         let since = since_1970().as_secs();
         let saved = SavedRecord { key, copy: copy.record.clone(), result_bytes, since, failed: None };
@@ -395,7 +373,7 @@ fn fits(plan: &Plan<'_>, saved: &SavedRecord) -> Result<(), Cold> {
     if plan.key(&image(&saved.copy))? != saved.key {
         return unfit("QEMU, or the size of its guests, has changed");
     }
-    let snapshot = plan.record.snapshot(plan.machines);
+    let snapshot = plan.guest.snapshot();
     let bytes = result_disk_bytes_in(&snapshot)
         .map_err(|error| Cold::Failed(format!("cannot look at {}: {error}", snapshot.display())))?;
     // A power of two: free space that goes up and down by little must not make it change all the time.
@@ -419,7 +397,7 @@ fn renew(
         let failed = |why: String| Err(Cold::Failed(why));
         match watch.next(guests, until) {
             Seen::Cancelled => return Err(Cold::Stop(Stop::Cancelled)),
-            Seen::Starved(why) => return Err(Cold::Stop(Stop::starved(&why))),
+            Seen::DiskFailed(why) => return Err(Cold::Stop(Stop::Host(why))),
             Seen::TimeUp => return failed(format!("it says nothing within {} s", WITHIN.as_secs())),
             Seen::Guest(index, event) if index != last => guests[index].as_auxiliary(event)?,
             Seen::Guest(_, GuestEvent::Said(FromGuest::Renewed(answer))) => {
@@ -437,8 +415,8 @@ fn renew(
                 // It has started anew instead of going on.
                 return failed(format!("its agent (version {agent} of {AGENT_VERSION}) began anew"));
             }
-            Seen::Guest(_, GuestEvent::Said(FromGuest::Failed { text })) => return failed(text),
-            Seen::Guest(_, GuestEvent::Ended(how)) => return failed(format!("it {how}")),
+            Seen::Guest(_, GuestEvent::Said(FromGuest::Failed { text, .. })) => return failed(text),
+            Seen::Guest(_, GuestEvent::Ended { how, .. }) => return failed(format!("it {how}")),
             Seen::Guest(_, GuestEvent::Nonsense(why)) => return failed(why),
             Seen::Guest(..) => {}
         }

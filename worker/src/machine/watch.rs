@@ -18,8 +18,8 @@ use crate::sys;
 pub enum Seen {
     /// A guest did something; its place among those watched.
     Guest(usize, GuestEvent),
-    /// A guest stands still, since the host's disk is full; the host's words.
-    Starved(String),
+    /// The host's disk is full or broken, and a guest felt it.
+    DiskFailed(String),
     /// The worker proper wants an end, or is gone.
     Cancelled,
     /// The time is up.
@@ -70,6 +70,16 @@ impl<'a> Watch<'a> {
             self.wait(guests, now, until);
             self.hear();
             self.look(guests, Instant::now());
+        }
+    }
+
+    /// Ends the guest that was started last, with all that it did and nobody has seen: its place may be another's soon.
+    pub fn end_last(&mut self, guests: &mut Vec<Guest>) {
+        let Some(guest) = guests.pop() else { return };
+        let gone = guests.len();
+        self.seen.retain(|seen| !matches!(seen, Seen::Guest(index, _) if *index == gone));
+        for problem in guest.end() {
+            self.step(problem);
         }
     }
 
@@ -132,7 +142,7 @@ impl<'a> Watch<'a> {
                         self.link.forward(&FromWorker::GuestLoad { at: self.at, machine, load });
                         guest.load = Some(load);
                     }
-                    GuestEvent::Starved(why) => self.seen.push_back(Seen::Starved(why)),
+                    GuestEvent::DiskFailed(why) => self.seen.push_back(Seen::DiskFailed(why)),
                     event => self.seen.push_back(Seen::Guest(index, event)),
                 }
             }

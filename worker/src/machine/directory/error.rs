@@ -149,6 +149,11 @@ impl DirectoryError {
         }
     }
 
+    /// Whether it is the host that fails, and not the machine that is not as it should be.
+    pub fn is_of_host(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Snapshot { .. } | Self::Write { .. })
+    }
+
     /// Whether the file system was full.
     pub fn is_no_space(&self) -> bool {
         match self {

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -66,13 +67,14 @@ impl SourceArchiveError {
 }
 
 /// The archive of a tree that is checked out, [`SOURCE_DISK_BYTES`] long; made unless it is there. Several processes may
-/// do so at the same time. The same tree gives the same archive.
+/// do so at the same time. The same tree gives the same archive, and one that
+/// was changed since is made anew.
 ///
 /// # Errors
 /// If the source cannot be read or the archive not be written.
 pub fn source_tar(layout: &Layout, tree: TreeId) -> Result<PathBuf, SourceArchiveError> {
     let (place, archive) = (layout.source(tree), layout.source_archive(tree));
-    if archive.is_file() {
+    if is_intact(layout, tree) {
         return Ok(archive);
     }
     // Of each caller its own: the last one that is done wins, and all are the same.
@@ -87,11 +89,34 @@ pub fn source_tar(layout: &Layout, tree: TreeId) -> Result<PathBuf, SourceArchiv
         // The first error is the one to report, and the next pruning removes what is left.
         drop(fs::remove_file(&unfinished));
     }
-    made.map(|()| archive)
+    made?;
+    if let Some(state) = state(&archive) {
+        // Without it the archive is made once more the next time.
+        drop(fs::write(note(layout, tree), state));
+    }
+    Ok(archive)
+}
+
+/// Whether an archive is there and as it was made. A build of the same user could write to it, and would build for others.
+fn is_intact(layout: &Layout, tree: TreeId) -> bool {
+    let noted = fs::read_to_string(note(layout, tree)).ok();
+    noted.is_some() && state(&layout.source_archive(tree)) == noted
+}
+
+/// What no write leaves as it is: the kernel sets the time of the last change, and nobody else can.
+fn state(archive: &Path) -> Option<String> {
+    let found = fs::symlink_metadata(archive).ok().filter(fs::Metadata::is_file)?;
+    Some(format!("{} {} {} {}\n", found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
+}
+
+/// What an archive was when it was made.
+fn note(layout: &Layout, tree: TreeId) -> PathBuf {
+    layout.sources().join(format!("{tree}.tar.made"))
 }
 
 /// Removes the archive of a tree. That there is none is fine.
 pub fn forget(layout: &Layout, tree: TreeId) {
+    drop(fs::remove_file(note(layout, tree)));
     drop(fs::remove_file(layout.source_archive(tree)));
 }
 
@@ -246,7 +271,7 @@ fn attributes(state: &Stat) -> Attributes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
 
     use crate::machine::exchange::tar::Reader;
@@ -303,6 +328,24 @@ mod tests {
         let error = source_tar(&layout, TREE).unwrap_err();
         assert!(matches!(error, SourceArchiveError::Read { .. }), "{error}");
         assert_eq!(fs::read_dir(layout.sources()).unwrap().count(), 0, "nothing is left of a failure");
+    }
+
+    #[test]
+    fn an_archive_that_somebody_has_written_to_is_made_anew() {
+        let base = tempfile::tempdir().unwrap();
+        let layout = layout(base.path());
+        let archive = source_tar(&layout, TREE).unwrap();
+        let content = |archive: &Path| {
+            let mut bytes = vec![0; usize::try_from(archive_length(archive).unwrap()).unwrap()];
+            io::Read::read_exact(&mut File::open(archive).unwrap(), &mut bytes).unwrap();
+            bytes
+        };
+        let (good, time) = (content(&archive), fs::metadata(&archive));
+        let file = File::options().write(true).open(&archive).unwrap();
+        io::Write::write_all(&mut &file, b"evil").unwrap();
+        file.set_modified(time.unwrap().modified().unwrap()).unwrap();
+        assert!(content(&archive) != good);
+        assert!(content(&source_tar(&layout, TREE).unwrap()) == good);
     }
 
     #[test]

@@ -112,14 +112,19 @@ pub fn save_memory(
     if qemu.child.try_ended().is_some() {
         return Err(MemoryError::Ended);
     }
-    let needs = resident(qemu.child.pid()).unwrap_or(0).saturating_add(ROOM) >> 20;
-    let directory = state.parent().unwrap_or(state);
-    let has = rustix::fs::statvfs(directory).map_or(u64::MAX, |it| it.f_bavail.saturating_mul(it.f_frsize));
-    if has >> 20 < needs {
-        return Err(MemoryError::Room { needs, has: has >> 20 });
-    }
+    check_room(state.parent().unwrap_or(state), resident(qemu.child.pid()).unwrap_or(0))?;
     let until = Instant::now() + SAVE_WITHIN;
     Ok(saved::save_while(&mut qemu.qmp, state, Kind::Whole, until, wanted)?)
+}
+
+/// Whether a directory has room for a memory of these many bytes, so that others do not run out of it.
+///
+/// # Errors
+/// If it has not.
+pub fn check_room(directory: &Path, memory: u64) -> Result<(), MemoryError> {
+    let needs = memory.saturating_add(ROOM) >> 20;
+    let has = rustix::fs::statvfs(directory).map_or(u64::MAX, |it| it.f_bavail.saturating_mul(it.f_frsize));
+    if has >> 20 < needs { Err(MemoryError::Room { needs, has: has >> 20 }) } else { Ok(()) }
 }
 
 /// Memory that a process has, in bytes.

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use crate::held::Held;
 
@@ -69,15 +69,12 @@ pub(in crate::machine) fn read(path: &Path) -> Option<Vec<u8>> {
 
 fn open(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    // Bosses of several users may share a machine directory; the locks are for all of them.
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o666)
-        .custom_flags(flags)
-        .open(path)
+    let file =
+        File::options().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)?;
+    // Bosses of several users may share a machine directory: the locks are for all of them, whatever umask says. Who
+    // has not made the file cannot change its mode, and need not.
+    let _others = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o666));
+    Ok(file)
 }
 
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {

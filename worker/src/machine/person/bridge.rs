@@ -10,7 +10,7 @@ use super::terminal::{Terminal, Typed};
 use crate::machine::qemu::child::Ended;
 use crate::sys::{self, Signals};
 
-/// Typed bytes that a guest does not take; beyond it the keyboard is not read.
+/// Typed bytes that a guest does not take; what is more is lost, but the key that leaves is heard.
 const TYPED_MAX: usize = 64 << 10;
 
 /// The signals that a visit listens to.
@@ -88,10 +88,9 @@ fn wait(
     behind: &dyn Behind,
 ) -> io::Result<Ready> {
     let flags = |writes: bool| if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let keyboard = if typed.len() < TYPED_MAX { PollFlags::IN } else { PollFlags::empty() };
     let mut fds = vec![
         PollFd::new(signals.fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(Terminal::keyboard(), keyboard),
+        PollFd::from_borrowed_fd(Terminal::keyboard(), PollFlags::IN),
     ];
     fds.extend(channel.map(|channel| PollFd::new(channel, flags(!typed.is_empty()))));
     fds.extend(behind.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
@@ -119,7 +118,8 @@ fn take_keys(terminal: &Terminal, channel: Option<&OwnedFd>, typed: &mut Vec<u8>
         Typed::End => (Vec::new(), false),
     };
     if let Some(channel) = channel {
-        typed.extend(bytes);
+        let room = TYPED_MAX.saturating_sub(typed.len());
+        typed.extend(bytes.into_iter().take(room));
         write(channel, typed);
     }
     stays

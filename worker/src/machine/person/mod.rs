@@ -9,6 +9,7 @@ mod bridge;
 pub mod enter;
 pub mod release;
 pub mod retry;
+mod shown;
 mod terminal;
 mod visit;
 

@@ -1,17 +1,17 @@
 //! `crewboss retry`, on the host: a stage of a held guest's task runs again, in that very guest.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::guest::{FromGuest, GuestStream, ToGuest};
+use crewboss_protocol::guest::{FromGuest, ToGuest};
 use crewboss_protocol::{Name, StageResult};
 use rustix::event::{PollFd, PollFlags};
 
 use super::agent::{Heard, Line, end_of};
 use super::bridge::SIGNALS;
 use super::enter::{drain, drain_monitor};
+use super::shown::Shown;
 use super::visit::{Visit, load};
 use super::{PersonError, claim, say};
 use crate::machine::directory::Machines;
@@ -191,7 +191,7 @@ impl<'a, 'b> Talk<'a, 'b> {
                     self.visit.revived.kept.prepared = true;
                     return Ok(());
                 }
-                Some(Heard::Said(FromGuest::Failed { text })) => return Err(self.unable(text)),
+                Some(Heard::Said(FromGuest::Failed { text, .. })) => return Err(self.unable(text)),
                 Some(_) => {}
             }
         }
@@ -200,6 +200,7 @@ impl<'a, 'b> Talk<'a, 'b> {
     fn stage_end(&mut self) -> Result<StageResult, Stopped> {
         // A person who wants to may stop it; there is no other limit.
         let mut end = None;
+        let mut shown = Shown::default();
         loop {
             let look = end.unwrap_or_else(|| end_of(Duration::from_secs(3600)));
             let heard = match self.next(look) {
@@ -213,14 +214,14 @@ impl<'a, 'b> Talk<'a, 'b> {
             };
             match heard {
                 None if end.is_some() => return Err(Stopped::Person),
-                Some(Heard::Output(stream, bytes)) => show(stream, &bytes),
+                Some(Heard::Output(stream, bytes)) => shown.take(stream, &bytes),
                 Some(Heard::Said(FromGuest::Ended { stopped: true, .. } | FromGuest::Failed { .. }))
                     if end.is_some() =>
                 {
                     return Err(Stopped::Person);
                 }
                 Some(Heard::Said(FromGuest::Ended { result, .. })) => return Ok(result),
-                Some(Heard::Said(FromGuest::Failed { text })) => return Err(self.unable(text)),
+                Some(Heard::Said(FromGuest::Failed { text, .. })) => return Err(self.unable(text)),
                 _ => {}
             }
         }
@@ -299,16 +300,4 @@ fn is_input_over() -> bool {
     let mut fds = [PollFd::from_borrowed_fd(input, PollFlags::IN)];
     let ready = sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0);
     ready && !rustix::io::read(input, &mut [0; 64]).is_ok_and(|count| count > 0)
-}
-
-fn show(stream: GuestStream, bytes: &[u8]) {
-    let shown = match stream {
-        GuestStream::Out => {
-            let mut out = io::stdout().lock();
-            out.write_all(bytes).and_then(|()| out.flush())
-        }
-        GuestStream::Err => io::stderr().lock().write_all(bytes),
-    };
-    // That nobody reads it shows by the end of input.
-    drop(shown);
 }

@@ -9,6 +9,7 @@ mod throttle;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -173,10 +174,13 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// A record that cannot be read: its content was lost with the power. Its snapshot is an orphan then.
+    /// A record that makes no sense: its content was lost with the power. Its snapshot is an orphan then.
     fn damaged(&mut self, id: &Name) {
         let path = record::path(self.machines, id);
-        if !is_young_file(&path, self.now)
+        let is_private =
+            fs::File::open(&path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+        if !is_private
+            && !is_young_file(&path, self.now)
             && let Err(error) = remove_tree(&path)
         {
             self.complain(chain(&error));

@@ -93,7 +93,7 @@ impl Task<'_> {
                     return Err(missing(format!("its service is not up after {} s", within.as_secs())));
                 }
                 Ok(Some(GuestEvent::Said(FromGuest::Environment { variables }))) => return Ok(variables),
-                Ok(Some(GuestEvent::Said(FromGuest::Failed { text }))) => return Err(missing(text)),
+                Ok(Some(GuestEvent::Said(FromGuest::Failed { text, .. }))) => return Err(missing(text)),
                 Ok(Some(GuestEvent::Put(file))) if file == ENVIRONMENT => {
                     let path = self.guests[self.build()].put_file(ENVIRONMENT);
                     let text = std::fs::read_to_string(path).map_err(|error| missing(error.to_string()))?;

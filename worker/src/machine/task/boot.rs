@@ -11,7 +11,7 @@ use crate::machine::bootstrap::Means;
 use crate::machine::directory::{CopySnapshot, Machines};
 use crate::machine::guest::Guest;
 use crate::machine::plan::{Life, Plan, Purpose, Wire};
-use crate::machine::record::{GuestRecord, Owners, Step};
+use crate::machine::record::{NewGuest, Owners, Step};
 use crate::machine::verdict::Stop;
 use crate::machine::warm::{self, Given, Site, Warm};
 use crate::machine::watch::Watch;
@@ -152,26 +152,15 @@ pub(super) fn start(
     shows_console: bool,
 ) -> Result<(Guest, CopySnapshot), Stop> {
     let toolchain: &Name = &claim.toolchain;
-    let mut record =
-        GuestRecord::create(machines, &claim.directory, toolchain, &job.session, &job.work, owners.clone())
+    let mut new =
+        NewGuest::create(machines, &claim.directory, toolchain, &job.session, &job.work, owners.clone())
             .map_err(|error| Stop::host(&error))?;
-    crate::machine::halt::at(Step::Planned);
-    let copied = claim
-        .directory
-        .snapshot_copy(toolchain, &record.snapshot(machines))
-        .map_err(|error| Stop::host(&error))
-        .and_then(|copy| {
-            record.advance(machines, Step::Copied).map_err(|error| Stop::host(&error))?;
-            Ok(copy)
-        });
-    let copy = copied.inspect_err(|_| {
-        // The first error counts; what stays has a record.
-        let _swept = record.remove(machines);
-    })?;
-    crate::machine::halt::at(Step::Copied);
+    let copy =
+        claim.directory.snapshot_copy(toolchain, &new.snapshot()).map_err(|error| Stop::directory(&error))?;
+    new.is_copied().map_err(|error| Stop::host(&error))?;
     let mut guest = Guest::start(Plan {
         machines,
-        record,
+        guest: new,
         manifest: &copy.manifest,
         accelerator: job.accelerator,
         memory: claim.memory,

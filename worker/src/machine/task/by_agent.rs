@@ -14,7 +14,7 @@ use crate::machine::exchange::{self, ArchiveError, ArchiveLimits};
 use crate::machine::guest::GuestEvent;
 use crate::machine::plan::result_disk;
 use crate::machine::record::Step;
-use crate::machine::verdict::Stop;
+use crate::machine::verdict::{Phase, Stop};
 use crate::runner::stage::Stream;
 use crate::runner::uploads;
 
@@ -48,6 +48,7 @@ impl Task<'_> {
         self.answer(Instant::now() + PREPARE_WITHIN, |said| {
             matches!(said, FromGuest::Prepared).then_some(())
         })?;
+        self.guests[build].is_prepared();
         self.guests[build].advance(Step::Running)?;
         let limit = Duration::from_millis(self.spec.target.timeout_ms);
         let mut deadline = Instant::now() + limit;
@@ -67,13 +68,13 @@ impl Task<'_> {
         if outcome == Outcome::Failure && self.pauses_on_failure() {
             self.wait_for_failure()?;
         }
-        self.stage = None;
+        self.phase = Phase::Collection;
         self.collect_from_agent(&mut outcome)?;
         Ok(outcome)
     }
 
     pub(super) fn begin_stage(&mut self, index: usize, stage: &Stage) {
-        self.stage = Some(stage.name.clone());
+        self.phase = Phase::Stage(stage.name.clone());
         if index > 0 {
             self.watch.link.forward(&FromWorker::Stage { at: self.job.at, stage: stage.name.clone() });
         }
@@ -96,13 +97,17 @@ impl Task<'_> {
         loop {
             let Some(event) = self.next(deadline)? else {
                 let load = self.guests[self.build()].load;
-                return Err(Stop::Timeout { stage: self.stage.clone(), limit, load });
+                return Err(Stop::Timeout { phase: self.phase.clone(), limit, load });
             };
             match event {
                 GuestEvent::Output(stream, bytes) => self.take(stream, &bytes)?,
                 GuestEvent::Said(FromGuest::Ended { result, rss_kib_max, stopped }) => {
                     self.rss_kib = self.rss_kib.max(rss_kib_max);
                     return Ok(StageEnd { result, stopped });
+                }
+                GuestEvent::Said(FromGuest::Failed { text, .. }) => {
+                    let machine = self.machine.machines.name.clone();
+                    return Err(Stop::Failed { machine, phase: self.phase.clone(), why: text });
                 }
                 GuestEvent::Said(other) => return Err(self.unexpected(&other)),
                 _ => {}
@@ -132,15 +137,15 @@ impl Task<'_> {
                 None => {
                     let silence = begun.elapsed();
                     let load = self.guests[self.build()].load;
-                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence, load });
+                    return Err(Stop::Silent { machine, phase: self.phase.clone(), silence, load });
                 }
                 Some(GuestEvent::Output(stream, bytes)) => self.take(stream, &bytes)?,
-                Some(GuestEvent::Said(FromGuest::Failed { text })) => {
-                    return Err(Stop::Unable { machine, why: text });
-                }
-                Some(GuestEvent::Said(said)) => match is_it(&said) {
-                    Some(answer) => return Ok(answer),
-                    None => return Err(self.unexpected(&said)),
+                Some(GuestEvent::Said(said)) => match (is_it(&said), said) {
+                    (Some(answer), _) => return Ok(answer),
+                    (None, FromGuest::Failed { text, .. }) => {
+                        return Err(Stop::Unable { machine, why: text });
+                    }
+                    (None, said) => return Err(self.unexpected(&said)),
                 },
                 Some(_) => {}
             }
@@ -152,17 +157,18 @@ impl Task<'_> {
         self.guests[build].advance(Step::Collecting)?;
         self.tell(&ToGuest::Collect)?;
         let collected = self.answer(Instant::now() + COLLECT_WITHIN, |said| match said {
-            FromGuest::Collected { document, bytes } => Some((document.clone(), *bytes)),
+            FromGuest::Collected { document, bytes } => Some(Ok((document.clone(), *bytes))),
+            // What the task made does not fit where it has to go: that is the task's doing.
+            FromGuest::Failed { text, full: true } => Some(Err(text.clone())),
             _ => None,
         });
-        let (document, bytes) = match collected {
-            // What the task made does not fit where it has to go: that is the task's doing.
-            Err(Stop::Unable { why, .. }) => {
+        let (document, bytes) = match collected? {
+            Ok(collected) => collected,
+            Err(why) => {
                 self.message = why;
                 *outcome = Outcome::Failure;
                 return Ok(());
             }
-            collected => collected?,
         };
         let result = ResultDocument::parse(&document).map_err(|error| self.unreadable(chain(&error)))?;
         (self.sizes, self.message) = (result.sizes, result.message);

@@ -13,7 +13,7 @@ use super::by_agent::cannot_store;
 use crate::machine::guest::GuestEvent;
 use crate::machine::plan::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::record::Step;
-use crate::machine::verdict::Stop;
+use crate::machine::verdict::{Phase, Stop};
 use crate::runner::stage::Stream;
 
 /// A result is a few lines; a guest that puts more of them lies.
@@ -29,15 +29,16 @@ impl Task<'_> {
         let deadline = Instant::now() + limit;
         let build = self.build();
         self.guests[build].advance(Step::Running)?;
-        // Which stage runs only the guest knows.
+        self.phase = Phase::Stages;
         loop {
             match self.next(deadline)? {
-                None => return Err(Stop::Timeout { stage: None, limit, load: None }),
+                None => return Err(Stop::Timeout { phase: self.phase.clone(), limit, load: None }),
                 Some(GuestEvent::Put(name)) if name == RESULT => break,
                 Some(_) => {}
             }
         }
         self.guests[build].advance(Step::Collecting)?;
+        self.phase = Phase::Collection;
         self.take_logs()?;
         let result = self.result_document()?;
         let mut outcome = self.judge(&result)?;

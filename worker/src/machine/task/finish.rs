@@ -119,7 +119,7 @@ impl Task<'_> {
             target: self.spec.target.name.clone(),
             commit: self.job.commit,
             at: self.job.at,
-            stage: self.stage.clone().or_else(last),
+            stage: self.phase.stage().cloned().or_else(last),
             outcome,
             boss: self.machine.boss.clone(),
             run: self.machine.run.clone(),

@@ -18,12 +18,12 @@ use std::time::Instant;
 use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{Name, Outcome, StageResult};
+use crewboss_protocol::{Outcome, StageResult};
 
 use super::guest::{Guest, GuestEvent};
 use super::lock::Place;
 use super::manifest::Exchange;
-use super::verdict::Stop;
+use super::verdict::{Phase, Stop};
 use super::watch::{Seen, Watch};
 use crate::runner::artifacts::Found;
 use crate::runner::link::Link;
@@ -41,7 +41,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         guests: Vec::new(),
         places: Vec::new(),
         output: Output::new(job.at, &job.dir),
-        stage: None,
+        phase: Phase::Preparation,
         stages: Vec::new(),
         processors: machine.processors,
         rss_kib: 0,
@@ -71,8 +71,7 @@ struct Task<'a> {
     /// The locks of their machines, held until all of them are gone.
     places: Vec<Place>,
     output: Output,
-    /// The stage that runs.
-    stage: Option<Name>,
+    phase: Phase,
     stages: Vec<StageResult>,
     /// Those of the build machine's guest.
     processors: u32,
@@ -111,14 +110,14 @@ impl Task<'_> {
             let build = self.build();
             match self.watch.next(&mut self.guests, until) {
                 Seen::Cancelled => return Err(Stop::Cancelled),
-                Seen::Starved(why) => return Err(Stop::starved(&why)),
+                Seen::DiskFailed(why) => return Err(Stop::Host(why)),
                 Seen::TimeUp => return Ok(None),
                 Seen::Guest(index, event) if index != build => self.guests[index].as_auxiliary(event)?,
-                Seen::Guest(_, GuestEvent::Ended(how)) => return Err(self.ended(how)),
+                Seen::Guest(_, GuestEvent::Ended { how, .. }) => return Err(self.ended(how)),
                 Seen::Guest(_, GuestEvent::Silent(silence)) => {
                     let machine = self.machine.machines.name.clone();
                     let load = self.guests[build].load;
-                    return Err(Stop::Silent { machine, stage: self.stage.clone(), silence, load });
+                    return Err(Stop::Silent { machine, phase: self.phase.clone(), silence, load });
                 }
                 Seen::Guest(_, GuestEvent::Nonsense(why)) => return Err(self.unreadable(why)),
                 Seen::Guest(_, GuestEvent::Refused(what)) => {
@@ -133,7 +132,7 @@ impl Task<'_> {
     fn ended(&self, how: String) -> Stop {
         Stop::Ended {
             machine: self.machine.machines.name.clone(),
-            stage: self.stage.clone(),
+            phase: self.phase.clone(),
             how,
             last_words: self.guests[self.build()].console.last_words(3),
         }

@@ -46,7 +46,7 @@ impl Task<'_> {
 
     /// Waits for the person after the stage that failed.
     pub(super) fn wait_for_failure(&mut self) -> Result<(), Stop> {
-        let Some(stage) = self.stage.clone() else { return Ok(()) };
+        let Some(stage) = self.phase.stage().cloned() else { return Ok(()) };
         self.wait_for_person(&stage).map(drop)
     }
 
