@@ -268,7 +268,7 @@ impl Site<'_> {
     }
 
     fn try_make(&self, watch: &mut Watch<'_>, guests: &mut Vec<Guest>) -> Result<(), Stop> {
-        hold::check_room(&self.directory.path(), self.means.memory).map_err(|error| Stop::host(&error))?;
+        hold::check_room(self.directory.path(), self.means.memory).map_err(|error| Stop::host(&error))?;
         let (mut saved, mut mac) = (None, None);
         let limits = self.directory.manifest().map_err(|error| Stop::host(&error))?.limits;
         let patience = Patience { startup: limits.startup, again: 0 };
