@@ -280,7 +280,7 @@ fn machine_done() -> Done {
         err: LogEnd { bytes: 0, text: Some(String::new()) },
         sizes: String::new(),
         artifacts: ArtifactCount::default(),
-        toolchain: Some("gcc12".to_owned()),
+        toolchain: None,
         warm: false,
         machine: Some(Box::new(MachineResult {
             name: name("debian12"),
