@@ -18,7 +18,7 @@ use crewboss_protocol::limits::MACHINES_MAX;
 use crewboss_protocol::{Name, SessionId, chain};
 use rustix::process::Signal;
 
-use super::directory::{Entry, MachineDir, Machines};
+use super::directory::{Entry, MachineDir, Machines, ToolchainError};
 use super::lock;
 use super::record::{self, GuestRecord};
 use crate::process::{KILL_WITHIN, ProcessId};
@@ -195,11 +195,8 @@ impl<'a> Sweep<'a> {
         // Also machines of which a volume before has one of the same name may have orphans.
         let misplaced = listing.misplaced.iter().filter_map(|misplaced| self.at(&misplaced.path));
         let others: Vec<MachineDir> = misplaced.collect();
-        for machine in listing.machines.iter().chain(&others) {
-            self.machine(machine, false);
-        }
-        for machine in &listing.withdrawn {
-            self.machine(machine, true);
+        for machine in listing.machines.iter().chain(&others).chain(&listing.withdrawn) {
+            self.machine(machine);
         }
     }
 
@@ -210,7 +207,7 @@ impl<'a> Sweep<'a> {
             .filter(|machine| machine.path() == path)
     }
 
-    fn machine(&mut self, machine: &MachineDir, withdrawn: bool) {
+    fn machine(&mut self, machine: &MachineDir) {
         let entries = match machine.entries() {
             Ok(entries) => entries,
             Err(error) => return self.complain(format!("cannot read {}: {error}", machine.path().display())),
@@ -218,9 +215,15 @@ impl<'a> Sweep<'a> {
         for entry in entries {
             match machine.entry(&entry) {
                 Entry::Guest(_) => self.orphan(machine, &entry),
-                Entry::Copy(toolchain) if withdrawn => self.retire(machine, &toolchain),
-                Entry::Suspension(toolchain) if withdrawn => drop(machine.lift(&toolchain)),
-                Entry::Saved(toolchain) if withdrawn || machine.copy(&toolchain).is_err() => {
+                Entry::Copy(toolchain) if self.is_unwanted(machine, &toolchain) => {
+                    self.retire(machine, &toolchain);
+                }
+                Entry::Suspension(toolchain) if self.is_unwanted(machine, &toolchain) => {
+                    drop(machine.lift(&toolchain));
+                }
+                Entry::Saved(toolchain)
+                    if self.is_unwanted(machine, &toolchain) || machine.copy(&toolchain).is_err() =>
+                {
                     self.forget(machine, &toolchain);
                 }
                 Entry::Copy(_) | Entry::Suspension(_) | Entry::Saved(_) | Entry::Other => {}
@@ -245,13 +248,19 @@ impl<'a> Sweep<'a> {
         fs::symlink_metadata(record::path(self.machines, id)).is_ok()
     }
 
-    /// Removes the copy of a machine that is withdrawn, unless somebody uses it.
+    /// Whether nothing is started from a machine with this toolchain any more: an operator has withdrawn one of them.
+    fn is_unwanted(&self, machine: &MachineDir, toolchain: &Name) -> bool {
+        fs::symlink_metadata(machine.link()).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            || matches!(self.machines.toolchain(toolchain), Err(ToolchainError::NotThere { .. }))
+    }
+
+    /// Removes a copy that nothing is started from any more, unless somebody still uses it.
     fn retire(&mut self, machine: &MachineDir, toolchain: &Name) {
         let locked = match lock::try_retire(self.machines, &machine.name, toolchain) {
             Ok(locked) => locked,
             Err(error) => return self.complain(chain(&error)),
         };
-        if locked.is_none() || fs::symlink_metadata(machine.link()).is_ok() {
+        if locked.is_none() || !self.is_unwanted(machine, toolchain) {
             return;
         }
         // By another name first: whoever makes a snapshot gets a whole one or none.

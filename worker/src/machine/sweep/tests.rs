@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -294,6 +295,21 @@ fn the_copies_of_a_withdrawn_machine_go_unless_somebody_uses_them() {
     assert_eq!(leftovers(&machines, &machine), Vec::<String>::new());
     assert!(!machine.copy_path(&name("default")).exists());
     assert!(machine.path().join("deb-1.1").exists(), "an operator's revision was removed");
+}
+
+#[test]
+fn the_copies_of_a_toolchain_that_is_gone_go() {
+    let (_mount, machines, machine) = prepared();
+    let toolchain = machines.toolchains().join("gcc13");
+    fs::create_dir_all(&toolchain).unwrap();
+    fs::write(toolchain.join("bootstrap"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(toolchain.join("bootstrap"), fs::Permissions::from_mode(0o755)).unwrap();
+    bootstrap(&machines, &machine, "gcc13");
+    assert_eq!(swept(&machines, HeldGuests::Keep), CleanReport::default());
+    fs::remove_dir_all(&toolchain).unwrap();
+    assert_eq!(swept(&machines, HeldGuests::Keep).subvolumes, 1);
+    assert!(!machine.copy_path(&name("gcc13")).exists());
+    assert!(machine.copy_path(&name("default")).exists());
 }
 
 #[test]
