@@ -28,6 +28,12 @@ pub const NAME_BYTES_MAX: usize = 128;
 /// Longest relative path of an artifact; Linux allows 4096 for a whole path.
 pub const PATH_BYTES_MAX: usize = 3072;
 
+/// Longest part of the path of an artifact: what file systems take as the name of one file.
+pub const PATH_PART_BYTES_MAX: usize = 255;
+
+/// Parts of the path of an artifact.
+pub const PATH_PARTS_MAX: usize = 256;
+
 /// Targets in one build file.
 pub const TARGETS_MAX: usize = 100_000;
 

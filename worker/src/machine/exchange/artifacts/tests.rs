@@ -119,6 +119,15 @@ fn names_that_lead_elsewhere_are_refused_and_reported() {
 }
 
 #[test]
+fn a_name_that_no_file_system_can_have_is_refused_and_reported() {
+    for name in [format!("out/{}.bin", "a".repeat(256)), format!("out/{}b", "a/".repeat(256))] {
+        let got = taken(&[(&name, "x"), ("out/good", "g")], &["**"]);
+        assert_eq!(got.files, ["good=g"], "{name:?}");
+        assert!(got.problems.contains("cannot be brought back: \"a"), "{:?}", got.problems);
+    }
+}
+
+#[test]
 fn links_are_never_made_nor_written_through() {
     let got = taken(&[("out/a", "-> /tmp"), ("out/a/b", "x"), ("out/a", "second")], &["a", "a/b"]);
     assert_eq!(got.files, ["a/b=x"]);
