@@ -49,6 +49,9 @@ pub const QUEUED_TASKS_MAX: usize = 4096;
 /// Artifacts of one task.
 pub const ARTIFACTS_MAX: usize = 1_000_000;
 
+/// Uploads of one task: each is an archive, a checksum and a command at the boss.
+pub const UPLOADS_MAX: usize = 1000;
+
 /// Auxiliary machines of one target.
 pub const AUXILIARIES_MAX: usize = 9;
 

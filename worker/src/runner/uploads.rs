@@ -11,7 +11,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use crewboss_protocol::Name;
-use crewboss_protocol::limits::ARTIFACTS_MAX;
+use crewboss_protocol::limits::{ARTIFACTS_MAX, UPLOADS_MAX};
 use sha2::{Digest as _, Sha256};
 
 use super::artifacts::Found;
@@ -22,6 +22,13 @@ const DEPTH_MAX: usize = 256;
 /// What a tar archive is made of.
 const BLOCK: usize = 512;
 
+/// One upload, as it lies in the output of a task.
+struct Instance {
+    kind: Name,
+    name: Name,
+    root: PathBuf,
+}
+
 /// Makes the archives of a task below `dir` and adds them to what was found. That there are none is the ordinary case.
 ///
 /// # Errors
@@ -31,39 +38,69 @@ pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
     if !uploads.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
         return Ok(());
     }
-    for kind in sorted(&uploads)? {
-        let Some(kind_name) = directory(&uploads, &kind, found) else { continue };
-        let place = dir.join("uploads").join(kind_name.as_str());
-        for instance in sorted(&uploads.join(&kind))? {
-            let Some(name) = directory(&uploads.join(&kind), &instance, found) else { continue };
-            fs::create_dir_all(&place)?;
-            let root = uploads.join(&kind).join(&instance);
-            let file = place.join(format!("{name}.tar"));
-            let sum = match archive(&root, &name, &file, found) {
-                Ok(Some(sum)) => sum,
-                Ok(None) => continue,
-                // The task took the right away from itself, so trying again elsewhere would not help.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    found.problem(format!("the upload {name} cannot be archived: {error}"));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let beside = place.join(format!("{name}.tar.sha256"));
-            // As `sha256sum` writes it, so that `sha256sum -c` reads it.
-            fs::write(&beside, format!("{sum}  {name}.tar\n"))?;
-            for (path, end) in [(file, ""), (beside, ".sha256")] {
-                found.bytes += path.metadata()?.len();
-                found.files.insert(format!("upload/{kind_name}/{name}.tar{end}"), path);
+    let instances = instances(&uploads, found)?;
+    // Said before anything is written: these are as many commands at the boss, and there it would be too late.
+    if instances.len() > UPLOADS_MAX {
+        found.problem(format!("there are more than {UPLOADS_MAX} uploads"));
+        return Ok(());
+    }
+    if found.files.len() + 2 * instances.len() > ARTIFACTS_MAX {
+        found.problem(format!(
+            "there are more than {ARTIFACTS_MAX} artifacts, uploads and their checksums included"
+        ));
+        return Ok(());
+    }
+    for instance in instances {
+        match add_one(&instance, dir, found) {
+            Ok(()) => {}
+            // The task took the right away from itself, so trying again elsewhere would not help.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                found.problem(format!("the upload {} cannot be archived: {error}", instance.name));
             }
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
+/// All uploads, or as many as are enough to know that they are too many.
+fn instances(uploads: &Path, found: &mut Found) -> io::Result<Vec<Instance>> {
+    let mut all = Vec::new();
+    for kind in sorted(uploads)? {
+        let Some(kind_name) = directory(uploads, &kind, found) else { continue };
+        let place = uploads.join(&kind);
+        for instance in sorted(&place)? {
+            let Some(name) = directory(&place, &instance, found) else { continue };
+            all.push(Instance { kind: kind_name.clone(), name, root: place.join(&instance) });
+            if all.len() > UPLOADS_MAX {
+                return Ok(all);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Adds one archive and its checksum, if it can be made.
+fn add_one(instance: &Instance, dir: &Path, found: &mut Found) -> io::Result<()> {
+    let Instance { kind, name, root } = instance;
+    let place = dir.join("uploads").join(kind.as_str());
+    fs::create_dir_all(&place)?;
+    let file = place.join(format!("{name}.tar"));
+    let Some(sum) = archive(root, name, &file, found)? else { return Ok(()) };
+    let beside = place.join(format!("{name}.tar.sha256"));
+    // As `sha256sum` writes it, so that `sha256sum -c` reads it.
+    fs::write(&beside, format!("{sum}  {name}.tar\n"))?;
+    for (path, end) in [(file, ""), (beside, ".sha256")] {
+        found.bytes += path.metadata()?.len();
+        found.files.insert(format!("upload/{kind}/{name}.tar{end}"), path);
+    }
+    Ok(())
+}
+
+/// What is in a directory. Of one that has far too much, enough to find that out.
 fn sorted(directory: &Path) -> io::Result<Vec<OsString>> {
-    let names: io::Result<Vec<OsString>> =
-        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect();
+    let entries = fs::read_dir(directory)?.take(ARTIFACTS_MAX + 1);
+    let names: io::Result<Vec<OsString>> = entries.map(|entry| Ok(entry?.file_name())).collect();
     let mut names = names?;
     names.sort();
     Ok(names)
@@ -111,7 +148,7 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
         } else {
             Some("it has what is neither file, directory nor link")
         };
-        let problem = problem.or((entries > ARTIFACTS_MAX).then_some("it has too many files"));
+        let problem = problem.or((entries + open.len() > ARTIFACTS_MAX).then_some("it has too many files"));
         if let Some(problem) = problem {
             found.problem(format!("the upload {name} cannot be archived: {problem} ({:?})", shown.display()));
             return Ok(None);
@@ -339,6 +376,35 @@ mod tests {
         fs::create_dir(linked.path().join("out")).unwrap();
         symlink("/etc", linked.path().join("out/upload")).unwrap();
         assert!(added(linked.path()).files.is_empty());
+    }
+
+    #[test]
+    fn too_many_uploads_are_said_and_not_brought_back() {
+        let base = tempfile::tempdir().unwrap();
+        let kind = base.path().join("out/upload/kind");
+        for number in 0..UPLOADS_MAX {
+            fs::create_dir_all(kind.join(number.to_string())).unwrap();
+        }
+        let all = added(base.path());
+        assert_eq!((all.files.len(), all.problems.len()), (2 * UPLOADS_MAX, 0), "{:?}", all.problems);
+        fs::create_dir_all(base.path().join("out/upload/other/one")).unwrap();
+        let found = added(base.path());
+        assert_eq!((found.files.len(), found.bytes), (0, 0));
+        assert_eq!(found.problems, ["there are more than 1000 uploads"]);
+    }
+
+    #[test]
+    fn uploads_count_among_the_artifacts_of_their_task() {
+        let base = tempfile::tempdir().unwrap();
+        put(base.path(), "kind/one/x", "");
+        let names = |count: usize| (0..count).map(|number| (number.to_string(), PathBuf::new())).collect();
+        let mut found = Found { files: names(ARTIFACTS_MAX - 1), ..Found::default() };
+        add(&base.path().join("out"), &base.path().join("task"), &mut found).unwrap();
+        assert_eq!(found.files.len(), ARTIFACTS_MAX - 1, "the boss refuses more, and the host with it");
+        assert!(found.problems.join("; ").contains("more than 1000000 artifacts"), "{:?}", found.problems);
+        found = Found { files: names(ARTIFACTS_MAX - 2), ..Found::default() };
+        add(&base.path().join("out"), &base.path().join("task"), &mut found).unwrap();
+        assert_eq!((found.files.len(), found.problems.len()), (ARTIFACTS_MAX, 0));
     }
 
     #[test]
