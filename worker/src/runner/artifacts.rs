@@ -53,6 +53,23 @@ impl Found {
         });
     }
 
+    /// Forgets each file whose name is also the directory of another one, and says so: no directory can have both. They can
+    /// come from two roots, or be an archive and what a task has made. To be done after the last one was added.
+    pub fn settle(&mut self) {
+        for (name, below) in clashes(&self.files) {
+            if let Some(file) = self.files.remove(&name) {
+                self.bytes = self.bytes.saturating_sub(file.metadata().map_or(0, |meta| meta.len()));
+            }
+            self.problem(format!("the artifact {name:?} cannot be brought back beside {below:?}"));
+        }
+    }
+
+    /// Whether one more file can have this name.
+    pub fn has_room_for(&self, name: &str) -> bool {
+        let is_free = !self.files.contains_key(name) && first_below(&self.files, name).is_none();
+        is_free && self.files.len() < ARTIFACTS_MAX
+    }
+
     /// Writes the list that the bulk channel reads, one JSON line per file.
     ///
     /// # Errors
@@ -66,6 +83,18 @@ impl Found {
         }
         list.flush()
     }
+}
+
+/// Names that are also directories of other names, each with the first one of these.
+pub fn clashes<T>(files: &BTreeMap<String, T>) -> Vec<(String, String)> {
+    let clash = |name: &String| Some((name.clone(), first_below(files, name)?.clone()));
+    files.keys().filter_map(clash).collect()
+}
+
+fn first_below<'a, T>(files: &'a BTreeMap<String, T>, name: &str) -> Option<&'a String> {
+    let directory = format!("{name}/");
+    let (first, _) = files.range(directory.clone()..).next()?;
+    first.starts_with(&directory).then_some(first)
 }
 
 /// Looks for all patterns in the roots, in the first one first. A file found in an earlier root wins.
@@ -211,6 +240,25 @@ mod tests {
         let text = fs::read_to_string(list).unwrap();
         let first: ArtifactLine = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(first.path.as_str(), "lib/a.o");
+    }
+
+    #[test]
+    fn a_name_that_is_also_the_directory_of_another_one_is_said_and_not_brought_back() {
+        let base = tempfile::tempdir().unwrap();
+        let (out, src) = (base.path().join("out"), base.path().join("src"));
+        fs::create_dir_all(&out).unwrap();
+        fs::create_dir_all(src.join("a/deep")).unwrap();
+        for file in ["out/a", "out/a-b", "src/a/x", "src/a/deep/y"] {
+            fs::write(base.path().join(file), "123").unwrap();
+        }
+        let mut found = find(&["a*", "a/**"].map(str::to_owned), &[&out, &src]);
+        found.settle();
+        assert_eq!(names(&found), ["a-b", "a/deep/y", "a/x"]);
+        assert_eq!(found.bytes, 9);
+        assert_eq!(found.problems, ["the artifact \"a\" cannot be brought back beside \"a/deep/y\""]);
+        for (name, room) in [("a", false), ("a-b", false), ("a/x", false), ("a-", true), ("c", true)] {
+            assert_eq!(found.has_room_for(name), room, "{name}");
+        }
     }
 
     #[test]

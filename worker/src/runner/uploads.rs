@@ -3,6 +3,7 @@
 //!
 //! The same files give the same archive: entries are sorted, and times and owners are left out.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write};
@@ -12,9 +13,11 @@ use std::path::{Component, Path, PathBuf};
 
 use crewboss_protocol::Name;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, UPLOADS_MAX};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::artifacts::Found;
+use crate::storage::is_no_space;
 
 /// Directories in each other that are looked through.
 const DEPTH_MAX: usize = 256;
@@ -32,13 +35,19 @@ struct Instance {
 /// Makes the archives of a task below `dir` and adds them to what was found. That there are none is the ordinary case.
 ///
 /// # Errors
-/// If an archive cannot be written, or a file of it not be read. What the task did wrong is among the problems of `found`.
+/// If the host has no room, or its disk fails. All else is what the task did wrong, and among the problems of `found`.
 pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
     let uploads = out.join("upload");
     if !uploads.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
         return Ok(());
     }
-    let instances = instances(&uploads, found)?;
+    let instances = match instances(&uploads, found) {
+        Err(error) if !is_of_host(&error) => {
+            found.problem(format!("the uploads cannot be looked through: {error}"));
+            return Ok(());
+        }
+        instances => instances?,
+    };
     // Said before anything is written: these are as many commands at the boss, and there it would be too late.
     if instances.len() > UPLOADS_MAX {
         found.problem(format!("there are more than {UPLOADS_MAX} uploads"));
@@ -53,14 +62,33 @@ pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
     for instance in instances {
         match add_one(&instance, dir, found) {
             Ok(()) => {}
-            // The task took the right away from itself, so trying again elsewhere would not help.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            // A name too long, a right that the task took away from itself: trying again elsewhere would not help.
+            Err(error) if !is_of_host(&error) => {
                 found.problem(format!("the upload {} cannot be archived: {error}", instance.name));
             }
             Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Puts files below `out` where [`add`] looks for them, by hard links. Fails with the name that cannot be there.
+///
+/// # Errors
+/// See [`is_of_host`].
+pub fn place<'a>(out: &Path, files: &'a BTreeMap<String, PathBuf>) -> Result<(), (&'a str, io::Error)> {
+    for (name, file) in files {
+        let path = out.join("upload").join(name);
+        let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+        made.and_then(|()| fs::hard_link(file, path)).map_err(|error| (name.as_str(), error))?;
+    }
+    Ok(())
+}
+
+/// Whether an error comes from the host and not from what a task has made: its names, rights and files.
+pub fn is_of_host(error: &io::Error) -> bool {
+    let of_host = [Errno::IO, Errno::ROFS, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+    is_no_space(error) || Errno::from_io_error(error).is_some_and(|errno| of_host.contains(&errno))
 }
 
 /// All uploads, or as many as are enough to know that they are too many.
@@ -376,6 +404,32 @@ mod tests {
         fs::create_dir(linked.path().join("out")).unwrap();
         symlink("/etc", linked.path().join("out/upload")).unwrap();
         assert!(added(linked.path()).files.is_empty());
+    }
+
+    #[test]
+    fn what_a_task_makes_impossible_is_not_the_failure_of_the_host() {
+        let base = tempfile::tempdir().unwrap();
+        put(base.path(), "kind/one/x", "");
+        // More than a path can have, as a build can make it by changing into one directory after the other.
+        let mut at = File::open(base.path().join("out/upload/kind/one")).unwrap();
+        for _ in 0..20 {
+            let name = "x".repeat(250);
+            rustix::fs::mkdirat(&at, &*name, rustix::fs::Mode::RWXU).unwrap();
+            let flags = rustix::fs::OFlags::DIRECTORY;
+            at = rustix::fs::openat(&at, &*name, flags, rustix::fs::Mode::empty()).unwrap().into();
+        }
+        let found = added(base.path());
+        let expected = "the upload one cannot be archived: File name too long (os error 36)";
+        assert_eq!((names(&found).len(), &*found.problems.join("; ")), (0, expected));
+
+        let numbered = base.path().join("0");
+        fs::write(&numbered, "x").unwrap();
+        let files = ["kind/two", "kind/two/below"].map(|name| (name.to_owned(), numbered.clone())).into();
+        let (name, error) = place(&base.path().join("placed"), &files).unwrap_err();
+        assert!(name == "kind/two/below" && !is_of_host(&error), "{error}");
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::IO] {
+            assert!(is_of_host(&errno.into()), "{errno}");
+        }
     }
 
     #[test]

@@ -109,6 +109,14 @@ fn uploads_are_kept_apart() {
 }
 
 #[test]
+fn an_upload_that_is_a_file_and_a_directory_is_reported() {
+    let files = [("out/upload/a/b", "file"), ("out/upload/a/b/c", "below"), ("out/upload/a/d/e", "good")];
+    let got = taken(&files, &[]);
+    assert_eq!(got.uploads, ["a/b/c=below", "a/d/e=good"]);
+    assert_eq!(got.problems, "the archive has the upload \"a/b\" as a file, and \"a/b/c\" below it");
+}
+
+#[test]
 fn names_that_lead_elsewhere_are_refused_and_reported() {
     for name in ["out/../../evil", "/etc/passwd", "out//x", "out/a\nb", "elsewhere/x", "../x", "out/.", "out"]
     {
