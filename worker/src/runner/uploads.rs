@@ -172,7 +172,7 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
         } else if meta.is_symlink() {
             let target = fs::read_link(&full)?;
             tar.link(&shown, &target)?;
-            (!stays_below(&path, &target)).then_some("a link leads out of it")
+            (!stays_below(&path, &target)).then_some("a link leads out of it, or has a `..` behind a name")
         } else {
             Some("it has what is neither file, directory nor link")
         };
@@ -185,21 +185,16 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
     tar.finish().map(Some)
 }
 
-/// Whether a link in an archive leads to a place in the same archive.
+/// Whether a link in an archive leads to a place in the same archive. A `..` behind a name is refused, since that name may
+/// be a link, too: then it does not lead back to where the name stands.
 fn stays_below(link: &Path, target: &Path) -> bool {
-    let mut depth = link.components().count().saturating_sub(1);
-    target.components().all(|part| match part {
-        Component::CurDir => true,
-        Component::Normal(_) => {
-            depth += 1;
-            true
-        }
-        Component::ParentDir => depth.checked_sub(1).is_some_and(|up| {
-            depth = up;
-            true
-        }),
-        Component::RootDir | Component::Prefix(_) => false,
-    })
+    let depth = link.components().count().saturating_sub(1);
+    let mut parts = target.components().filter(|part| *part != Component::CurDir).peekable();
+    let mut up = 0;
+    while parts.next_if_eq(&Component::ParentDir).is_some() {
+        up += 1;
+    }
+    up <= depth && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// A tar archive that is being written, in the format that GNU tar writes.
@@ -459,6 +454,21 @@ mod tests {
         found = Found { files: names(ARTIFACTS_MAX - 2), ..Found::default() };
         add(&base.path().join("out"), &base.path().join("task"), &mut found).unwrap();
         assert_eq!((found.files.len(), found.problems.len()), (ARTIFACTS_MAX, 0));
+    }
+
+    #[test]
+    fn no_links_together_lead_out_of_an_upload() {
+        let stays = |link: &str, target: &str| stays_below(Path::new(link), Path::new(target));
+        // Each looks harmless alone, and `p/q/L/..` is beside the upload.
+        assert!(stays("p/q/d", "../.."));
+        assert!(!stays("p/q/L", "d/../.."));
+        for target in ["a/..", "../a/../b", "./a/./..", "/", "../../..", "./../../../x"] {
+            assert!(!stays("p/q/L", target), "{target}");
+        }
+        for target in ["a", "a/b", "./a", "..", ".././../a", "../../p/q/a", "..a/b.."] {
+            assert!(stays("p/q/L", target), "{target}");
+        }
+        assert!(stays("L", "a") && stays("L", ".") && !stays("L", ".."));
     }
 
     #[test]
