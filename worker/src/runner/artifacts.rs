@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::RelPath;
-use crewboss_protocol::limits::ARTIFACTS_MAX;
+use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
 use crewboss_protocol::message::ArtifactCount;
 use globset::{GlobBuilder, GlobMatcher};
 use rustix::time::Timespec;
@@ -16,6 +16,10 @@ use super::message::ArtifactLine;
 
 /// Directories in each other that are looked through.
 const DEPTH_MAX: usize = 256;
+
+/// Bytes of all artifacts. A sparse file can be of any length, but the boss refuses a larger number, and the host with it.
+/// Archives of uploads and consoles, which are counted with them, take real space and do not come near the other half.
+const BYTES_MAX: u64 = NUMBER_MAX / 2;
 
 /// What was found for a list of patterns.
 #[derive(Debug, Default)]
@@ -196,6 +200,9 @@ fn add(root: &Path, path: &Path, found: &mut Found, named: bool) -> bool {
         Some(Ok(_)) if found.files.len() >= ARTIFACTS_MAX => {
             Some(format!("there are more than {ARTIFACTS_MAX} artifacts"))
         }
+        Some(Ok(_)) if found.bytes.saturating_add(meta.len()) > BYTES_MAX => {
+            Some(format!("the artifacts have more than {BYTES_MAX} bytes with {shown:?}"))
+        }
         Some(Ok(_)) => None,
     };
     match problem {
@@ -240,6 +247,19 @@ mod tests {
         let text = fs::read_to_string(list).unwrap();
         let first: ArtifactLine = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(first.path.as_str(), "lib/a.o");
+    }
+
+    #[test]
+    fn more_bytes_than_a_message_can_say_are_said_and_not_brought_back() {
+        let root = tempfile::tempdir().unwrap();
+        for file in ["a", "b"] {
+            fs::write(root.path().join(file), "123").unwrap();
+        }
+        let root = root.path().canonicalize().unwrap();
+        let mut found = Found { bytes: BYTES_MAX - 3, ..Found::default() };
+        assert!(add(&root, Path::new("a"), &mut found, true) && add(&root, Path::new("b"), &mut found, true));
+        assert_eq!((names(&found), found.bytes), (vec!["a"], BYTES_MAX));
+        assert!(found.problems.join("; ").contains("bytes with \"b\""), "{:?}", found.problems);
     }
 
     #[test]
