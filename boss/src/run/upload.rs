@@ -3,47 +3,35 @@
 //! This happens before a result is stored, since a failed upload is a failed task. Commands run beside the run loop, a few at
 //! a time; when the run is stopped they are ended and their tasks count as not done.
 
+mod command;
+
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crewboss_protocol::limits::{KILL_GRACE, UPLOADS_MAX};
+use crewboss_protocol::limits::UPLOADS_MAX;
 use crewboss_protocol::{Name, StageExit, StageResult, TaskRef, TreeId};
-use rustix::process::{Pid, Signal, kill_process_group};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::Instant;
 
 use crate::plan::{UploadCommand, Uploads};
+use command::{End, run};
 
 /// Results whose uploads are handed over at the same time.
 const AT_ONCE: usize = 4;
-
-/// Output of one command that is kept.
-const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
 /// Output of all commands of one task that is kept.
 const OUTPUT_BYTES_MAX_ALL: usize = 4 << 20;
 
 /// How long all commands of one task may take, if none of them may take longer: others wait for their turn.
 const TOGETHER: Duration = Duration::from_secs(3600);
-
-/// How long the output of a command that has ended is waited for: something that it left running may hold the pipe.
-const DRAIN_WITHIN: Duration = Duration::from_millis(500);
-
-/// What a shell says when a command is not there.
-const NOT_FOUND: StageExit = StageExit::Code(127);
 
 /// A result whose uploads are to be handed over.
 #[derive(Debug, Clone)]
@@ -287,127 +275,12 @@ fn check(file: &Path, stopped: &AtomicBool) -> Result<String, String> {
     if sum == said { Ok(sum) } else { Err(format!("its SHA-256 is {sum}, and {said:?} was announced")) }
 }
 
-/// Why a command did not end by itself.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// Its time was up.
-    Late(StageExit),
-    /// It could not be started or waited for.
-    Broken(StageExit, String),
-}
-
-/// How a command ended.
-type CommandEnd = Result<StageExit, End>;
-
 /// Adds whole lines to what is kept, as far as there is room.
 fn keep(output: &mut String, text: &str) {
     let room = OUTPUT_BYTES_MAX_ALL.saturating_sub(output.len());
     output.push_str(&text[..text.floor_char_boundary(room)]);
     if !output.is_empty() && !output.ends_with('\n') {
         output.push('\n');
-    }
-}
-
-/// Runs a command to its end or its time limit, and gives what it printed.
-async fn run(mut command: Command, limit: Duration) -> (Vec<u8>, CommandEnd) {
-    let started = start(&mut command);
-    // It holds the writing end of the pipe, whose end would never be seen.
-    drop(command);
-    let (mut group, mut reader) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            return (Vec::new(), Err(End::Broken(NOT_FOUND, format!("it cannot be started: {error}"))));
-        }
-    };
-    let mut output = Vec::new();
-    let deadline = Instant::now() + limit;
-    let ended = {
-        let reading = read(&mut reader, &mut output);
-        // Begun once only, since it remembers whether the time was over.
-        let mut ending = pin!(group.end(deadline));
-        tokio::select! {
-            ended = &mut ending => ended,
-            // The end of output is not the end of the command.
-            () = reading => ending.await,
-        }
-    };
-    drop(timeout(DRAIN_WITHIN, read(&mut reader, &mut output)).await);
-    let ended = match ended {
-        Ok((status, true)) => Ok(exit_of(status)),
-        Ok((status, false)) => Err(End::Late(exit_of(status))),
-        Err(error) => Err(End::Broken(StageExit::Code(1), format!("it cannot be waited for: {error}"))),
-    };
-    (output, ended)
-}
-
-fn start(command: &mut Command) -> io::Result<(Group, pipe::Receiver)> {
-    let (reader, writer) = io::pipe()?;
-    let (out, err) = (writer.try_clone()?, writer);
-    let reader = pipe::Receiver::from_owned_fd(reader.into())?;
-    command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
-    Ok((Group { child: command.spawn()?, ended: false }, reader))
-}
-
-/// Reads to the end; keeps the beginning.
-async fn read(reader: &mut pipe::Receiver, output: &mut Vec<u8>) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-        let room = OUTPUT_BYTES_MAX.saturating_sub(output.len());
-        output.extend_from_slice(&buffer[..count.min(room)]);
-    }
-}
-
-fn exit_of(status: ExitStatus) -> StageExit {
-    let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
-    match (status.code(), status.signal()) {
-        (Some(code), _) => StageExit::Code(number(code)),
-        (None, signal) => StageExit::Signal(number(signal.unwrap_or(0))),
-    }
-}
-
-/// A command with all that it started in its process group.
-#[derive(Debug)]
-struct Group {
-    child: Child,
-    ended: bool,
-}
-
-impl Group {
-    /// Waits until it ends, or ends it at the deadline. Whether it ended by itself.
-    async fn end(&mut self, deadline: Instant) -> io::Result<(ExitStatus, bool)> {
-        let mut in_time = true;
-        let status = match timeout_at(deadline, self.child.wait()).await {
-            Ok(status) => status,
-            Err(_) => {
-                in_time = false;
-                self.kill(Signal::TERM);
-                tokio::select! {
-                    status = self.child.wait() => status,
-                    () = sleep(KILL_GRACE) => {
-                        self.kill(Signal::KILL);
-                        self.child.wait().await
-                    }
-                }
-            }
-        };
-        self.ended = status.is_ok();
-        Ok((status?, in_time))
-    }
-
-    fn kill(&self, signal: Signal) {
-        let id = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        // That it is gone already is what is wanted.
-        if let Some(id) = id {
-            kill_process_group(id, signal).ok();
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.kill(Signal::KILL);
-        }
     }
 }
 
@@ -534,38 +407,5 @@ mod tests {
         assert_eq!(end.failure.as_deref(), Some(expected));
         // A command that is allowed more has it.
         assert_eq!(upload_within(Duration::ZERO, &archives, &[("p", "true", LONG)]).failure, None);
-    }
-
-    #[test]
-    fn a_program_that_is_not_there_is_named_and_output_has_a_limit() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let (_, ended) = run(Command::new("/nonexistent/publish"), LONG).await;
-            assert!(matches!(ended, Err(End::Broken(NOT_FOUND, why)) if why.contains("cannot be started")));
-            let mut loud = Command::new("sh");
-            loud.args(["-c", "head -c 3000000 /dev/zero; sleep 600 & exit 0"]);
-            let begun = Instant::now();
-            let (output, ended) = run(loud, LONG).await;
-            assert_eq!((output.len(), ended), (OUTPUT_BYTES_MAX, Ok(StageExit::Code(0))));
-            assert!(begun.elapsed() < LONG, "what it left running was waited for");
-        });
-    }
-
-    #[test]
-    fn stopping_ends_commands() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (reader, writer) = io::pipe().unwrap();
-        runtime.block_on(async {
-            let mut command = Command::new("sh");
-            command.args(["-c", "echo up; exec sleep 600"]).stdin(Stdio::null());
-            command.stdout(writer.try_clone().unwrap()).process_group(0);
-            let group = Group { child: command.spawn().unwrap(), ended: false };
-            drop((command, writer));
-            let mut reader = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
-            let mut said = [0; 3];
-            reader.read_exact(&mut said).await.unwrap();
-            drop(group);
-            assert_eq!(reader.read(&mut said).await.unwrap(), 0, "it lives on");
-        });
     }
 }
