@@ -102,19 +102,15 @@ struct Group {
 impl Group {
     /// Waits until it ends, or ends it at the deadline. Whether it ended by itself.
     async fn end(&mut self, deadline: Instant) -> io::Result<(ExitStatus, bool)> {
-        let mut in_time = true;
-        let status = match timeout_at(deadline, self.child.wait()).await {
-            Ok(status) => status,
+        let (status, in_time) = match timeout_at(deadline, self.child.wait()).await {
+            Ok(status) => (status, true),
             Err(_) => {
-                in_time = false;
                 self.kill(Signal::TERM);
-                tokio::select! {
-                    status = self.child.wait() => status,
-                    () = sleep(KILL_GRACE) => {
-                        self.kill(Signal::KILL);
-                        self.child.wait().await
-                    }
-                }
+                // All of the group has this time, not only the command itself. That is waited for last: until then nobody
+                // else can have got the number of the group.
+                sleep(KILL_GRACE).await;
+                self.kill(Signal::KILL);
+                (self.child.wait().await, false)
             }
         };
         self.ended = status.is_ok();
@@ -156,6 +152,24 @@ mod tests {
             let (output, ended) = run(loud, LONG).await;
             assert_eq!((output.len(), ended), (OUTPUT_BYTES_MAX, Ok(StageExit::Code(0))));
             assert!(begun.elapsed() < LONG, "what it left running was waited for");
+        });
+    }
+
+    #[test]
+    fn nothing_of_a_command_that_took_too_long_lives_on() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut command = Command::new("sh");
+            // The shell ends when it is asked to, and what it has started does not.
+            command.args(["-c", "(trap '' TERM; echo up; exec sleep 600) & wait"]);
+            let (mut group, mut reader) = start(&mut command).unwrap();
+            drop(command);
+            let mut said = [0; 3];
+            reader.read_exact(&mut said).await.unwrap();
+            let (status, in_time) = group.end(Instant::now()).await.unwrap();
+            assert_eq!((exit_of(status), in_time), (StageExit::Signal(15), false));
+            let rest = timeout(LONG, reader.read(&mut said)).await;
+            assert_eq!(rest.expect("it lives on").unwrap(), 0);
         });
     }
 
