@@ -263,6 +263,11 @@ fn failures_missing_artifacts_and_missing_programs_are_results() {
         (done.outcome, done.message.as_str()),
         (Outcome::Failure, "nothing matches the artifact \"none\"")
     );
+    // The archive of one upload has the name of a directory in another one.
+    let both = "cd $CREWBOSS_OUT; mkdir -p upload/k/x upload/k/x.tar; echo y >upload/k/x.tar/y";
+    let done = worker.run(Target { artifacts: vec!["upload/k/x.tar/y".to_owned()], ..shell(both) });
+    let message = "the artifact \"upload/k/x.tar\" cannot be brought back beside \"upload/k/x.tar/y\"";
+    assert_eq!((done.outcome, done.message.as_str()), (Outcome::Failure, message));
     let mut target = shell("");
     target.stages[0].command = StageCommand::Words(vec!["no-such-program".to_owned()]);
     let done = worker.run(target);

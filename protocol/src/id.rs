@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX};
+use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, PATH_PART_BYTES_MAX, PATH_PARTS_MAX};
 
 /// Why a name, path or id was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -257,7 +257,7 @@ impl fmt::Debug for TreeId {
     }
 }
 
-/// A relative path that stays below the directory it is joined to: the name of an artifact.
+/// A relative path that stays below the directory it is joined to, and that file systems can have: the name of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RelPath(String);
@@ -286,6 +286,10 @@ impl TryFrom<String> for RelPath {
             "it has an empty or `.` part"
         } else if text.chars().any(char::is_control) {
             "it has a control character"
+        } else if text.split('/').any(|part| part.len() > PATH_PART_BYTES_MAX) {
+            "it has a part of more than 255 bytes"
+        } else if text.split('/').count() > PATH_PARTS_MAX {
+            "it has more than 256 parts"
         } else {
             return Ok(Self(text));
         };
@@ -338,6 +342,20 @@ mod tests {
         for text in ["a", "a/b.c", "a b/ü", "..a", "a.."] {
             assert!(text.parse::<RelPath>().is_ok(), "{text:?} was refused");
         }
+    }
+
+    #[test]
+    fn relative_paths_are_made_of_parts_that_file_systems_can_have() {
+        let part = |bytes: usize| "x".repeat(bytes);
+        let parts = |count: usize| vec!["x"; count].join("/");
+        for text in [part(PATH_PART_BYTES_MAX), format!("a/{}/b", part(255)), parts(PATH_PARTS_MAX)] {
+            assert!(text.parse::<RelPath>().is_ok(), "{text:?} was refused");
+        }
+        let refused = |text: String| text.parse::<RelPath>().unwrap_err().to_string();
+        for text in [part(256), format!("{}/b", part(256)), format!("a/{}", "ü".repeat(128))] {
+            assert!(refused(text).contains("a part of more than 255 bytes"));
+        }
+        assert!(refused(parts(257)).contains("more than 256 parts"));
     }
 
     #[test]

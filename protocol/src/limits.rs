@@ -28,6 +28,12 @@ pub const NAME_BYTES_MAX: usize = 128;
 /// Longest relative path of an artifact; Linux allows 4096 for a whole path.
 pub const PATH_BYTES_MAX: usize = 3072;
 
+/// Longest part of the path of an artifact: what file systems take as the name of one file.
+pub const PATH_PART_BYTES_MAX: usize = 255;
+
+/// Parts of the path of an artifact.
+pub const PATH_PARTS_MAX: usize = 256;
+
 /// Targets in one build file.
 pub const TARGETS_MAX: usize = 100_000;
 
@@ -42,6 +48,9 @@ pub const QUEUED_TASKS_MAX: usize = 4096;
 
 /// Artifacts of one task.
 pub const ARTIFACTS_MAX: usize = 1_000_000;
+
+/// Uploads of one task: each is an archive, a checksum and a command at the boss.
+pub const UPLOADS_MAX: usize = 1000;
 
 /// Auxiliary machines of one target.
 pub const AUXILIARIES_MAX: usize = 9;

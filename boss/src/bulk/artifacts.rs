@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crewboss_protocol::RelPath;
 use crewboss_protocol::bulk::BulkAnswer;
+use crewboss_protocol::{HostName, RelPath};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
 
@@ -78,14 +78,16 @@ fn one(
 ) -> Result<StoredArtifact, BulkError> {
     let mut file = target.create(&path, executable).map_err(|refusal| match refusal {
         Refusal::Double => wire.rule(format!("artifact {path} came twice, or is also a directory")),
-        Refusal::Io(source) => BulkError::Local { path: target.path.join(path.as_str()), source },
+        Refusal::Io(errno) => cannot_store(wire.host(), target.path, &path, errno),
     })?;
     let mut hash = blake3::Hasher::new();
     let what = format!("artifact {path}");
+    let host = wire.host().clone();
     let bytes = wire.frames(&what, announced, |data| {
         hash.update(data);
-        let local = |source| BulkError::Local { path: target.path.join(path.as_str()), source };
-        file.write_all(data).map_err(local)
+        // Each error of a file has a number.
+        let number = |error: &io::Error| Errno::from_io_error(error).unwrap_or(Errno::IO);
+        file.write_all(data).map_err(|error| cannot_store(&host, target.path, &path, number(&error)))
     })?;
     let checksum = match wire.answer()? {
         BulkAnswer::Checksum { blake3 } => blake3,
@@ -103,7 +105,25 @@ fn one(
 
 enum Refusal {
     Double,
-    Io(io::Error),
+    Io(Errno),
+}
+
+/// Who is to blame that a file cannot be here: what its name or length alone can cause must not end the run of everybody.
+fn cannot_store(host: &HostName, directory: &Path, path: &RelPath, errno: Errno) -> BulkError {
+    match errno {
+        Errno::NAMETOOLONG
+        | Errno::INVAL
+        | Errno::ILSEQ
+        | Errno::NOTDIR
+        | Errno::ISDIR
+        | Errno::EXIST
+        | Errno::LOOP
+        | Errno::MLINK
+        | Errno::FBIG => {
+            BulkError::Unstorable { host: host.clone(), name: path.to_string(), source: errno.into() }
+        }
+        errno => BulkError::Local { path: directory.join(path.as_str()), source: errno.into() },
+    }
 }
 
 /// The directory that artifacts go to. Every step down is made from an open directory and follows no link, so that
@@ -135,7 +155,7 @@ impl<'a> Target<'a> {
         match openat(parent, name, NEW_FILE, mode) {
             Ok(file) => Ok(File::from(file)),
             Err(Errno::EXIST | Errno::ISDIR) => Err(Refusal::Double),
-            Err(error) => Err(Refusal::Io(error.into())),
+            Err(error) => Err(Refusal::Io(error)),
         }
     }
 
@@ -161,6 +181,27 @@ fn step(at: &OwnedFd, name: &str) -> Result<OwnedFd, Refusal> {
     };
     opened.map_err(|error| match error {
         Errno::NOTDIR | Errno::LOOP if statat(at, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() => Refusal::Double,
-        error => Refusal::Io(error.into()),
+        error => Refusal::Io(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_a_name_or_a_length_can_cause_is_not_ours() {
+        let (host, directory) = ("lab1".parse().unwrap(), Path::new("/results"));
+        let stored = |errno| cannot_store(&host, directory, &"a/b".parse().unwrap(), errno);
+        for errno in
+            [Errno::NAMETOOLONG, Errno::INVAL, Errno::ILSEQ, Errno::NOTDIR, Errno::ISDIR, Errno::FBIG]
+        {
+            let error = stored(errno);
+            assert!(matches!(error, BulkError::Unstorable { .. }), "{error:?}");
+            assert!(error.spoils_the_channel() && crate::chain(&error).contains("artifact a/b cannot"));
+        }
+        for errno in [Errno::NOSPC, Errno::IO, Errno::ACCESS, Errno::ROFS] {
+            assert!(matches!(stored(errno), BulkError::Local { .. }), "{errno}");
+        }
+    }
 }

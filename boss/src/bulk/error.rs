@@ -72,6 +72,17 @@ pub enum BulkError {
         /// As received, as far as it was.
         bytes: u64,
     },
+    /// A file that a host or a task made is none that can be here, mostly for its name: not this computer's failure.
+    #[error("host {host}: artifact {name} cannot be stored here")]
+    Unstorable {
+        /// Which host.
+        host: HostName,
+        /// Which artifact.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A file of ours cannot be written.
     #[error("cannot write {}", path.display())]
     Local {

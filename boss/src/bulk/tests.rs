@@ -227,8 +227,10 @@ fn artifacts_arrive_with_their_content_and_mode() {
 
 #[test]
 fn a_hostile_host_is_refused() {
-    for path in ["../x", "/etc/x", "a/../../x", "", "a//b", "a\nb"] {
-        let (result, _directory) = fetch(move |far| far.announce(path, 1));
+    let long = "a".repeat(256);
+    for path in ["../x", "/etc/x", "a/../../x", "", "a//b", "a\nb", &long] {
+        let announced = path.to_owned();
+        let (result, _directory) = fetch(move |far| far.announce(&announced, 1));
         assert!(matches!(result, Err(BulkError::Decode { .. })), "{path:?} gave {result:?}");
     }
     let (twice, _directory) = fetch(|far| {

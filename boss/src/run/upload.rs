@@ -3,41 +3,35 @@
 //! This happens before a result is stored, since a failed upload is a failed task. Commands run beside the run loop, a few at
 //! a time; when the run is stopped they are ended and their tasks count as not done.
 
+mod command;
+
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crewboss_protocol::limits::KILL_GRACE;
+use crewboss_protocol::limits::UPLOADS_MAX;
 use crewboss_protocol::{Name, StageExit, StageResult, TaskRef, TreeId};
-use rustix::process::{Pid, Signal, kill_process_group};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::Instant;
 
 use crate::plan::{UploadCommand, Uploads};
+use command::{End, run};
 
 /// Results whose uploads are handed over at the same time.
 const AT_ONCE: usize = 4;
 
-/// Output of one command that is kept.
-const OUTPUT_BYTES_MAX: usize = 1 << 20;
+/// Output of all commands of one task that is kept.
+const OUTPUT_BYTES_MAX_ALL: usize = 4 << 20;
 
-/// How long the output of a command that has ended is waited for: something that it left running may hold the pipe.
-const DRAIN_WITHIN: Duration = Duration::from_millis(500);
-
-/// What a shell says when a command is not there.
-const NOT_FOUND: StageExit = StageExit::Code(127);
+/// How long all commands of one task may take, if none of them may take longer: others wait for their turn.
+const TOGETHER: Duration = Duration::from_secs(3600);
 
 /// A result whose uploads are to be handed over.
 #[derive(Debug, Clone)]
@@ -76,13 +70,23 @@ struct Shared {
     uploads: Uploads,
     permits: Semaphore,
     stopped: AtomicBool,
+    /// See [`TOGETHER`].
+    together: Duration,
 }
 
 impl Uploader {
     /// Tells `ends` what becomes of each job.
     pub fn new(uploads: Uploads, ends: mpsc::UnboundedSender<(TaskRef, UploadsEnd)>) -> Self {
+        Self::within(TOGETHER, uploads, ends)
+    }
+
+    fn within(
+        together: Duration,
+        uploads: Uploads,
+        ends: mpsc::UnboundedSender<(TaskRef, UploadsEnd)>,
+    ) -> Self {
         let (permits, stopped) = (Semaphore::new(AT_ONCE), AtomicBool::new(false));
-        Self { shared: Arc::new(Shared { uploads, permits, stopped }), ends, tasks: JoinSet::new() }
+        Self { shared: Arc::new(Shared { uploads, permits, stopped, together }), ends, tasks: JoinSet::new() }
     }
 
     /// Whether a result that was fetched has uploads.
@@ -136,26 +140,40 @@ impl Shared {
         UploadsEnd { stage, failure, output }
     }
 
-    /// Runs the commands one after the other until one fails.
+    /// Runs the commands one after the other until one fails, or the time of all is up.
     async fn run_all(
         &self,
         job: &UploadJob,
         found: Vec<Upload>,
         output: &mut String,
     ) -> (StageExit, Option<String>) {
-        for upload in found {
-            let Some(command) = self.uploads.commands.get(&upload.kind) else { continue };
+        let command_of = |upload: &Upload| self.uploads.commands.get(&upload.kind);
+        let longest = found.iter().filter_map(command_of).map(|command| command.timeout).max();
+        let together = self.together.max(longest.unwrap_or_default());
+        let mut spent = Duration::ZERO;
+        for upload in &found {
+            let Some(command) = command_of(upload) else { continue };
             let label = format!("upload {}/{}", upload.kind, upload.instance);
-            output.push_str(&format!("crewboss: {label}: {}\n", command.words.join(" ")));
-            let (bytes, ended) = run(self.command(job, &upload, command), command.timeout).await;
-            output.push_str(&String::from_utf8_lossy(&bytes));
-            if !output.ends_with('\n') {
-                output.push('\n');
+            let left = together.saturating_sub(spent);
+            let late =
+                format!("{label} failed: the uploads of this task took longer than {together:?} together");
+            if left.is_zero() {
+                return (StageExit::Code(1), Some(late));
             }
+            keep(output, &format!("crewboss: {label}: {}\n", command.words.join(" ")));
+            let limit = command.timeout.min(left);
+            let begun = Instant::now();
+            let (bytes, ended) = run(self.command(job, upload, command), limit).await;
+            spent += begun.elapsed();
+            keep(output, &String::from_utf8_lossy(&bytes));
             match ended {
                 Ok(StageExit::Code(0)) => {}
                 Ok(exit) => return (exit, Some(format!("{label} failed: {exit}"))),
-                Err((exit, why)) => return (exit, Some(format!("{label} failed: {why}"))),
+                Err(End::Late(exit)) if left < command.timeout => return (exit, Some(late)),
+                Err(End::Late(exit)) => {
+                    return (exit, Some(format!("{label} failed: it took longer than {limit:?}")));
+                }
+                Err(End::Broken(exit, why)) => return (exit, Some(format!("{label} failed: {why}"))),
             }
         }
         (StageExit::Code(0), None)
@@ -205,6 +223,10 @@ fn find(part: &Path, stopped: &AtomicBool) -> Result<Vec<Upload>, String> {
                 continue;
             };
             let name = |text: String| text.parse::<Name>().map_err(|error| format!("an upload: {error}"));
+            // The worker has said so already, if it is an honest one.
+            if found.len() == UPLOADS_MAX {
+                return Err(format!("there are more than {UPLOADS_MAX} uploads"));
+            }
             let (kind, instance) = (name(text(&kind).unwrap_or_default())?, name(instance)?);
             let sha256 = check(&file, stopped).map_err(|why| format!("upload {kind}/{instance}: {why}"))?;
             found.push(Upload { kind, instance, file, sha256 });
@@ -253,107 +275,12 @@ fn check(file: &Path, stopped: &AtomicBool) -> Result<String, String> {
     if sum == said { Ok(sum) } else { Err(format!("its SHA-256 is {sum}, and {said:?} was announced")) }
 }
 
-/// How a command ended; with the reason if it did not end by itself.
-type CommandEnd = Result<StageExit, (StageExit, String)>;
-
-/// Runs a command to its end or its time limit, and gives what it printed.
-async fn run(mut command: Command, limit: Duration) -> (Vec<u8>, CommandEnd) {
-    let started = start(&mut command);
-    // It holds the writing end of the pipe, whose end would never be seen.
-    drop(command);
-    let (mut group, mut reader) = match started {
-        Ok(started) => started,
-        Err(error) => return (Vec::new(), Err((NOT_FOUND, format!("it cannot be started: {error}")))),
-    };
-    let mut output = Vec::new();
-    let deadline = Instant::now() + limit;
-    let ended = {
-        let reading = read(&mut reader, &mut output);
-        // Begun once only, since it remembers whether the time was over.
-        let mut ending = pin!(group.end(deadline));
-        tokio::select! {
-            ended = &mut ending => ended,
-            // The end of output is not the end of the command.
-            () = reading => ending.await,
-        }
-    };
-    drop(timeout(DRAIN_WITHIN, read(&mut reader, &mut output)).await);
-    let ended = match ended {
-        Ok((status, true)) => Ok(exit_of(status)),
-        Ok((status, false)) => Err((exit_of(status), format!("it took longer than {limit:?}"))),
-        Err(error) => Err((StageExit::Code(1), format!("it cannot be waited for: {error}"))),
-    };
-    (output, ended)
-}
-
-fn start(command: &mut Command) -> io::Result<(Group, pipe::Receiver)> {
-    let (reader, writer) = io::pipe()?;
-    let (out, err) = (writer.try_clone()?, writer);
-    let reader = pipe::Receiver::from_owned_fd(reader.into())?;
-    command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
-    Ok((Group { child: command.spawn()?, ended: false }, reader))
-}
-
-/// Reads to the end; keeps the beginning.
-async fn read(reader: &mut pipe::Receiver, output: &mut Vec<u8>) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-        let room = OUTPUT_BYTES_MAX.saturating_sub(output.len());
-        output.extend_from_slice(&buffer[..count.min(room)]);
-    }
-}
-
-fn exit_of(status: ExitStatus) -> StageExit {
-    let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
-    match (status.code(), status.signal()) {
-        (Some(code), _) => StageExit::Code(number(code)),
-        (None, signal) => StageExit::Signal(number(signal.unwrap_or(0))),
-    }
-}
-
-/// A command with all that it started in its process group.
-#[derive(Debug)]
-struct Group {
-    child: Child,
-    ended: bool,
-}
-
-impl Group {
-    /// Waits until it ends, or ends it at the deadline. Whether it ended by itself.
-    async fn end(&mut self, deadline: Instant) -> io::Result<(ExitStatus, bool)> {
-        let mut in_time = true;
-        let status = match timeout_at(deadline, self.child.wait()).await {
-            Ok(status) => status,
-            Err(_) => {
-                in_time = false;
-                self.kill(Signal::TERM);
-                tokio::select! {
-                    status = self.child.wait() => status,
-                    () = sleep(KILL_GRACE) => {
-                        self.kill(Signal::KILL);
-                        self.child.wait().await
-                    }
-                }
-            }
-        };
-        self.ended = status.is_ok();
-        Ok((status?, in_time))
-    }
-
-    fn kill(&self, signal: Signal) {
-        let id = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        // That it is gone already is what is wanted.
-        if let Some(id) = id {
-            kill_process_group(id, signal).ok();
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.kill(Signal::KILL);
-        }
+/// Adds whole lines to what is kept, as far as there is room.
+fn keep(output: &mut String, text: &str) {
+    let room = OUTPUT_BYTES_MAX_ALL.saturating_sub(output.len());
+    output.push_str(&text[..text.floor_char_boundary(room)]);
+    if !output.is_empty() && !output.ends_with('\n') {
+        output.push('\n');
     }
 }
 
@@ -365,6 +292,14 @@ mod tests {
 
     /// A result with these archives, and what an uploader with these commands does with it.
     fn upload(archives: &[(&str, &str)], commands: &[(&str, &str, Duration)]) -> UploadsEnd {
+        upload_within(TOGETHER, archives, commands)
+    }
+
+    fn upload_within(
+        together: Duration,
+        archives: &[(&str, &str)],
+        commands: &[(&str, &str, Duration)],
+    ) -> UploadsEnd {
         let part = tempfile::tempdir().unwrap();
         for (name, data) in archives {
             let file = part.path().join("artifacts/upload").join(name);
@@ -383,7 +318,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ends, mut ended) = mpsc::unbounded_channel();
-            let mut uploader = Uploader::new(uploads, ends);
+            let mut uploader = Uploader::within(together, uploads, ends);
             uploader.start(job);
             let (whose, end) = ended.recv().await.unwrap();
             assert_eq!(whose, at);
@@ -429,6 +364,20 @@ mod tests {
     }
 
     #[test]
+    fn more_uploads_than_a_task_may_have_are_refused() {
+        let good = sum("");
+        let names = |count: usize| (0..count).map(|number| format!("p/{number}.tar"));
+        let files: Vec<[String; 2]> =
+            names(UPLOADS_MAX + 1).map(|tar| [format!("{tar}.sha256"), tar]).collect();
+        let mut archives: Vec<(&str, &str)> =
+            files.iter().flat_map(|[sum, tar]| [(sum.as_str(), good.as_str()), (tar.as_str(), "")]).collect();
+        let end = upload(&archives, &[]);
+        assert_eq!(end.failure.as_deref(), Some("there are more than 1000 uploads"));
+        archives.truncate(2 * UPLOADS_MAX);
+        assert_eq!(upload(&archives, &[]), UploadsEnd::default());
+    }
+
+    #[test]
     fn a_command_that_fails_hangs_or_is_not_there_says_so() {
         let good = sum("one");
         let archives = [("p/a.tar", "one"), ("p/a.tar.sha256", &*good)];
@@ -441,35 +390,22 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_named_and_output_has_a_limit() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let (_, ended) = run(Command::new("/nonexistent/publish"), LONG).await;
-            assert!(matches!(ended, Err((NOT_FOUND, why)) if why.contains("cannot be started")));
-            let mut loud = Command::new("sh");
-            loud.args(["-c", "head -c 3000000 /dev/zero; sleep 600 & exit 0"]);
-            let begun = Instant::now();
-            let (output, ended) = run(loud, LONG).await;
-            assert_eq!((output.len(), ended), (OUTPUT_BYTES_MAX, Ok(StageExit::Code(0))));
-            assert!(begun.elapsed() < LONG, "what it left running was waited for");
-        });
-    }
+    fn all_uploads_of_a_task_together_have_a_limit_of_time_and_of_output() {
+        let good = sum("one");
+        let names: Vec<String> = (0..6).map(|number| format!("p/{number}.tar")).collect();
+        let sums: Vec<String> = names.iter().map(|name| format!("{name}.sha256")).collect();
+        let mut archives: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "one")).collect();
+        archives.extend(sums.iter().map(|name| (name.as_str(), good.as_str())));
+        let end = upload(&archives, &[("p", "head -c 3000000 /dev/zero", LONG)]);
+        assert_eq!(end.failure, None);
+        assert!((4 << 20..(4 << 20) + 100).contains(&end.output.len()), "{}", end.output.len());
 
-    #[test]
-    fn stopping_ends_commands() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (reader, writer) = io::pipe().unwrap();
-        runtime.block_on(async {
-            let mut command = Command::new("sh");
-            command.args(["-c", "echo up; exec sleep 600"]).stdin(Stdio::null());
-            command.stdout(writer.try_clone().unwrap()).process_group(0);
-            let group = Group { child: command.spawn().unwrap(), ended: false };
-            drop((command, writer));
-            let mut reader = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
-            let mut said = [0; 3];
-            reader.read_exact(&mut said).await.unwrap();
-            drop(group);
-            assert_eq!(reader.read(&mut said).await.unwrap(), 0, "it lives on");
-        });
+        // The first ends in time, and the second hangs; no command may take longer than all together by default.
+        let (short, line) = (Duration::from_secs(3), "test $CREWBOSS_UPLOAD_INSTANCE = 0 || exec sleep 600");
+        let end = upload_within(short, &archives, &[("p", line, short)]);
+        let expected = "upload p/1 failed: the uploads of this task took longer than 3s together";
+        assert_eq!(end.failure.as_deref(), Some(expected));
+        // A command that is allowed more has it.
+        assert_eq!(upload_within(Duration::ZERO, &archives, &[("p", "true", LONG)]).failure, None);
     }
 }

@@ -86,21 +86,30 @@ fn broken(output: &mut Output<'_>, failure: Failure) -> End {
 
 /// Sends all artifacts of an attempt.
 pub(super) fn artifacts(attempt: &Path, output: &mut Output<'_>) -> Result<(), End> {
+    at_most(ARTIFACTS_MAX, attempt, output)
+}
+
+fn at_most(limit: usize, attempt: &Path, output: &mut Output<'_>) -> Result<(), End> {
     let path = attempt.join("artifacts.list");
     let what = format!("cannot read {}", path.display());
     let failed = |error: io::Error| Failure::io(&what, &error);
     let mut list = BufReader::with_capacity(256 << 10, open(&path).map_err(failed)?);
     let mut line = Vec::new();
-    for _ in 0..ARTIFACTS_MAX {
+    let mut sent = 0;
+    loop {
         line.clear();
         if io::Read::take(&mut list, LIST_LINE_MAX).read_until(b'\n', &mut line).map_err(failed)? == 0 {
             return Ok(());
         }
+        if sent == limit {
+            let text = format!("more than {limit} artifacts");
+            return Err(Failure::new(BulkErrorKind::Protocol, text).into());
+        }
         let listed: Listed = serde_json::from_slice(&line)
             .map_err(|error| Failure::new(BulkErrorKind::Name, format!("{}: {error}", path.display())))?;
         artifact(listed, output)?;
+        sent += 1;
     }
-    Err(Failure::new(BulkErrorKind::Protocol, format!("more than {ARTIFACTS_MAX} artifacts")).into())
 }
 
 fn artifact(listed: Listed, output: &mut Output<'_>) -> Result<(), End> {
@@ -140,3 +149,23 @@ fn open(path: &Path) -> io::Result<File> {
 // A line with everything that can be in it still is a line.
 const _: () =
     assert!(codec::PREFIX.len() + 6 * PATH_BYTES_MAX + 256 < crewboss_protocol::limits::LINE_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_artifacts_as_are_allowed_are_sent_and_no_more() {
+        let attempt = tempfile::tempdir().unwrap();
+        let line = serde_json::json!({ "path": "x", "file": attempt.path().join("artifacts.list") });
+        let sent = |files: usize| {
+            std::fs::write(attempt.path().join("artifacts.list"), format!("{line}\n").repeat(files)).unwrap();
+            // Less than fits into a pipe.
+            let (_reader, writer) = io::pipe().unwrap();
+            at_most(3, attempt.path(), &mut Output::new(writer.as_fd()))
+        };
+        assert!(sent(3).is_ok());
+        let Err(End::Failed(failure)) = sent(4) else { panic!("more was sent") };
+        assert!(format!("{failure:?}").contains("more than 3 artifacts"), "{failure:?}");
+    }
+}

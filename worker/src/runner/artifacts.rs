@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::RelPath;
-use crewboss_protocol::limits::ARTIFACTS_MAX;
+use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
 use crewboss_protocol::message::ArtifactCount;
 use globset::{GlobBuilder, GlobMatcher};
 use rustix::time::Timespec;
@@ -16,6 +16,10 @@ use super::message::ArtifactLine;
 
 /// Directories in each other that are looked through.
 const DEPTH_MAX: usize = 256;
+
+/// Bytes of all artifacts. A sparse file can be of any length, but the boss refuses a larger number, and the host with it.
+/// Archives of uploads and consoles, which are counted with them, take real space and do not come near the other half.
+const BYTES_MAX: u64 = NUMBER_MAX / 2;
 
 /// What was found for a list of patterns.
 #[derive(Debug, Default)]
@@ -53,6 +57,23 @@ impl Found {
         });
     }
 
+    /// Forgets each file whose name is also the directory of another one, and says so: no directory can have both. They can
+    /// come from two roots, or be an archive and what a task has made. To be done after the last one was added.
+    pub fn settle(&mut self) {
+        for (name, below) in clashes(&self.files) {
+            if let Some(file) = self.files.remove(&name) {
+                self.bytes = self.bytes.saturating_sub(file.metadata().map_or(0, |meta| meta.len()));
+            }
+            self.problem(format!("the artifact {name:?} cannot be brought back beside {below:?}"));
+        }
+    }
+
+    /// Whether one more file can have this name.
+    pub fn has_room_for(&self, name: &str) -> bool {
+        let is_free = !self.files.contains_key(name) && first_below(&self.files, name).is_none();
+        is_free && self.files.len() < ARTIFACTS_MAX
+    }
+
     /// Writes the list that the bulk channel reads, one JSON line per file.
     ///
     /// # Errors
@@ -66,6 +87,18 @@ impl Found {
         }
         list.flush()
     }
+}
+
+/// Names that are also directories of other names, each with the first one of these.
+pub fn clashes<T>(files: &BTreeMap<String, T>) -> Vec<(String, String)> {
+    let clash = |name: &String| Some((name.clone(), first_below(files, name)?.clone()));
+    files.keys().filter_map(clash).collect()
+}
+
+fn first_below<'a, T>(files: &'a BTreeMap<String, T>, name: &str) -> Option<&'a String> {
+    let directory = format!("{name}/");
+    let (first, _) = files.range(directory.clone()..).next()?;
+    first.starts_with(&directory).then_some(first)
 }
 
 /// Looks for all patterns in the roots, in the first one first. A file found in an earlier root wins.
@@ -167,6 +200,9 @@ fn add(root: &Path, path: &Path, found: &mut Found, named: bool) -> bool {
         Some(Ok(_)) if found.files.len() >= ARTIFACTS_MAX => {
             Some(format!("there are more than {ARTIFACTS_MAX} artifacts"))
         }
+        Some(Ok(_)) if found.bytes.saturating_add(meta.len()) > BYTES_MAX => {
+            Some(format!("the artifacts have more than {BYTES_MAX} bytes with {shown:?}"))
+        }
         Some(Ok(_)) => None,
     };
     match problem {
@@ -211,6 +247,38 @@ mod tests {
         let text = fs::read_to_string(list).unwrap();
         let first: ArtifactLine = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(first.path.as_str(), "lib/a.o");
+    }
+
+    #[test]
+    fn more_bytes_than_a_message_can_say_are_said_and_not_brought_back() {
+        let root = tempfile::tempdir().unwrap();
+        for file in ["a", "b"] {
+            fs::write(root.path().join(file), "123").unwrap();
+        }
+        let root = root.path().canonicalize().unwrap();
+        let mut found = Found { bytes: BYTES_MAX - 3, ..Found::default() };
+        assert!(add(&root, Path::new("a"), &mut found, true) && add(&root, Path::new("b"), &mut found, true));
+        assert_eq!((names(&found), found.bytes), (vec!["a"], BYTES_MAX));
+        assert!(found.problems.join("; ").contains("bytes with \"b\""), "{:?}", found.problems);
+    }
+
+    #[test]
+    fn a_name_that_is_also_the_directory_of_another_one_is_said_and_not_brought_back() {
+        let base = tempfile::tempdir().unwrap();
+        let (out, src) = (base.path().join("out"), base.path().join("src"));
+        fs::create_dir_all(&out).unwrap();
+        fs::create_dir_all(src.join("a/deep")).unwrap();
+        for file in ["out/a", "out/a-b", "src/a/x", "src/a/deep/y"] {
+            fs::write(base.path().join(file), "123").unwrap();
+        }
+        let mut found = find(&["a*", "a/**"].map(str::to_owned), &[&out, &src]);
+        found.settle();
+        assert_eq!(names(&found), ["a-b", "a/deep/y", "a/x"]);
+        assert_eq!(found.bytes, 9);
+        assert_eq!(found.problems, ["the artifact \"a\" cannot be brought back beside \"a/deep/y\""]);
+        for (name, room) in [("a", false), ("a-b", false), ("a/x", false), ("a-", true), ("c", true)] {
+            assert_eq!(found.has_room_for(name), room, "{name}");
+        }
     }
 
     #[test]

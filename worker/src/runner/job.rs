@@ -174,6 +174,7 @@ impl Attempt<'_> {
             self.message =
                 format!("cannot make the archives of uploads in {}: {error}", self.job.dir.display());
         }
+        found.settle();
         if *outcome == Outcome::Success && !found.problems.is_empty() {
             *outcome = Outcome::Failure;
             self.message = found.problems.join("; ");

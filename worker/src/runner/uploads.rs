@@ -3,6 +3,7 @@
 //!
 //! The same files give the same archive: entries are sorted, and times and owners are left out.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write};
@@ -11,10 +12,12 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use crewboss_protocol::Name;
-use crewboss_protocol::limits::ARTIFACTS_MAX;
+use crewboss_protocol::limits::{ARTIFACTS_MAX, UPLOADS_MAX};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::artifacts::Found;
+use crate::storage::is_no_space;
 
 /// Directories in each other that are looked through.
 const DEPTH_MAX: usize = 256;
@@ -22,48 +25,110 @@ const DEPTH_MAX: usize = 256;
 /// What a tar archive is made of.
 const BLOCK: usize = 512;
 
+/// One upload, as it lies in the output of a task.
+struct Instance {
+    kind: Name,
+    name: Name,
+    root: PathBuf,
+}
+
 /// Makes the archives of a task below `dir` and adds them to what was found. That there are none is the ordinary case.
 ///
 /// # Errors
-/// If an archive cannot be written, or a file of it not be read. What the task did wrong is among the problems of `found`.
+/// If the host has no room, or its disk fails. All else is what the task did wrong, and among the problems of `found`.
 pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
     let uploads = out.join("upload");
     if !uploads.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
         return Ok(());
     }
-    for kind in sorted(&uploads)? {
-        let Some(kind_name) = directory(&uploads, &kind, found) else { continue };
-        let place = dir.join("uploads").join(kind_name.as_str());
-        for instance in sorted(&uploads.join(&kind))? {
-            let Some(name) = directory(&uploads.join(&kind), &instance, found) else { continue };
-            fs::create_dir_all(&place)?;
-            let root = uploads.join(&kind).join(&instance);
-            let file = place.join(format!("{name}.tar"));
-            let sum = match archive(&root, &name, &file, found) {
-                Ok(Some(sum)) => sum,
-                Ok(None) => continue,
-                // The task took the right away from itself, so trying again elsewhere would not help.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    found.problem(format!("the upload {name} cannot be archived: {error}"));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let beside = place.join(format!("{name}.tar.sha256"));
-            // As `sha256sum` writes it, so that `sha256sum -c` reads it.
-            fs::write(&beside, format!("{sum}  {name}.tar\n"))?;
-            for (path, end) in [(file, ""), (beside, ".sha256")] {
-                found.bytes += path.metadata()?.len();
-                found.files.insert(format!("upload/{kind_name}/{name}.tar{end}"), path);
+    let instances = match instances(&uploads, found) {
+        Err(error) if !is_of_host(&error) => {
+            found.problem(format!("the uploads cannot be looked through: {error}"));
+            return Ok(());
+        }
+        instances => instances?,
+    };
+    // Said before anything is written: these are as many commands at the boss, and there it would be too late.
+    if instances.len() > UPLOADS_MAX {
+        found.problem(format!("there are more than {UPLOADS_MAX} uploads"));
+        return Ok(());
+    }
+    if found.files.len() + 2 * instances.len() > ARTIFACTS_MAX {
+        found.problem(format!(
+            "there are more than {ARTIFACTS_MAX} artifacts, uploads and their checksums included"
+        ));
+        return Ok(());
+    }
+    for instance in instances {
+        match add_one(&instance, dir, found) {
+            Ok(()) => {}
+            // A name too long, a right that the task took away from itself: trying again elsewhere would not help.
+            Err(error) if !is_of_host(&error) => {
+                found.problem(format!("the upload {} cannot be archived: {error}", instance.name));
             }
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
+/// Puts files below `out` where [`add`] looks for them, by hard links. Fails with the name that cannot be there.
+///
+/// # Errors
+/// See [`is_of_host`].
+pub fn place<'a>(out: &Path, files: &'a BTreeMap<String, PathBuf>) -> Result<(), (&'a str, io::Error)> {
+    for (name, file) in files {
+        let path = out.join("upload").join(name);
+        let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+        made.and_then(|()| fs::hard_link(file, path)).map_err(|error| (name.as_str(), error))?;
+    }
+    Ok(())
+}
+
+/// Whether an error comes from the host and not from what a task has made: its names, rights and files.
+pub fn is_of_host(error: &io::Error) -> bool {
+    let of_host = [Errno::IO, Errno::ROFS, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+    is_no_space(error) || Errno::from_io_error(error).is_some_and(|errno| of_host.contains(&errno))
+}
+
+/// All uploads, or as many as are enough to know that they are too many.
+fn instances(uploads: &Path, found: &mut Found) -> io::Result<Vec<Instance>> {
+    let mut all = Vec::new();
+    for kind in sorted(uploads)? {
+        let Some(kind_name) = directory(uploads, &kind, found) else { continue };
+        let place = uploads.join(&kind);
+        for instance in sorted(&place)? {
+            let Some(name) = directory(&place, &instance, found) else { continue };
+            all.push(Instance { kind: kind_name.clone(), name, root: place.join(&instance) });
+            if all.len() > UPLOADS_MAX {
+                return Ok(all);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Adds one archive and its checksum, if it can be made.
+fn add_one(instance: &Instance, dir: &Path, found: &mut Found) -> io::Result<()> {
+    let Instance { kind, name, root } = instance;
+    let place = dir.join("uploads").join(kind.as_str());
+    fs::create_dir_all(&place)?;
+    let file = place.join(format!("{name}.tar"));
+    let Some(sum) = archive(root, name, &file, found)? else { return Ok(()) };
+    let beside = place.join(format!("{name}.tar.sha256"));
+    // As `sha256sum` writes it, so that `sha256sum -c` reads it.
+    fs::write(&beside, format!("{sum}  {name}.tar\n"))?;
+    for (path, end) in [(file, ""), (beside, ".sha256")] {
+        found.bytes += path.metadata()?.len();
+        found.files.insert(format!("upload/{kind}/{name}.tar{end}"), path);
+    }
+    Ok(())
+}
+
+/// What is in a directory. Of one that has far too much, enough to find that out.
 fn sorted(directory: &Path) -> io::Result<Vec<OsString>> {
-    let names: io::Result<Vec<OsString>> =
-        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect();
+    let entries = fs::read_dir(directory)?.take(ARTIFACTS_MAX + 1);
+    let names: io::Result<Vec<OsString>> = entries.map(|entry| Ok(entry?.file_name())).collect();
     let mut names = names?;
     names.sort();
     Ok(names)
@@ -107,11 +172,11 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
         } else if meta.is_symlink() {
             let target = fs::read_link(&full)?;
             tar.link(&shown, &target)?;
-            (!stays_below(&path, &target)).then_some("a link leads out of it")
+            (!stays_below(&path, &target)).then_some("a link leads out of it, or has a `..` behind a name")
         } else {
             Some("it has what is neither file, directory nor link")
         };
-        let problem = problem.or((entries > ARTIFACTS_MAX).then_some("it has too many files"));
+        let problem = problem.or((entries + open.len() > ARTIFACTS_MAX).then_some("it has too many files"));
         if let Some(problem) = problem {
             found.problem(format!("the upload {name} cannot be archived: {problem} ({:?})", shown.display()));
             return Ok(None);
@@ -120,21 +185,16 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
     tar.finish().map(Some)
 }
 
-/// Whether a link in an archive leads to a place in the same archive.
+/// Whether a link in an archive leads to a place in the same archive. A `..` behind a name is refused, since that name may
+/// be a link, too: then it does not lead back to where the name stands.
 fn stays_below(link: &Path, target: &Path) -> bool {
-    let mut depth = link.components().count().saturating_sub(1);
-    target.components().all(|part| match part {
-        Component::CurDir => true,
-        Component::Normal(_) => {
-            depth += 1;
-            true
-        }
-        Component::ParentDir => depth.checked_sub(1).is_some_and(|up| {
-            depth = up;
-            true
-        }),
-        Component::RootDir | Component::Prefix(_) => false,
-    })
+    let depth = link.components().count().saturating_sub(1);
+    let mut parts = target.components().filter(|part| *part != Component::CurDir).peekable();
+    let mut up = 0;
+    while parts.next_if_eq(&Component::ParentDir).is_some() {
+        up += 1;
+    }
+    up <= depth && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// A tar archive that is being written, in the format that GNU tar writes.
@@ -339,6 +399,76 @@ mod tests {
         fs::create_dir(linked.path().join("out")).unwrap();
         symlink("/etc", linked.path().join("out/upload")).unwrap();
         assert!(added(linked.path()).files.is_empty());
+    }
+
+    #[test]
+    fn what_a_task_makes_impossible_is_not_the_failure_of_the_host() {
+        let base = tempfile::tempdir().unwrap();
+        put(base.path(), "kind/one/x", "");
+        // More than a path can have, as a build can make it by changing into one directory after the other.
+        let mut at = File::open(base.path().join("out/upload/kind/one")).unwrap();
+        for _ in 0..20 {
+            let name = "x".repeat(250);
+            rustix::fs::mkdirat(&at, &*name, rustix::fs::Mode::RWXU).unwrap();
+            let flags = rustix::fs::OFlags::DIRECTORY;
+            at = rustix::fs::openat(&at, &*name, flags, rustix::fs::Mode::empty()).unwrap().into();
+        }
+        let found = added(base.path());
+        let expected = "the upload one cannot be archived: File name too long (os error 36)";
+        assert_eq!((names(&found).len(), &*found.problems.join("; ")), (0, expected));
+
+        let numbered = base.path().join("0");
+        fs::write(&numbered, "x").unwrap();
+        let files = ["kind/two", "kind/two/below"].map(|name| (name.to_owned(), numbered.clone())).into();
+        let (name, error) = place(&base.path().join("placed"), &files).unwrap_err();
+        assert!(name == "kind/two/below" && !is_of_host(&error), "{error}");
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::IO] {
+            assert!(is_of_host(&errno.into()), "{errno}");
+        }
+    }
+
+    #[test]
+    fn too_many_uploads_are_said_and_not_brought_back() {
+        let base = tempfile::tempdir().unwrap();
+        let kind = base.path().join("out/upload/kind");
+        for number in 0..UPLOADS_MAX {
+            fs::create_dir_all(kind.join(number.to_string())).unwrap();
+        }
+        let all = added(base.path());
+        assert_eq!((all.files.len(), all.problems.len()), (2 * UPLOADS_MAX, 0), "{:?}", all.problems);
+        fs::create_dir_all(base.path().join("out/upload/other/one")).unwrap();
+        let found = added(base.path());
+        assert_eq!((found.files.len(), found.bytes), (0, 0));
+        assert_eq!(found.problems, ["there are more than 1000 uploads"]);
+    }
+
+    #[test]
+    fn uploads_count_among_the_artifacts_of_their_task() {
+        let base = tempfile::tempdir().unwrap();
+        put(base.path(), "kind/one/x", "");
+        let names = |count: usize| (0..count).map(|number| (number.to_string(), PathBuf::new())).collect();
+        let mut found = Found { files: names(ARTIFACTS_MAX - 1), ..Found::default() };
+        add(&base.path().join("out"), &base.path().join("task"), &mut found).unwrap();
+        assert_eq!(found.files.len(), ARTIFACTS_MAX - 1, "the boss refuses more, and the host with it");
+        assert!(found.problems.join("; ").contains("more than 1000000 artifacts"), "{:?}", found.problems);
+        found = Found { files: names(ARTIFACTS_MAX - 2), ..Found::default() };
+        add(&base.path().join("out"), &base.path().join("task"), &mut found).unwrap();
+        assert_eq!((found.files.len(), found.problems.len()), (ARTIFACTS_MAX, 0));
+    }
+
+    #[test]
+    fn no_links_together_lead_out_of_an_upload() {
+        let stays = |link: &str, target: &str| stays_below(Path::new(link), Path::new(target));
+        // Each looks harmless alone, and `p/q/L/..` is beside the upload.
+        assert!(stays("p/q/d", "../.."));
+        assert!(!stays("p/q/L", "d/../.."));
+        for target in ["a/..", "../a/../b", "./a/./..", "/", "../../..", "./../../../x"] {
+            assert!(!stays("p/q/L", target), "{target}");
+        }
+        for target in ["a", "a/b", "./a", "..", ".././../a", "../../p/q/a", "..a/b.."] {
+            assert!(stays("p/q/L", target), "{target}");
+        }
+        assert!(stays("L", "a") && stays("L", ".") && !stays("L", ".."));
     }
 
     #[test]

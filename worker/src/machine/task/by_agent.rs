@@ -193,6 +193,7 @@ impl Task<'_> {
         if *outcome == Outcome::Success {
             self.add_uploads(&unpacked.uploads)?;
         }
+        self.found.settle();
         if *outcome == Outcome::Success && !self.found.problems.is_empty() {
             *outcome = Outcome::Failure;
             self.message = self.found.problems.join("; ");
@@ -203,13 +204,15 @@ impl Task<'_> {
     /// Uploads lie under numbers after unpacking; they get back the names that [`uploads`] looks for.
     fn add_uploads(&mut self, files: &BTreeMap<String, PathBuf>) -> Result<(), Stop> {
         let out = self.job.dir.join("uploaded");
-        let place = |(name, file): (&String, &PathBuf)| {
-            let path = out.join("upload").join(name);
-            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-            std::fs::hard_link(file, path)
+        let added = match uploads::place(&out, files) {
+            Ok(()) => uploads::add(&out, &self.job.dir, &mut self.found),
+            // A guest chooses the names: what they make impossible must not look like a failure of this host.
+            Err((name, error)) if !uploads::is_of_host(&error) => {
+                self.found.problem(format!("the upload {name:?} cannot be archived: {error}"));
+                Ok(())
+            }
+            Err((_, error)) => Err(error),
         };
-        let added = files.iter().try_for_each(place);
-        let added = added.and_then(|()| uploads::add(&out, &self.job.dir, &mut self.found));
         added.map_err(|error| {
             Stop::Host(format!("cannot make the archives of uploads in {}: {error}", out.display()))
         })

@@ -73,7 +73,7 @@ impl Task<'_> {
         for (name, text) in kept.into_iter().filter(|(_, text)| !text.is_empty()) {
             let path = self.job.dir.join(&name);
             // It is a help and no result: what is lost of it must not change the outcome, nor what the task has made.
-            if !self.found.files.contains_key(&name) && std::fs::write(&path, &text).is_ok() {
+            if self.found.has_room_for(&name) && std::fs::write(&path, &text).is_ok() {
                 self.found.bytes += text.len() as u64;
                 self.found.files.insert(name, path);
             }

@@ -7,6 +7,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use super::UPLOAD;
 use super::index::{Entry, Index, Root};
+use crate::runner::artifacts::clashes;
 
 /// As many problems as [`crate::runner::artifacts::find`] tells.
 const PROBLEMS_MAX: usize = 16;
@@ -58,6 +59,10 @@ pub(super) fn select(index: &Index, globs: &[String]) -> Selected {
             selected.uploads.insert(name.to_owned(), number);
         }
     }
+    for (name, below) in clashes(&selected.uploads) {
+        selected.uploads.remove(&name);
+        selected.problem(format!("the archive has the upload {name:?} as a file, and {below:?} below it"));
+    }
     selected
 }
 
@@ -80,11 +85,14 @@ impl Selected {
 
     fn is_file(&mut self, entry: &Entry) -> bool {
         let Some(what) = entry.not_a_file else { return true };
-        let problem = format!("the artifact {:?} is {what} in the guest's archive", entry.name.as_str());
+        self.problem(format!("the artifact {:?} is {what} in the guest's archive", entry.name.as_str()));
+        false
+    }
+
+    fn problem(&mut self, problem: String) {
         if self.problems.len() < PROBLEMS_MAX && !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
-        false
     }
 }
 

@@ -109,12 +109,29 @@ fn uploads_are_kept_apart() {
 }
 
 #[test]
+fn an_upload_that_is_a_file_and_a_directory_is_reported() {
+    let files = [("out/upload/a/b", "file"), ("out/upload/a/b/c", "below"), ("out/upload/a/d/e", "good")];
+    let got = taken(&files, &[]);
+    assert_eq!(got.uploads, ["a/b/c=below", "a/d/e=good"]);
+    assert_eq!(got.problems, "the archive has the upload \"a/b\" as a file, and \"a/b/c\" below it");
+}
+
+#[test]
 fn names_that_lead_elsewhere_are_refused_and_reported() {
     for name in ["out/../../evil", "/etc/passwd", "out//x", "out/a\nb", "elsewhere/x", "../x", "out/.", "out"]
     {
         let got = taken(&[(name, "x"), ("out/good", "g")], &["**"]);
         assert_eq!(got.files, ["good=g"], "{name:?}");
         assert!(!got.problems.is_empty(), "{name:?} was not reported");
+    }
+}
+
+#[test]
+fn a_name_that_no_file_system_can_have_is_refused_and_reported() {
+    for name in [format!("out/{}.bin", "a".repeat(256)), format!("out/{}b", "a/".repeat(256))] {
+        let got = taken(&[(&name, "x"), ("out/good", "g")], &["**"]);
+        assert_eq!(got.files, ["good=g"], "{name:?}");
+        assert!(got.problems.contains("cannot be brought back: \"a"), "{:?}", got.problems);
     }
 }
 
