@@ -201,7 +201,7 @@ fn a_task_goes_from_its_source_to_its_artifacts() {
     let mut guest = Guest::with_task(&[
         (
             "build",
-            "cat hello.txt deep/er/file; echo oops >&2; cp hello.txt $CREWBOSS_OUT/a.bin; mkdir -p $CREWBOSS_OUT/upload/p; echo up > $CREWBOSS_OUT/upload/p/x",
+            "cat hello.txt deep/er/file; echo oops >&2; cp hello.txt $CREWBOSS_OUT/a.bin; mkdir -p $CREWBOSS_OUT/upload/p; echo up > $CREWBOSS_OUT/upload/p/x; ln -s /etc/hostname $CREWBOSS_OUT/away.bin",
         ),
         (
             "env",
@@ -224,6 +224,7 @@ fn a_task_goes_from_its_source_to_its_artifacts() {
     let ends: Vec<_> = document.stages.iter().map(|stage| (stage.name.as_str(), stage.exit)).collect();
     assert_eq!(ends, [("build", StageExit::Code(0)), ("env", StageExit::Code(3))]);
     assert!(document.rss_kib_max > 0 && document.message.is_empty(), "{document:?}");
+    assert!(document.problems.len() == 1 && document.problems[0].contains("away.bin"), "{document:?}");
     let names: Vec<_> = unpacked.found.files.keys().collect();
     assert_eq!(names, ["a.bin", "hello.txt"]);
     assert_eq!(text(&unpacked.found.files["a.bin"]), "hello\n");

@@ -19,6 +19,9 @@ const FORMAT: &str = "1";
 /// Pairs in one document, at most: versions, variables.
 const PAIRS_MAX: usize = 1024;
 
+/// How many things that are wrong with its artifacts are told of a task: a million of them say less.
+pub const PROBLEMS_MAX: usize = 16;
+
 /// Why a document cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
@@ -82,6 +85,8 @@ pub struct ResultDocument {
     pub rss_kib_max: u64,
     /// What `size` said.
     pub sizes: String,
+    /// What is wrong with what the stages made, so that the task has failed: an artifact that cannot be brought out.
+    pub problems: Vec<String>,
     /// What a person should know.
     pub message: String,
 }
@@ -202,6 +207,7 @@ impl ResultDocument {
         }
         text.line("rss", &self.rss_kib_max.to_string());
         text.line("sizes", &self.sizes);
+        self.problems.iter().for_each(|problem| text.line("problem", problem));
         text.line("message", &self.message);
         text.end()
     }
@@ -226,7 +232,11 @@ impl ResultDocument {
                     result.stages.push(stage);
                 }
                 "rss" => result.rss_kib_max = number_of(&value).ok_or_else(|| bad(&"it is no size"))?,
-                "sizes" | "message" if value.len() > TEXT_BYTES_MAX => return Err(bad(&"it is too long")),
+                "sizes" | "message" | "problem" if value.len() > TEXT_BYTES_MAX => {
+                    return Err(bad(&"it is too long"));
+                }
+                "problem" if result.problems.len() == PROBLEMS_MAX => {}
+                "problem" => result.problems.push(value),
                 "sizes" => result.sizes = value,
                 "message" => result.message = value,
                 _ => {}
@@ -445,7 +455,13 @@ mod tests {
                 let document = task(command, value.clone());
                 prop_assert_eq!(TaskDocument::parse(&document.to_text()).unwrap(), document);
             }
-            let result = ResultDocument { message: value.clone(), sizes: line, rss_kib_max: 1, stages: Vec::new() };
+            let result = ResultDocument {
+                message: value.clone(),
+                sizes: line,
+                problems: vec![value.clone()],
+                rss_kib_max: 1,
+                stages: Vec::new(),
+            };
             prop_assert_eq!(ResultDocument::parse(&result.to_text()).unwrap(), result);
             let pairs = BTreeMap::from([("URL".to_owned(), value)]);
             for kind in [Ending::Environment, Ending::Bootstrapped] {

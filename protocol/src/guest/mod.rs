@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-pub use document::{DocumentError, Ending, ResultDocument, Served, TaskDocument};
+pub use document::{DocumentError, Ending, PROBLEMS_MAX, ResultDocument, Served, TaskDocument};
 
 use crate::id::Name;
 use crate::limits::{GUEST_LOG_BYTES_MAX, LINE_BYTES_MAX, NUMBER_MAX, TEXT_BYTES_MAX, VERSIONS_MAX};

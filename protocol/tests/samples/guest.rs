@@ -46,6 +46,7 @@ fn result() -> ResultDocument {
         stages: vec![ended(), check],
         rss_kib_max: 51_200,
         sizes: "text 512\ndata 12".to_owned(),
+        problems: vec!["out/link leads out".to_owned()],
         message: String::new(),
     }
 }

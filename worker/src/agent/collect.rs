@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crewboss_protocol::guest::{FromGuest, RESULT_DISK, ResultDocument, TaskDocument};
+use crewboss_protocol::guest::{FromGuest, PROBLEMS_MAX, RESULT_DISK, ResultDocument, TaskDocument};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 
 use super::error::AgentError;
@@ -36,8 +36,8 @@ pub(super) fn run(
     let (out, src) = (place.out(), place.src());
     let mut found = find(&task.artifacts, &[&out, &src]);
     let uploads = find(&["upload/**".to_owned()], &[&out]);
-    let mut messages: Vec<String> =
-        found.problems.drain(..).filter(|problem| !problem.starts_with(HOST_SEES)).collect();
+    let own = found.problems.drain(..).filter(|problem| !problem.starts_with(HOST_SEES));
+    result.problems = own.take(PROBLEMS_MAX).map(shortened).collect();
     for (name, file) in uploads.files {
         found.files.entry(name).or_insert(file);
     }
@@ -45,10 +45,9 @@ pub(super) fn run(
     if !task.sizes.is_empty() && result.stages.iter().all(|stage| stage.exit.is_success()) {
         match sizes(reporter, place, task) {
             Ok(text) => result.sizes = text,
-            Err(why) => messages.push(why),
+            Err(why) => result.message = shortened(why),
         }
     }
-    result.message = shortened(messages.join("; "));
     Ok(FromGuest::Collected { document: result.to_text(), bytes })
 }
 

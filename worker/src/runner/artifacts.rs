@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::RelPath;
+use crewboss_protocol::guest::PROBLEMS_MAX;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
 use crewboss_protocol::message::ArtifactCount;
 use globset::{GlobBuilder, GlobMatcher};
@@ -38,9 +39,9 @@ impl Found {
         ArtifactCount { files: u32::try_from(self.files.len()).unwrap_or(u32::MAX), bytes: self.bytes }
     }
 
-    /// Takes note of something that is wrong. One sentence says it; a million of them say less.
+    /// Takes note of something that is wrong.
     pub fn problem(&mut self, problem: String) {
-        if self.problems.len() < 16 && !self.problems.contains(&problem) {
+        if self.problems.len() < PROBLEMS_MAX && !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
     }

@@ -173,11 +173,18 @@ impl Task<'_> {
         let result = ResultDocument::parse(&document).map_err(|error| self.unreadable(chain(&error)))?;
         (self.sizes, self.message) = (result.sizes, result.message);
         let archive = result_disk(self.guests[self.build()].directory());
-        self.unpack(&archive, bytes, outcome)
+        self.unpack(&archive, bytes, result.problems, outcome)
     }
 
     /// Takes what the task promised out of the archive that a guest wrote.
-    pub(super) fn unpack(&mut self, archive: &Path, bytes: u64, outcome: &mut Outcome) -> Result<(), Stop> {
+    /// `problems` are what the guest has against it itself.
+    pub(super) fn unpack(
+        &mut self,
+        archive: &Path,
+        bytes: u64,
+        problems: Vec<String>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Stop> {
         let target = &self.spec.target;
         // A guest that has put nothing has still promised what its target names.
         let archive = if bytes == 0 { Path::new("/dev/null") } else { archive };
@@ -190,6 +197,7 @@ impl Task<'_> {
             error => self.unreadable(chain(&error)),
         })?;
         self.found = unpacked.found;
+        problems.into_iter().for_each(|problem| self.found.problem(problem));
         if *outcome == Outcome::Success {
             self.add_uploads(&unpacked.uploads)?;
         }

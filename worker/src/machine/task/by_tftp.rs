@@ -47,7 +47,7 @@ impl Task<'_> {
         self.stages = result.stages;
         let archive = self.put_file(ARTIFACTS);
         let bytes = archive.metadata().map_or(0, |found| found.len());
-        self.unpack(&archive, bytes, &mut outcome)?;
+        self.unpack(&archive, bytes, result.problems, &mut outcome)?;
         Ok(outcome)
     }
 
