@@ -200,7 +200,7 @@ impl Context<'_> {
 fn needs_another_file(header: &[u8]) -> bool {
     let number = |at: usize, length: usize| {
         let bytes = header.get(at..at + length).unwrap_or_default();
-        bytes.iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte))
+        bytes.iter().fold(0, |number: u64, byte| (number << 8) | u64::from(*byte))
     };
     let (version, backing_file, features) = (number(4, 4), number(8, 8), number(72, 8));
     backing_file != 0 || (version >= 3 && features & QCOW2_DATA_ELSEWHERE != 0)
