@@ -92,6 +92,24 @@ impl Site {
         self.lab.on("host1", line)
     }
 
+    /// What `/proc` has of the first process of `host1`.
+    fn first_process(&self) -> String {
+        let record = read(&self.lab.dir().join("host1/pid"));
+        format!("/proc/{}", record.split_whitespace().next().expect("the number of a process"))
+    }
+
+    /// Where a file of `host1` is for this program.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("{}/root{path}", self.first_process()))
+    }
+
+    /// A command that is on the network of `host1`, and in nothing else of it.
+    pub fn on_network(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}/ns/net", self.first_process())).arg(program);
+        command
+    }
+
     /// Whether `host1` has this machine.
     pub fn has(&self, name: &str) -> bool {
         self.on(&format!("[ ! -L {}/{name}-1 ] || echo there", directory(name))).contains("there")
@@ -290,10 +308,12 @@ done
 ls guests 2>/dev/null | sed 's/^/record /'
 # A guest is called NAME-TOOLCHAIN-XXXXXX.
 for d in */*/*-*-??????; do [ ! -e "$d" ] || echo "snapshot $d"; done
-find . -name .making -o -name 'uefi-variables' -o -name 'put' | sed 's/^/file /'
+# Copies and templates have the variables that their firmware wrote.
+find . -name .making -o -name 'uefi-variables' ! -path '*-default/*' ! -path '*-default.saved/*' -o -name 'put' | sed 's/^/file /'
 for lock in locks/*; do
     [ ! -f "$lock" ] || flock -n "$lock" true || echo "lock $lock is held"
 done
-for device in /sys/class/net/*/tun_flags; do [ ! -e "$device" ] || echo "device $device"; done
+# In /sys are those of another network.
+ip -o link show type tun | sed 's/^/device /'
 true
 "#;

@@ -22,7 +22,19 @@ pub enum TapError {
         "cannot make a TAP device with {TUN}; it needs the right to configure the network (CAP_NET_ADMIN)"
     )]
     Make(#[source] io::Error),
-    /// The bridge.
+    /// There is no such device.
+    #[error("there is no bridge {bridge} on this host; `ip link add {bridge} type bridge` makes one")]
+    NoBridge {
+        /// What was looked for.
+        bridge: String,
+    },
+    /// There is one that guests cannot be plugged into.
+    #[error("{bridge} is no bridge but another kind of network device")]
+    NotBridge {
+        /// What was looked for.
+        bridge: String,
+    },
+    /// The bridge does not take it.
     #[error("cannot put the TAP device {device} on the bridge {bridge}")]
     Bridge {
         /// The device.
@@ -47,30 +59,44 @@ pub fn open(bridge: &str) -> Result<OwnedFd, TapError> {
     control(&tap, libc::TUNSETIFF, &mut request).map_err(TapError::Make)?;
     let device = name(&request);
     let failed = |source| TapError::Bridge { device: device.clone(), bridge: bridge.to_owned(), source };
-    attach(&device, bridge).map_err(failed)?;
+    let socket = socket().map_err(failed)?;
+    join(&socket, &device, bridge).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENODEV) => TapError::NoBridge { bridge: bridge.to_owned() },
+        Some(libc::EOPNOTSUPP) => TapError::NotBridge { bridge: bridge.to_owned() },
+        _ => failed(error),
+    })?;
+    switch_on(&socket, &device).map_err(failed)?;
     Ok(tap.into())
 }
 
-fn attach(device: &str, bridge: &str) -> io::Result<()> {
+/// Any socket does for requests about devices.
+fn socket() -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::DGRAM,
         rustix::net::SocketFlags::CLOEXEC,
         None,
     )?;
+    Ok(socket)
+}
+
+fn join(socket: &OwnedFd, device: &str, bridge: &str) -> io::Result<()> {
     let mut own = request(device);
-    control(&socket, libc::SIOCGIFINDEX, &mut own)?;
+    control(socket, libc::SIOCGIFINDEX, &mut own)?;
     // SAFETY: the call before has filled in this member.
     let index = unsafe { own.ifr_ifru.ifru_ifindex };
     let mut joined = request(bridge);
     joined.ifr_ifru.ifru_ifindex = index;
-    control(&socket, ADD_TO_BRIDGE, &mut joined)?;
+    control(socket, ADD_TO_BRIDGE, &mut joined)
+}
+
+fn switch_on(socket: &OwnedFd, device: &str) -> io::Result<()> {
     let mut up = request(device);
-    control(&socket, libc::SIOCGIFFLAGS, &mut up)?;
+    control(socket, libc::SIOCGIFFLAGS, &mut up)?;
     // SAFETY: the call before has filled in this member.
     let flags = unsafe { up.ifr_ifru.ifru_flags };
     up.ifr_ifru.ifru_flags = flags | libc::c_short::try_from(libc::IFF_UP).unwrap_or_default();
-    control(&socket, libc::SIOCSIFFLAGS, &mut up)
+    control(socket, libc::SIOCSIFFLAGS, &mut up)
 }
 
 /// A request about a device. A name that is too long is cut, and then there is no such device.
@@ -100,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bridge_that_is_not_there_is_named_and_no_device_stays() {
+    fn what_is_no_bridge_is_named_and_no_device_stays() {
         let devices = || {
             std::fs::read_dir("/sys/class/net")
                 .unwrap()
@@ -110,11 +136,12 @@ mod tests {
                 .count()
         };
         let before = devices();
-        let error = open("no-such-bridge").unwrap_err();
-        assert!(
-            error.to_string().contains("no-such-bridge") || matches!(error, TapError::Make(_)),
-            "{error}"
-        );
+        for (bridge, words) in
+            [("no-such-bridge", "there is no bridge no-such-bridge"), ("lo", "lo is no bridge")]
+        {
+            let error = open(bridge).unwrap_err();
+            assert!(error.to_string().contains(words) || matches!(error, TapError::Make(_)), "{error}");
+        }
         assert_eq!(devices(), before);
     }
 }

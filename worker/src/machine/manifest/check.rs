@@ -12,6 +12,12 @@ use super::{Boot, DiskFormat, Exchange, Limits, Manifest, ManifestError, Network
 /// What a qcow2 image begins with.
 const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
+/// As much of its header is looked at.
+const QCOW2_HEADER: u64 = 80;
+
+/// The bit of version 3 that says that the content lies in another file.
+const QCOW2_DATA_ELSEWHERE: u64 = 1 << 2;
+
 /// Where a manifest lies and what it is read for.
 struct Context<'a> {
     revision: &'a Path,
@@ -158,12 +164,12 @@ impl Context<'_> {
     fn disk_format(&self, manifest: &Manifest) -> Result<(), ManifestError> {
         let mut start = Vec::new();
         let read = fs::File::open(self.revision.join(&manifest.disk))
-            .and_then(|file| file.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut start));
+            .and_then(|file| file.take(QCOW2_HEADER).read_to_end(&mut start));
         if let Err(error) = read {
             let hint = "look at the permissions of the revision";
             return Err(self.refused("disk", &manifest.disk, format!("cannot be read: {error}"), hint));
         }
-        let (is, says) = (start == QCOW2_MAGIC, manifest.format == DiskFormat::Qcow2);
+        let (is, says) = (start.starts_with(&QCOW2_MAGIC), manifest.format == DiskFormat::Qcow2);
         match (is, says) {
             (true, false) => {
                 let why = "is a qcow2 image".to_owned();
@@ -173,6 +179,12 @@ impl Context<'_> {
                 let why = "is no qcow2 image".to_owned();
                 Err(self.refused("format", &manifest.disk, why, "leave out `format`, or convert the image"))
             }
+            (true, true) if needs_another_file(&start) => {
+                let why =
+                    "is not whole: a part of it lies in another file, which guests would not find".to_owned();
+                let hint = "`qemu-img convert -O qcow2` makes a whole one of it";
+                Err(self.refused("disk", &manifest.disk, why, hint))
+            }
             _ => Ok(()),
         }
     }
@@ -181,4 +193,15 @@ impl Context<'_> {
         let file = self.path.with_file_name(name);
         ManifestError::File { path: self.path.to_owned(), key, file, why, hint }
     }
+}
+
+/// Whether the header of a qcow2 image names a backing file, or a file with its data. A guest that is kept has its disks in
+/// another directory, and a snapshot holds the revision alone.
+fn needs_another_file(header: &[u8]) -> bool {
+    let number = |at: usize, length: usize| {
+        let bytes = header.get(at..at + length).unwrap_or_default();
+        bytes.iter().fold(0, |number: u64, byte| (number << 8) | u64::from(*byte))
+    };
+    let (version, backing_file, features) = (number(4, 4), number(8, 8), number(72, 8));
+    backing_file != 0 || (version >= 3 && features & QCOW2_DATA_ELSEWHERE != 0)
 }

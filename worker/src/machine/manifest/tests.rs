@@ -198,6 +198,30 @@ fn a_disk_that_is_no_file_of_the_revision_is_refused() {
 }
 
 #[test]
+fn a_qcow2_image_that_needs_another_file_is_refused() {
+    let revision = Revision::new(&with(&["format = \"qcow2\""]));
+    let mut header = [0; 112];
+    header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    let disk = revision.0.path().join("disk.img");
+    fs::write(&disk, header).unwrap();
+    revision.load().unwrap();
+    // Its name stands behind the header; the data may lie elsewhere as well.
+    for (at, value) in [(15, 104), (79, 1 << 2)] {
+        let mut header = header;
+        header[at] = value;
+        fs::write(&disk, header).unwrap();
+        assert!(revision.load().unwrap_err().to_string().contains("lies in another file"));
+    }
+    // Version 2 has no features, but other things there.
+    header[7] = 2;
+    header[79] = 1 << 2;
+    fs::write(&disk, header).unwrap();
+    revision.load().unwrap();
+    fs::write(&disk, b"QFI\xfb").unwrap();
+    revision.load().unwrap();
+}
+
+#[test]
 fn a_manifest_that_is_no_small_text_is_refused() {
     let revision = Revision::new("");
     let path = revision.0.path().join(MANIFEST);

@@ -12,7 +12,7 @@ use super::agent::{Heard, Line};
 use super::bridge::{self, Behind, Left, SIGNALS};
 use super::terminal::Terminal;
 use super::visit::Visit;
-use super::{Claimed, PersonError, claim, say};
+use super::{Claimed, PersonError, claim, say, to_type};
 use crate::machine::directory::Machines;
 use crate::machine::door::{self, Answer, Knock, Knocked};
 use crate::machine::qemu::process::Qemu;
@@ -126,10 +126,13 @@ fn greet(guest: &Name, what: &str, way: Way, directory: &Path, forward: Option<&
     match forward {
         Some(ssh) => {
             say("on your computer, forward the display and look at it with a VNC viewer:");
-            say(&format!("  {ssh} -N -L 5900:{}", socket.display()));
-            say("  vncviewer localhost:5900");
+            to_type(&format!("{ssh} -N -L 5900:{}", socket.display()));
+            to_type("vncviewer localhost:5900");
         }
-        None => say(&format!("look at it with a VNC viewer: vncviewer {}", socket.display())),
+        None => {
+            say("look at it with a VNC viewer:");
+            to_type(&format!("vncviewer {}", socket.display()));
+        }
     }
 }
 

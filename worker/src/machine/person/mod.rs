@@ -210,5 +210,10 @@ fn say(text: &str) {
     let _unheard = write!(io::stderr().lock(), "crewboss: {text}\r\n");
 }
 
+/// Shows a command that the person may take as it stands.
+fn to_type(line: &str) {
+    let _unheard = write!(io::stderr().lock(), "  {line}\r\n");
+}
+
 #[cfg(test)]
 mod tests;

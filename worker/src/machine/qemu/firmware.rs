@@ -1,6 +1,7 @@
 //! UEFI firmware for guests, as distributions install it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -43,13 +44,23 @@ impl Uefi {
     }
 
     /// The same with variables of a guest's own. They are copied to `path` unless they are there: what a guest wrote to
-    /// them belongs to its disk.
+    /// them belongs to its disk. Those of another size come from another host, or from before an upgrade, and this
+    /// firmware would not start with them.
     ///
     /// # Errors
     /// If they cannot be copied.
     pub fn with_own_variables(&self, path: &Path) -> Result<Self, QemuError> {
-        if !path.exists() {
-            fs::copy(&self.variables, path).map_err(QemuError::file("copy UEFI variables to", path))?;
+        let failed = |error| QemuError::file("copy UEFI variables to", path)(error);
+        let installed = fs::metadata(&self.variables).map_err(failed)?;
+        // A link could lead anywhere.
+        match fs::symlink_metadata(path) {
+            Ok(own) if own.is_file() && own.len() == installed.len() => {}
+            own => {
+                own.and_then(|_| fs::remove_file(path))
+                    .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+                    .and_then(|()| fs::copy(&self.variables, path))
+                    .map_err(failed)?;
+            }
         }
         Ok(Self { code: self.code.clone(), variables: path.to_owned() })
     }
@@ -60,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_are_copied_once() {
+    fn variables_are_copied_once_unless_the_firmware_is_another() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
         let (code, installed, own) = (path("code"), path("vars"), path("own"));
@@ -69,8 +80,13 @@ mod tests {
         fs::write(&installed, "fresh").unwrap();
         let uefi = Uefi::find_in(&[("/nowhere", "/nowhere"), (&code, &installed)]).unwrap();
         let uefi = uefi.with_own_variables(Path::new(&own)).unwrap();
-        fs::write(&own, "changed").unwrap();
+        fs::write(&own, "taken").unwrap();
         let again = uefi.with_own_variables(Path::new(&own)).unwrap();
-        assert_eq!((again, fs::read_to_string(&own).unwrap().as_str()), (uefi, "changed"));
+        assert_eq!((&again, fs::read_to_string(&own).unwrap().as_str()), (&uefi, "taken"));
+        // The firmware was upgraded to one with more variables.
+        fs::write(&installed, "afresh").unwrap();
+        let upgraded = Uefi::find_in(&[(&code, &installed)]).unwrap();
+        upgraded.with_own_variables(Path::new(&own)).unwrap();
+        assert_eq!(fs::read_to_string(&own).unwrap(), "afresh");
     }
 }
