@@ -203,16 +203,15 @@ fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, mut guest: Guest) -> Res
     guest.tell(&ToGuest::PowerOff)?;
     let limit = bench.manifest.limits.shutdown;
     let until = Instant::now() + limit;
-    loop {
+    let why = loop {
         match next(watch, &mut guest, until)? {
-            Some(GuestEvent::Ended(_)) => return Ok(guest),
+            Some(GuestEvent::Ended(_)) if guest.is_off() => return Ok(guest),
+            Some(GuestEvent::Ended(how)) => break format!("it {how} when it was to switch itself off"),
             Some(_) => {}
-            None => {
-                let why = format!("it did not switch itself off within {} s", limit.as_secs());
-                return Err(Stop::Unable { machine: bench.directory.name.clone(), why });
-            }
+            None => break format!("it did not switch itself off within {} s", limit.as_secs()),
         }
-    }
+    };
+    Err(Stop::Unable { machine: bench.directory.name.clone(), why })
 }
 
 fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Option<GuestEvent>, Stop> {

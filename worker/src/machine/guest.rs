@@ -88,6 +88,7 @@ pub struct Guest {
     door: Option<Door>,
     talk: Talk,
     farewell: Option<String>,
+    off: bool,
     ended: bool,
     removed: bool,
 }
@@ -145,6 +146,7 @@ impl Guest {
             door: None,
             talk,
             farewell: None,
+            off: false,
             ended: false,
             removed: false,
         }
@@ -232,6 +234,11 @@ impl Guest {
         &mut self.qemu
     }
 
+    /// Whether it has switched itself off, in order: what it wrote to its disks is there.
+    pub fn is_off(&self) -> bool {
+        self.off
+    }
+
     /// When it has to be looked at even if nothing can be read.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.talk {
@@ -293,6 +300,7 @@ impl Guest {
         while let Some(incoming) = self.qemu.qmp.take() {
             match incoming {
                 Incoming::Event(MonitorEvent::Shutdown { guest: true, reason }) => {
+                    self.off |= reason == "guest-shutdown";
                     self.farewell.get_or_insert(match reason.as_str() {
                         "guest-shutdown" => "switched itself off".to_owned(),
                         "guest-reset" => "reset itself".to_owned(),
