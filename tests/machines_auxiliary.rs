@@ -2,8 +2,11 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use support::boss::Ended;
+use support::ground::{Ground, Place, wait_for_halt};
 use support::machines::{A_GUEST_RUN, PLAIN, Site, TINY};
 use support::scene::Scene;
 use support::write;
@@ -37,8 +40,22 @@ echo it is over >/dev/console
 poweroff -f
 "#;
 
-/// Never comes to serve.
-const LAZY: &str = "#!/bin/sh\necho no will >&2\nexit 3\n";
+/// Never comes to serve: it ends, or says that it starts and nothing more.
+const LAZY: &str = r#"#!/bin/sh
+if [ "$CREWBOSS_MACHINE" = db ]; then echo no will >&2; exit 3; fi
+echo starting
+while :; do sleep 1000; done
+"#;
+
+/// Says who it is to whoever connects.
+const SERVES: &str = r#"#!/bin/sh
+nc -ll -p 9000 -e echo "$CREWBOSS_MACHINE answers" &
+echo ready
+while :; do sleep 1000; done
+"#;
+
+/// What three of them are called, in their order.
+const THREE: [&str; 3] = ["first", "second", "third"];
 
 fn make(site: &Site, scene: &Scene, name: &str, service: &str, options: &[&str]) {
     let file = scene.path(name);
@@ -121,33 +138,96 @@ fn a_task_reaches_its_auxiliary_machines_by_address_and_all_are_gone_afterwards(
 }
 
 #[test]
-fn an_auxiliary_machine_that_is_missing_or_ends_is_nobodys_failure() {
+fn an_auxiliary_machine_that_is_missing_or_ends_or_is_never_ready_is_nobodys_failure() {
     let site = Site::shared();
-    let build_file = format!(
-        "commits = 'HEAD'\n[target.left-alone]\nenvironment = {{ machine = '{TINY}', auxiliary = {{ db = 'frail' }} }}\n\
-         stages.use = 'nc $DB_ADDRESS 9001 </dev/null; sleep 600'\n\
-         [target.never-served]\nenvironment = {{ machine = '{TINY}', auxiliary = {{ db = 'lazy' }} }}\nstages.use = 'true'\n"
-    );
-    let scene = Scene::with_commits(&build_file, 1);
+    let target = |name: &str, auxiliary: &str, stage: &str| {
+        format!(
+            "[target.{name}]\nenvironment = {{ machine = '{TINY}', auxiliary = {{ {auxiliary} }} }}\nstages.use = '{stage}'\n"
+        )
+    };
+    let targets = [
+        target("left-alone", "db = 'frail'", "nc $DB_ADDRESS 9001 </dev/null; sleep 600"),
+        target("never-served", "db = 'lazy'", "true"),
+        target("never-ready", "slow = 'slow'", "true"),
+    ];
+    let scene = Scene::with_commits(&format!("commits = 'HEAD'\n{}", targets.concat()), 1);
     make(&site, &scene, "frail", FRAIL, &["--memory", "128M:128M"]);
     make(&site, &scene, "lazy", LAZY, &["--memory", "128M:128M"]);
+    // The same limit holds for its bootstrap, which is to come to its end.
+    let mut bootstrap = scene.crewboss(Some(site.lab()), &["machines", "bootstrap", "lazy", "--crew"]);
+    bootstrap.arg(site.crew(&scene, "slots = 2"));
+    drop(bootstrap.start().end(A_GUEST_RUN).expect_code(0));
+    site.variant("lazy", "slow", &["limits = { bootstrap = \"2s\" }"]);
 
-    let ended = site.run(&scene).expect_code(102).expect_civil().expect_tasks(2, "infrastructure");
-    let alone = result(&ended, "left-alone");
-    let message = alone["message"].as_str().unwrap_or_default();
-    assert!(message.contains("the auxiliary machine db is missing: it switched itself off"), "{alone:#}");
-    assert!(message.contains("it is over"), "its last words are not told: {alone:#}");
-    let never = result(&ended, "never-served");
-    let message = never["message"].as_str().unwrap_or_default();
-    assert!(message.contains("/etc/crewboss/service ended with exit code 3"), "{never:#}");
-    for result in [alone, never] {
-        assert_eq!(
-            result["earlier"].as_array().map(Vec::len),
-            Some(3),
-            "it is tried three times: {result:#}"
-        );
+    let ended = site.run(&scene).expect_code(102).expect_civil().expect_tasks(3, "infrastructure");
+    for (name, wanted) in [
+        ("left-alone", ["the auxiliary machine db is missing: it switched itself off", "it is over"]),
+        (
+            "never-served",
+            ["the auxiliary machine db is missing", "/etc/crewboss/service ended with exit code 3"],
+        ),
+        ("never-ready", ["the auxiliary machine slow is missing", "its service is not up after 2 s"]),
+    ] {
+        let result = result(&ended, name);
+        let message = result["message"].as_str().unwrap_or_default();
+        assert!(wanted.iter().all(|part| message.contains(part)), "{wanted:?} is not in {result:#}");
+        let tries = result["earlier"].as_array().map(Vec::len);
+        assert_eq!(tries, Some(3), "it is tried three times: {result:#}");
     }
     site.expect_no_guests();
-    site.remove("frail");
-    site.remove("lazy");
+    for name in ["frail", "lazy", "slow"] {
+        site.remove(name);
+    }
+}
+
+/// The guests that there are, and how far each has come.
+fn guests(place: &Place) -> BTreeMap<String, String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    place.records().iter().map(|record| (text(&record["machine"]), text(&record["step"]))).collect()
+}
+
+/// Three auxiliary machines that are bootstrapped, and one to build in.
+fn with_three(ground: &Ground, scene: &Scene) -> Place {
+    let place = ground.place("host");
+    let service = scene.path("service");
+    write(&service, SERVES);
+    place.make("serves", &["--service", &service.to_string_lossy()]);
+    place.make(TINY, &[]);
+    drop(place.crewboss(scene, &["machines", "bootstrap"]).end(A_GUEST_RUN).expect_code(0));
+    THREE.iter().for_each(|name| place.variant("serves", name, "instances = 1"));
+    place
+}
+
+#[test]
+fn three_auxiliary_machines_serve_until_the_build_machine_is_gone_and_go_in_reverse_order() {
+    let ground = Ground::new();
+    let ask = |name: &str| format!("nc ${}_ADDRESS 9000 </dev/null\n", name.to_uppercase());
+    let build = format!(
+        "commits = 'HEAD'\n[target.t]\nenvironment = {{ machine = '{TINY}', auxiliary = {{ {} }} }}\nstages.ask = '''\n{}'''\n",
+        THREE.map(|name| format!("{name} = '{name}'")).join(", "),
+        THREE.map(ask).concat()
+    );
+    let scene = Scene::with_commits(&build, 1);
+    let place = with_three(&ground, &scene);
+    // The runner stands still whenever it is about to end a guest.
+    let mut boss = place.build(&scene, 1, &[]).env("CREWBOSS_HALT_AT", "stopping").start();
+    let order = [&THREE[..], &[TINY]].concat();
+    for last in (0..order.len()).rev() {
+        let runner = wait_for_halt(&place, &mut boss, A_GUEST_RUN);
+        let step = |name: &str| if name == order[last] { "stopping" } else { "running" };
+        let wanted: BTreeMap<String, String> =
+            order[..=last].iter().map(|name| ((*name).to_owned(), step(name).to_owned())).collect();
+        assert_eq!(guests(&place), wanted, "{}", boss.story());
+        assert_eq!(place.processes().iter().filter(|one| one.is_qemu()).count(), last + 1);
+        runner.signal("CONT");
+    }
+    let ended = boss.end(A_GUEST_RUN).expect_code(0).expect_tasks(1, "success");
+    let log = ended.results.file("t", "log");
+    assert_eq!(log.trim(), THREE.map(|name| format!("{name} answers")).join("\n"), "{ended:#?}");
+    let machine = &result(&ended, "t")["machine"];
+    assert_eq!(machine["auxiliary"].as_array().map(Vec::len), Some(3), "{machine:#}");
+    let boots = THREE.iter().flat_map(|name| [format!("{name} boots"), format!("{name} serves ({name})")]);
+    let boots: Vec<String> = boots.chain([format!("{TINY} boots")]).collect();
+    expect_in_order(&steps(&ended), &boots.iter().map(String::as_str).collect::<Vec<_>>());
+    place.expect_clean(&ended);
 }

@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::Value;
 use support::boss::Ended;
-use support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory};
+use support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, target};
 use support::scene::Scene;
 
 /// A toolchain that installs itself only in a guest whose kernel was told so, which is no matter of the machine's id.
@@ -12,6 +12,15 @@ const TOOLCHAIN: &str = r#"#!/bin/sh
 if ! grep -q let.it.be /proc/cmdline; then echo will not; exit 3; fi
 echo "picky 1.0" >"$CREWBOSS_VERSIONS"
 "#;
+
+/// A toolchain that never comes to its end.
+const ENDLESS: &str = "#!/bin/sh\necho it begins\nsleep 600\n";
+
+/// Makes a toolchain of the host.
+fn toolchain(site: &Site, name: &str, script: &str) {
+    let at = format!("{MACHINES}/toolchains/{name}");
+    site.on(&format!("mkdir -p {at}; cat >{at}/bootstrap <<'E'\n{script}\nE\nchmod +x {at}/bootstrap"));
+}
 
 fn bootstrap(site: &Site, scene: &Scene, words: &[&str]) -> Ended {
     let crew = site.crew(scene, "slots = 2");
@@ -30,7 +39,7 @@ fn copy(site: &Site, scene: &Scene, machine: &str, toolchain: &str) -> Value {
 fn a_person_bootstraps_ahead_of_time_and_may_try_again_what_was_suspended() {
     let site = Site::shared();
     let scene = Scene::new("");
-    site.on(&format!("mkdir -p {MACHINES}/toolchains/picky; cat >{MACHINES}/toolchains/picky/bootstrap <<'E'\n{TOOLCHAIN}\nE\nchmod +x {MACHINES}/toolchains/picky/bootstrap"));
+    toolchain(&site, "picky", TOOLCHAIN);
     site.variant(TINY, "moody", &["limits = { misboots = 0 }"]);
     let once = |words: &[&str]| bootstrap(&site, &scene, words);
 
@@ -69,4 +78,42 @@ fn a_person_bootstraps_ahead_of_time_and_may_try_again_what_was_suspended() {
     site.remove("moody");
     site.on(&format!("rm -r {MACHINES}/toolchains/picky"));
     site.expect_no_guests();
+}
+
+#[test]
+fn a_bootstrap_that_takes_too_long_is_ended_and_holds_up_nobody_else() {
+    let site = Site::shared();
+    toolchain(&site, "endless", ENDLESS);
+    // Without ACPI a guest cannot switch itself off.
+    let append = format!("append = \"{} acpi=off\"", site.append_of(TINY));
+    site.variant(TINY, "stays", &[&append, "limits = { shutdown = \"2s\", misboots = 0 }"]);
+    site.variant(TINY, "slow", &["limits = { bootstrap = \"10s\", misboots = 0 }"]);
+    let here = ["a", "b", "c"].map(|name| format!("[target.{name}]\nstages.run = 'true'\n")).concat();
+    let stays = target("stays", "stays", "stages.run = 'true'\ntoolchain = 'quick'");
+    let slow = target("slow", "slow", "stages.run = 'true'\ntoolchain = 'endless'");
+    toolchain(&site, "quick", "#!/bin/sh\ntrue");
+    let scene = Scene::with_commits(&format!("commits = 'HEAD'\n{slow}{stays}{here}"), 1);
+
+    let ended = site.build(&scene, "slots = 3").start().end(A_GUEST_RUN).expect_code(102).expect_civil();
+    for name in ["a", "b", "c"] {
+        assert_eq!(ended.outcome_of(name), "success");
+    }
+    let done = ended.of_kind("task_done");
+    let place = |name: &str| done.iter().position(|event| event["target"] == name);
+    assert!(["a", "b", "c"].iter().all(|name| place(name) < place("slow")), "they waited for it: {ended:#?}");
+    for (name, toolchain, why) in [
+        ("slow", "endless", "slow cannot run it: its bootstrap takes longer than 10 s"),
+        ("stays", "quick", "stays cannot run it: it did not switch itself off within 2 s"),
+    ] {
+        assert_eq!(ended.outcome_of(name), "infrastructure");
+        let result = ended.results.file(name, "result.json");
+        assert!(result.contains(why) || result.contains("is suspended"), "{result}");
+        let suspended = &copy(&site, &scene, name, toolchain)["state"]["suspended"]["why"];
+        assert!(suspended.as_str().is_some_and(|text| text.contains(why)), "{suspended}");
+    }
+    site.expect_no_guests();
+    for name in ["slow", "stays"] {
+        site.remove(name);
+    }
+    site.on(&format!("rm -r {MACHINES}/toolchains/endless {MACHINES}/toolchains/quick"));
 }

@@ -8,28 +8,18 @@ mod support;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use support::boss::{Boss, Ended, Running};
-use support::scene::{FAST_LIMITS, Scene};
-use support::{run, wait_for};
+use serde_json::Value;
+use support::boss::{Ended, Running};
+use support::ground::{Ground, Place, Process, wait_for_halt};
+use support::scene::Scene;
+use support::{wait_for, write};
 
-/// Steps of a task's guest.
-const OF_A_TASK: [&str; 7] =
-    ["planned", "copied", "booting", "preparing", "running", "collecting", "stopping"];
-
-/// The step that only a bootstrap has.
-const OF_A_BOOTSTRAP: &str = "bootstrapping";
-
-/// Until these steps there is no QEMU.
-const WITHOUT_QEMU: [&str; 2] = ["planned", "copied"];
-
-/// At this step the run goes on to its end after somebody was killed whom it can do without; at the others it is stopped as
-/// soon as the task is to be run again, which saves a boot.
-const TO_THE_END: &str = "running";
+use Victim::{All, Boss, Guardian, Qemu, Runner, Worker};
+use Way::{Bootstrap, Hold, Interactive, Save, Served, Task, Tftp, Warm};
 
 /// As many cases at once: most of their time they wait.
 const AT_ONCE: usize = 3;
@@ -37,8 +27,11 @@ const AT_ONCE: usize = 3;
 /// Long enough for a boot or two, beside other cases, on a machine that is busy with other things and has no KVM.
 const A_WHILE: Duration = Duration::from_secs(240);
 
-/// Everything of a case carries this variable, with the case's name.
-const MARK: &str = "CREWBOSS_TEST_CASE";
+/// With this, only cases in whose names it occurs are tried: `CREWBOSS_TEST_ONLY=Hold-saving`.
+const ONLY: &str = "CREWBOSS_TEST_ONLY";
+
+/// What serves others.
+const SERVICE: &str = "#!/bin/sh\necho ready\nwhile :; do sleep 1000; done\n";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -51,239 +44,177 @@ enum Victim {
     All,
 }
 
-const VICTIMS: [Victim; 6] =
-    [Victim::Runner, Victim::Qemu, Victim::Worker, Victim::Guardian, Victim::Boss, Victim::All];
+/// What the guest is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Task,
+    /// A task over TFTP, where the runner serves files as well.
+    Tftp,
+    /// `crewboss machines bootstrap`.
+    Bootstrap,
+    /// A task that waits for a person.
+    Interactive,
+    /// A task that fails, whose guest is kept.
+    Hold,
+    /// The first task of a machine with warm starts, whose guest is saved for all others.
+    Save,
+    /// Any other task of that machine.
+    Warm,
+    /// A task with an auxiliary machine.
+    Served,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Case {
-    machine: &'static str,
+    way: Way,
     step: &'static str,
     victim: Victim,
 }
 
+const EVERYBODY: &[Victim] = &[Runner, Qemu, Worker, Guardian, Boss, All];
+const WITHOUT_QEMU: &[Victim] = &[Runner, Worker, Guardian, Boss, All];
+
+/// What takes long comes first, so that all threads end at about the same time. Once it is up a guest is the same however
+/// it came up: most start warm, which saves a boot.
+const TABLE: [(Way, &str, &[Victim]); 26] = [
+    (Bootstrap, "bootstrapping", EVERYBODY),
+    (Bootstrap, "stopping", &[Runner, Qemu, All]),
+    (Bootstrap, "booting", &[Runner, Qemu, Worker, All]),
+    (Save, "saving", &[Runner, Qemu, Worker, All]),
+    (Save, "booting", &[Runner, Qemu, All]),
+    (Save, "planned", &[Runner, All]),
+    (Served, "collecting", &[Runner]),
+    (Task, "running", EVERYBODY),
+    (Warm, "preparing", EVERYBODY),
+    (Served, "running", &[Qemu]),
+    (Warm, "collecting", EVERYBODY),
+    (Served, "collecting", &[All]),
+    (Warm, "stopping", EVERYBODY),
+    (Task, "booting", EVERYBODY),
+    (Interactive, "waiting", &[Runner, Qemu, Worker, Boss, All]),
+    (Hold, "saving", &[Runner, Qemu, Worker, Boss, All]),
+    (Hold, "held", &[Runner, Worker, Boss, All]),
+    (Tftp, "running", &[Runner, All]),
+    (Warm, "running", &[Runner, All]),
+    (Warm, "booting", &[Runner, Qemu, Worker, All]),
+    (Warm, "copied", &[Runner, Worker, All]),
+    (Warm, "planned", &[All]),
+    (Task, "planned", WITHOUT_QEMU),
+    (Task, "copied", WITHOUT_QEMU),
+    (Bootstrap, "planned", &[Runner, Worker, All]),
+    (Bootstrap, "copied", &[Runner, Worker, All]),
+];
+
 fn cases() -> VecDeque<Case> {
-    let steps = OF_A_TASK.into_iter().chain([OF_A_BOOTSTRAP]);
-    let of = |step| VICTIMS.map(|victim| Case { machine: "tiny", step, victim });
-    let table = steps.flat_map(of);
-    let there = |case: &Case| case.victim != Victim::Qemu || !WITHOUT_QEMU.contains(&case.step);
-    // Over TFTP the runner serves files as well.
-    let plain =
-        [Victim::Runner, Victim::All].map(|victim| Case { machine: "plain", step: "running", victim });
-    table.filter(there).chain(plain).collect()
+    let only = std::env::var(ONLY).unwrap_or_default();
+    let of = |(way, step, victims): (Way, &'static str, &'static [Victim])| {
+        victims.iter().map(move |victim| Case { way, step, victim: *victim })
+    };
+    TABLE.into_iter().flat_map(of).filter(|case| case.name().contains(&only)).collect()
 }
 
-/// A btrfs in a file, with machines that are bootstrapped.
-struct Disk {
-    dir: tempfile::TempDir,
-}
-
-impl Disk {
-    fn new() -> Self {
-        let disk =
-            Self { dir: tempfile::Builder::new().prefix("crewboss-kill-").tempdir().expect("a directory") };
-        let image = disk.dir.path().join("image");
-        run(Command::new("truncate").args(["-s", "8G"]).arg(&image));
-        run(Command::new("mkfs.btrfs").arg("-q").arg(&image));
-        std::fs::create_dir(disk.root()).expect("a directory");
-        run(Command::new("mount").args(["-o", "loop,noatime"]).arg(&image).arg(disk.root()));
-        for (name, exchange) in [("tiny", "agent"), ("plain", "tftp")] {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/make-machine");
-            let small = ["--compiler", "none", "--free", "64M", "--memory", "128M:128M"];
-            let mut command = Command::new(script);
-            command.arg("--into").arg(disk.root().join("base/machines")).args(small);
-            run(command.args(["--exchange", exchange, name]));
+impl Way {
+    /// The machine of the build, and all that is needed with it.
+    fn machines(self) -> &'static [&'static str] {
+        match self {
+            Task | Bootstrap => &["tiny"],
+            Tftp => &["plain"],
+            Save | Warm | Interactive | Hold => &["warm"],
+            Served => &["tiny", "serves"],
         }
-        let place = Place { root: disk.root().join("base"), home: disk.home(), name: "base".to_owned() };
-        std::fs::create_dir(disk.home()).expect("a home");
-        drop(
-            place.crewboss(&Scene::new(""), &["machines", "bootstrap", "--crew"]).end(A_WHILE).expect_code(0),
-        );
-        disk
     }
 
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("disk")
+    fn build_file(self) -> String {
+        let auxiliary = if self == Served { ", auxiliary = { db = 'serves' }" } else { "" };
+        // A person wants it to succeed.
+        let stage = if self == Hold { "test \"$V\" = good" } else { "echo ran; echo 1 >made" };
+        format!(
+            "commits = 'HEAD'\n[target.t]\nenvironment = {{ machine = '{}'{auxiliary} }}\nartifacts = ['made*']\n\
+             stages.run = '{stage}'\n",
+            self.machines()[0]
+        )
+    }
+}
+
+impl Case {
+    fn name(&self) -> String {
+        format!("{:?}-{}-{:?}", self.way, self.step, self.victim)
     }
 
-    /// One for all cases: what is sent to the host is sent once.
-    fn home(&self) -> PathBuf {
-        self.dir.path().join("home")
+    /// Whether the run goes on to its end after somebody was killed whom it can do without; the others are stopped as soon
+    /// as the task is to be run again, which saves a boot.
+    fn goes_on(&self) -> bool {
+        matches!((self.way, self.step), (Task | Tftp, "running"))
+            || matches!((self.way, self.step, self.victim), (Save, "saving", Runner))
     }
 
-    /// Machines as at the beginning, for one case. A bootstrap finds no copy.
-    fn place(&self, case: &Case) -> Place {
-        let name = format!("{}-{}-{:?}", case.machine, case.step, case.victim);
-        let place = Place { root: self.root().join(&name), home: self.home(), name };
-        let script = r#"
-            mkdir -p "$2/work" "$2/machines/local/$3"
-            cp "$1"/work/*.json "$2/work/"
-            cd "$1/machines/local/$3"
-            for one in "$3-1.1" $4; do btrfs -q subvolume snapshot "$one" "$2/machines/local/$3/$one"; done
-            ln -s "$3-1.1" "$2/machines/local/$3/$3-1""#;
-        let copy =
-            if case.step == OF_A_BOOTSTRAP { String::new() } else { format!("{}-default", case.machine) };
-        let mut command = Command::new("sh");
-        command.args(["-ec", script, "sh"]).arg(self.root().join("base")).arg(&place.root);
-        run(command.arg(case.machine).arg(copy));
+    /// What is to be killed while it is at it.
+    fn start(&self, place: &Place, scene: &Scene) -> Running {
+        let boss = match self.way {
+            Bootstrap => place.command(scene, &["machines", "bootstrap"]),
+            Interactive => place.build(scene, 1, &["--interactive"]),
+            Hold => place.build(scene, 1, &["--hold"]),
+            _ => place.build(scene, 1, &[]),
+        };
+        let halt = format!("{}={}", self.step, halted(place).display());
+        boss.env("CREWBOSS_HALT_AT", halt).start()
+    }
+
+    /// Machines as at the beginning. A bootstrap finds no copy, and who saves a guest none that is saved.
+    fn place(&self, ground: &Ground) -> Place {
+        let place = ground.place(&self.name());
+        place.copy(&ground.place("base"), self.way.machines());
+        match self.way {
+            Bootstrap => place.forget("tiny", "default"),
+            Save => place.forget("warm", "default.saved"),
+            _ => {}
+        }
         place
     }
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A case that failed may have left somebody, who would keep the disk.
-        for one in marked("") {
-            one.signal("KILL");
-        }
-        drop(Command::new("umount").arg("--lazy").arg(self.root()).status());
-    }
+/// The one ground of the tests that run at a time, with machines that are bootstrapped.
+fn ground() -> Arc<Ground> {
+    static GROUND: Mutex<Weak<Ground>> = Mutex::new(Weak::new());
+    let mut known = GROUND.lock().unwrap_or_else(PoisonError::into_inner);
+    known.upgrade().unwrap_or_else(|| {
+        let ground = Arc::new(make_ground());
+        *known = Arc::downgrade(&ground);
+        ground
+    })
 }
 
-/// Where a case happens.
-struct Place {
-    root: PathBuf,
-    home: PathBuf,
-    name: String,
+fn make_ground() -> Ground {
+    let ground = Ground::new();
+    let place = ground.place("base");
+    let scene = Scene::with_commits(&Warm.build_file(), 1);
+    let service = scene.path("service");
+    write(&service, SERVICE);
+    place.make("tiny", &[]);
+    place.make("plain", &["--exchange", "tftp"]);
+    place.make("serves", &["--service", &service.to_string_lossy()]);
+    drop(place.crewboss(&scene, &["machines", "bootstrap"]).end(A_WHILE).expect_code(0));
+    place.variant("tiny", "warm", "warm_start = true");
+    let ended = place.build(&scene, 1, &[]).start().end(A_WHILE).expect_code(0);
+    ended.expect_said("saves a guest of warm");
+    ground
 }
 
-impl Place {
-    fn machines(&self) -> PathBuf {
-        self.root.join("machines")
-    }
-
-    fn crew(&self, scene: &Scene) -> PathBuf {
-        let (work, machines) = (self.root.join("work"), self.machines());
-        scene.crew_file(&format!(
-            "{FAST_LIMITS}[host.here]\nlocal = true\nslots = 1\naccel = \"tcg\"\nwork = {work:?}\nmachines = {machines:?}\n"
-        ))
-    }
-
-    fn prepare(&self, boss: Boss) -> Boss {
-        boss.env("HOME", &self.home).env(MARK, &self.name)
-    }
-
-    /// `crewboss` with these arguments and the crew.
-    fn crewboss(&self, scene: &Scene, arguments: &[&str]) -> Running {
-        let mut boss = self.prepare(scene.crewboss(None, arguments));
-        boss.arg(self.crew(scene));
-        boss.called("other").start()
-    }
-
-    /// What is to be killed while it is at it: a build, or a bootstrap ahead of time.
-    fn start(&self, scene: &Scene, step: &str) -> Running {
-        let halt = format!("{step}={}", self.root.join("halted").display());
-        let words = ["machines", "bootstrap", "--crew"];
-        let mut boss = if step == OF_A_BOOTSTRAP {
-            scene.crewboss(None, &words)
-        } else {
-            let mut boss = scene.build_local().args(&["-v"]);
-            boss.arg("--crew");
-            boss
-        };
-        boss.arg(self.crew(scene));
-        self.prepare(boss).env("CREWBOSS_HALT_AT", halt).start()
-    }
-
-    /// What is there and should not be.
-    fn leftovers(&self) -> Vec<String> {
-        let mut left: Vec<String> = marked(&self.name)
-            .into_iter()
-            .map(|one| format!("process {}: {}", one.pid, one.command))
-            .collect();
-        let mut look = |directory: PathBuf, ours: &dyn Fn(&str) -> bool| {
-            let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-            left.extend(
-                names.filter(|name| ours(name)).map(|name| directory.join(name).display().to_string()),
-            );
-        };
-        look(self.machines().join("guests"), &|_| true);
-        look(self.machines().join("locks"), &|_| true);
-        look(self.root.join("work/tasks"), &|_| true);
-        for machine in ["tiny", "plain"] {
-            // What an operator has made, and the copy.
-            let known = ["1", "1.1", "default"].map(|end| format!("{machine}-{end}"));
-            look(self.machines().join("local").join(machine), &|name| !known.iter().any(|one| one == name));
-        }
-        left
-    }
-}
-
-/// A process that carries the mark.
-#[derive(Debug)]
-struct Process {
-    pid: u32,
-    command: String,
-}
-
-impl Process {
-    fn signal(&self, name: &str) {
-        // It may be gone.
-        drop(Command::new("kill").args([format!("-{name}"), self.pid.to_string()]).output());
-    }
-
-    fn is(&self, victim: Victim) -> bool {
-        let words: Vec<&str> = self.command.split(' ').collect();
-        let role = words.get(1).copied().unwrap_or_default();
-        match victim {
-            Victim::Runner => role == "runner",
-            Victim::Qemu => words[0].contains("qemu-system"),
-            Victim::Worker => role == "worker" && words.contains(&"--proper"),
-            Victim::Guardian => role == "worker" && !words.contains(&"--proper"),
-            Victim::Boss => matches!(role, "build" | "machines"),
-            Victim::All => true,
-        }
-    }
-
-    fn is_stopped(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-    }
-}
-
-/// The processes of a case, or of all of them. The dead that nobody has waited for have no variables, and are not there.
-fn marked(case: &str) -> Vec<Process> {
-    let wanted = format!("{MARK}={case}");
-    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let has = |pid: &u32| {
-        let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let mut all = variables.split(|byte| *byte == 0);
-        all.any(
-            |one| if case.is_empty() { one.starts_with(wanted.as_bytes()) } else { one == wanted.as_bytes() },
-        )
-    };
-    let process = |pid| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let command = String::from_utf8_lossy(&line).replace('\0', " ");
-        Some(Process { pid, command })
-    };
-    pids.filter(has).filter_map(process).collect()
-}
-
-/// Waits until the runner stands still. Returns it.
-fn wait_for_halt(place: &Place, boss: &mut Running) -> Process {
-    let found = wait_for("the runner to stand still", A_WHILE, || {
-        if boss.has_ended() {
-            return Some(None);
-        }
-        let stopped = |one: &Process| one.is(Victim::Runner) && one.is_stopped();
-        marked(&place.name).into_iter().find(stopped).map(Some)
-    });
-    found.unwrap_or_else(|| panic!("it ended before the step: {}", boss.story()))
-}
-
-fn recorded_step(place: &Place) -> String {
-    let entries = std::fs::read_dir(place.machines().join("guests")).expect("records").flatten();
-    let record =
-        entries.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "json"));
-    let text = std::fs::read_to_string(record.expect("a record")).expect("a record");
-    let record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    record["step"].as_str().unwrap_or_default().to_owned()
+/// The file of the runner that stands still.
+fn halted(place: &Place) -> PathBuf {
+    place.root.join("halted")
 }
 
 fn kill(place: &Place, victim: Victim, runner: &Process) {
-    let victims: Vec<Process> = marked(&place.name).into_iter().filter(|one| one.is(victim)).collect();
+    let is_victim = |one: &Process| match victim {
+        Runner => one.role() == "runner",
+        Qemu => one.is_qemu(),
+        Worker => one.role() == "worker" && one.command.contains(" --proper"),
+        Guardian => one.role() == "worker" && !one.command.contains(" --proper"),
+        Boss => matches!(one.role(), "build" | "machines"),
+        All => true,
+    };
+    let victims: Vec<Process> = place.processes().into_iter().filter(is_victim).collect();
     assert!(!victims.is_empty(), "there is no {victim:?} to be killed");
     for one in &victims {
         one.signal("KILL");
@@ -292,60 +223,56 @@ fn kill(place: &Place, victim: Victim, runner: &Process) {
     runner.signal("CONT");
 }
 
-fn try_case(disk: &Disk, case: &Case) {
-    let place = disk.place(case);
-    let build = format!(
-        "commits = 'HEAD'\n[target.t]\nenvironment = {{ machine = '{}' }}\nartifacts = ['made']\n\
-         stages.run = 'echo ran; echo 1 >made'\n",
-        case.machine
-    );
-    let scene = Scene::with_commits(&build, 1);
-    let mut boss = place.start(&scene, case.step);
-    let runner = wait_for_halt(&place, &mut boss);
-    assert_eq!(recorded_step(&place), case.step);
+fn try_case(ground: &Ground, case: &Case) {
+    let place = case.place(ground);
+    let scene = Scene::with_commits(&case.way.build_file(), 1);
+    let mut boss = case.start(&place, &scene);
+    // Much cheaper to look for than the process.
+    wait_for("the step", A_WHILE, || (halted(&place).exists() || boss.has_ended()).then_some(()));
+    let runner = wait_for_halt(&place, &mut boss, A_WHILE);
+    let records = place.records();
+    assert!(records.iter().any(|record| record["step"] == case.step), "{records:#?}");
+    assert!(case.way != Served || case.step != "collecting" || records.len() == 2, "{records:#?}");
     kill(&place, case.victim, &runner);
     match case.victim {
         // Its host finds out by itself.
-        Victim::Boss => {
-            wait_for("the worker to end", A_WHILE, || marked(&place.name).is_empty().then_some(()))
+        Boss => {
+            wait_for("the worker to end", A_WHILE, || place.processes().is_empty().then_some(()));
         }
-        Victim::All => {}
-        _ if case.step == OF_A_BOOTSTRAP => expect_end_of_bootstrap(case, boss.end(A_WHILE)),
-        Victim::Qemu => expect_end_without_qemu(case, boss.end(A_WHILE)),
+        All => {}
+        _ if case.way == Bootstrap => expect_end_of_bootstrap(case, boss.end(A_WHILE)),
+        Qemu if case.way == Served => expect_another_attempt(case, boss),
+        Qemu => expect_end_without_qemu(case, boss.end(A_WHILE)),
         // The worker ends in order then, and what is done is told.
-        Victim::Guardian if case.step == "stopping" => {
+        Guardian if case.step == "stopping" => {
             drop(boss.end(A_WHILE).expect_code(0).expect_tasks(1, "success"));
         }
-        Victim::Runner | Victim::Worker | Victim::Guardian => expect_another_attempt(case, boss),
+        Runner | Worker | Guardian => expect_another_attempt(case, boss),
     }
-    // The next worker start does as well as `kill-workers`.
-    let words = match case.victim {
-        Victim::All | Victim::Runner if case.step != OF_A_BOOTSTRAP => {
-            ["machines", "bootstrap", "--crew"].as_slice()
-        }
-        _ => ["kill-workers", "--crew"].as_slice(),
-    };
-    let ended = place.crewboss(&scene, words).end(A_WHILE).expect_code(0);
-    let left = wait_until_clean(&place);
-    assert!(left.is_empty(), "left: {left:#?}\nafter {words:?}: {ended:#?}");
+    if case.way == Hold {
+        expect_held_are_whole(case, &place, &scene);
+    }
+    clean_up(case, &place, &scene);
 }
 
-fn wait_until_clean(place: &Place) -> Vec<String> {
-    let mut left = place.leftovers();
-    for _ in 0..200 {
-        if left.is_empty() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-        left = place.leftovers();
-    }
-    left
+/// The next worker start does as well as `kill-workers`, except that it leaves what is kept for people.
+fn clean_up(case: &Case, place: &Place, scene: &Scene) {
+    let words: &[&str] = match (case.way, case.step, case.victim) {
+        // It is made anew, by whoever was there first.
+        (Bootstrap, "stopping", All) => &["machines", "bootstrap"],
+        (Bootstrap | Hold, ..) | (.., Worker | Qemu | Guardian | Boss) => &["kill-workers"],
+        (.., Runner | All) => &["machines", "bootstrap"],
+    };
+    let ended = place.crewboss(scene, words).end(A_WHILE).expect_code(0);
+    place.expect_clean(&(words, ended));
 }
 
 fn expect_another_attempt(case: &Case, mut boss: Running) {
     boss.wait_for_event_within("task_retried", A_WHILE, |_| true);
-    if case.step == TO_THE_END {
-        drop(boss.end(A_WHILE).expect_code(0).expect_civil().expect_tasks(1, "success"));
+    if case.goes_on() {
+        let ended = boss.end(A_WHILE).expect_code(0).expect_civil().expect_tasks(1, "success");
+        let result: Value = serde_json::from_str(&ended.results.file("t", "result.json")).expect("JSON");
+        assert_eq!(result["machine"]["warm"] == true, case.way == Save, "{result:#}");
     } else {
         boss.signal("TERM");
         drop(boss.end(A_WHILE).expect_code(130).expect_civil());
@@ -353,26 +280,57 @@ fn expect_another_attempt(case: &Case, mut boss: Running) {
 }
 
 fn expect_end_without_qemu(case: &Case, ended: Ended) {
-    match case.step {
+    let ended = ended.expect_civil();
+    match (case.way, case.step) {
+        // Then it boots as if there were no warm starts.
+        (Save, _) => drop(ended.expect_said("no guest of warm was saved").expect_tasks(1, "success")),
+        (Warm, "booting") => drop(ended.expect_said("warm did not start warm").expect_tasks(1, "success")),
+        (Hold, _) => drop(ended.expect_tasks(1, "failure").expect_said("kept with its disk alone")),
         // A boot is tried again, and at the end it is not needed any more.
-        "booting" | "stopping" => drop(ended.expect_code(0).expect_tasks(1, "success")),
+        (_, "booting" | "stopping") => drop(ended.expect_code(0).expect_tasks(1, "success")),
         _ => drop(ended.expect_code(100).expect_tasks(1, "abnormal").expect_said("signal 9")),
     }
 }
 
 fn expect_end_of_bootstrap(case: &Case, ended: Ended) {
     let ended = ended.expect_civil();
-    match case.victim {
-        Victim::Qemu => drop(ended.expect_code(0).expect_said("try 1 of 3").expect_said("bootstrapped in")),
-        Victim::Runner => drop(ended.expect_code(102).expect_said("its runner was killed")),
+    match (case.victim, case.step) {
+        (Qemu, "booting") => {
+            drop(ended.expect_code(0).expect_said("did not boot, try 1 of 3").expect_said("bootstrapped in"));
+        }
+        // A disk that was not switched off in order is not trusted.
+        (Qemu, _) => {
+            drop(ended.expect_code(0).expect_said("failed, try 1 of 3").expect_said("bootstrapped in"))
+        }
+        (Runner, _) => drop(ended.expect_code(102).expect_said("its runner was killed")),
         // The worker ends in order then, or its session is lost.
         _ => drop(ended.expect_code(102)),
     }
 }
 
+/// A guest that was to be kept is kept with all that it needs to go on, or not at all.
+fn expect_held_are_whole(case: &Case, place: &Place, scene: &Scene) {
+    let ended = place.crewboss(scene, &["status", "--json"]).end(A_WHILE).expect_code(0);
+    let hosts: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    let held = hosts[0]["held"].as_array().cloned().unwrap_or_default();
+    assert!(case.step != "held" || !held.is_empty(), "it is not kept: {:#?}", place.records());
+    for guest in &held {
+        assert_eq!(guest["memory"] == true, case.victim != Qemu, "{guest:#}");
+        let id = format!("here/{}", guest["id"].as_str().expect("an id"));
+        let mut words = vec!["retry", &id, "--stage", "run", "--set", "V=good"];
+        if guest["memory"] == false {
+            // Its source is on a disk that QEMU had not finished with.
+            words.push("--wipe");
+        }
+        drop(place.crewboss(scene, &words).end(A_WHILE).expect_code(0));
+    }
+    let kept = place.records();
+    assert!(kept.iter().filter(|record| record["step"] == "held").count() == held.len(), "{kept:#?}");
+}
+
 #[test]
 fn whoever_is_killed_at_whatever_step_nothing_is_left() {
-    let disk = Disk::new();
+    let ground = ground();
     let open = Mutex::new(cases());
     let failed = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -382,14 +340,42 @@ fn whoever_is_killed_at_whatever_step_nothing_is_left() {
                     let case = open.lock().expect("the cases").pop_front();
                     let Some(case) = case else { return };
                     let begun = std::time::Instant::now();
-                    if catch_unwind(AssertUnwindSafe(|| try_case(&disk, &case))).is_err() {
+                    if catch_unwind(AssertUnwindSafe(|| try_case(&ground, &case))).is_err() {
                         failed.lock().expect("the failed").push(case);
                     }
-                    eprintln!("{case:?} took {:.1} s", begun.elapsed().as_secs_f64());
+                    eprintln!("{} took {:.1} s", case.name(), begun.elapsed().as_secs_f64());
                 }
             });
         }
     });
     let failed = failed.into_inner().expect("the failed");
     assert!(failed.is_empty(), "these failed, see above: {failed:#?}");
+}
+
+#[test]
+fn a_guest_whose_qemu_is_killed_is_noticed_long_before_its_stage_ends() {
+    let ground = ground();
+    let place = ground.place("noticed");
+    place.copy(&ground.place("base"), &["tiny"]);
+    let build = "commits = 'HEAD'\nhold = '0'\n[target.t]\nenvironment = { machine = 'tiny' }\n\
+                 stages.run = 'echo it runs; sleep 600'\n";
+    let scene = Scene::with_commits(build, 1);
+    let mut boss = place.build(&scene, 1, &[]).start();
+    let runs = |event: &Value| event["text"].as_str().is_some_and(|text| text.contains("it runs"));
+    boss.wait_for_event_within("task_output", A_WHILE, runs);
+    let killed = now_ms();
+    let processes = place.processes();
+    let guests: Vec<&Process> = processes.iter().filter(|one| one.is_qemu()).collect();
+    assert_eq!(guests.len(), 1, "{processes:#?}");
+    guests[0].signal("KILL");
+    let ended = boss.end(A_WHILE).expect_code(100).expect_tasks(1, "abnormal").expect_said("signal 9");
+    let done = ended.of_kind("task_done")[0]["time_ms"].as_u64().expect("a time");
+    // It takes milliseconds; silence of a guest would be noticed after two minutes.
+    assert!(done.saturating_sub(killed) < 10_000, "noticed after {} ms", done.saturating_sub(killed));
+    place.expect_clean(&ended);
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    u64::try_from(now.as_millis()).expect("not that late")
 }

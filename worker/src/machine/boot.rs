@@ -79,7 +79,7 @@ fn until_up(watch: &mut Watch<'_>, guests: &mut [Guest], until: Instant) -> Resu
             Seen::Guest(_, GuestEvent::Said(FromGuest::Ready { agent })) => {
                 return Ok(Some(format!("its agent has version {agent}, not {AGENT_VERSION}")));
             }
-            Seen::Guest(_, GuestEvent::Ended { how, .. }) => return Ok(Some(format!("it {how}"))),
+            Seen::Guest(_, GuestEvent::Ended(how)) => return Ok(Some(format!("it {how}"))),
             Seen::Guest(_, GuestEvent::Nonsense(why)) => return Ok(Some(why)),
             Seen::Guest(..) => {}
         }

@@ -178,7 +178,7 @@ fn install(
             Some(GuestEvent::Silent(silence)) => {
                 return Err(unable(format!("its agent has not answered for {} s", silence.as_secs())));
             }
-            Some(GuestEvent::Ended { how, .. }) => {
+            Some(GuestEvent::Ended(how)) => {
                 let last_words = guest.console.last_words(3);
                 return Err(unable(format!(
                     "it {how} in its bootstrap; its console ended with: {last_words}"
@@ -195,19 +195,15 @@ fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, guest: &mut Guest) -> Re
     guest.tell(&ToGuest::PowerOff)?;
     let limit = bench.manifest.limits.shutdown;
     let until = Instant::now() + limit;
-    let unable = |why| Stop::Unable { machine: bench.directory.name.clone(), why };
-    loop {
+    let why = loop {
         match next(watch, guest, until)? {
-            Some(GuestEvent::Ended { off: true, .. }) => return Ok(()),
-            Some(GuestEvent::Ended { how, .. }) => {
-                return Err(unable(format!("it {how} instead of switching itself off")));
-            }
+            Some(GuestEvent::Ended(_)) if guest.is_off() => return Ok(()),
+            Some(GuestEvent::Ended(how)) => break format!("it {how} when it was to switch itself off"),
             Some(_) => {}
-            None => {
-                return Err(unable(format!("it did not switch itself off within {} s", limit.as_secs())));
-            }
+            None => break format!("it did not switch itself off within {} s", limit.as_secs()),
         }
-    }
+    };
+    Err(Stop::Unable { machine: bench.directory.name.clone(), why })
 }
 
 fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Option<GuestEvent>, Stop> {

@@ -63,16 +63,8 @@ pub enum GuestEvent {
     /// The host's disk is full or broken, and it felt that.
     DiskFailed(String),
     /// It is gone.
-    Ended {
-        /// What it did.
-        how: String,
-        /// Whether it switched itself off.
-        off: bool,
-    },
+    Ended(String),
 }
-
-/// What a guest has done that switched itself off.
-const OFF: &str = "switched itself off";
 
 /// What QEMU says of an operation that failed since the host's disk is broken, or its owner may have no more of it.
 const BROKEN_DISK: [&str; 3] = ["Input/output error", "Disk quota exceeded", "Read-only file system"];
@@ -103,6 +95,7 @@ pub struct Guest {
     door: Option<Door>,
     talk: Talk,
     farewell: Option<String>,
+    off: bool,
     ended: bool,
     removed: bool,
 }
@@ -161,6 +154,7 @@ impl Guest {
             door: None,
             talk,
             farewell: None,
+            off: false,
             ended: false,
             removed: false,
         }
@@ -241,7 +235,7 @@ impl Guest {
     /// If the task cannot go on without it.
     pub fn as_auxiliary(&self, event: GuestEvent) -> Result<(), Stop> {
         let why = match event {
-            GuestEvent::Ended { how, .. } => {
+            GuestEvent::Ended(how) => {
                 format!("it {how}; its console ended with: {}", self.console.last_words(3))
             }
             GuestEvent::Silent(silence) => format!("it has not answered for {} s", silence.as_secs()),
@@ -255,6 +249,11 @@ impl Guest {
     /// Its monitor, and all else of QEMU.
     pub fn qemu(&mut self) -> &mut Qemu {
         &mut self.qemu
+    }
+
+    /// Whether it has switched itself off, in order: what it wrote to its disks is there.
+    pub fn is_off(&self) -> bool {
+        self.off
     }
 
     /// When it has to be looked at even if nothing can be read.
@@ -306,8 +305,7 @@ impl Guest {
         }
         if let Some(ended) = ended {
             self.ended = true;
-            let how = self.how_it_ended(ended);
-            events.push(GuestEvent::Ended { off: how == OFF, how });
+            events.push(GuestEvent::Ended(self.how_it_ended(ended)));
         }
         events
     }
@@ -319,8 +317,9 @@ impl Guest {
         while let Some(incoming) = self.qemu.qmp.take() {
             match incoming {
                 Incoming::Event(MonitorEvent::Shutdown { guest: true, reason }) => {
+                    self.off |= reason == "guest-shutdown";
                     self.farewell.get_or_insert(match reason.as_str() {
-                        "guest-shutdown" => OFF.to_owned(),
+                        "guest-shutdown" => "switched itself off".to_owned(),
                         "guest-reset" => "reset itself".to_owned(),
                         "guest-panic" => "panicked".to_owned(),
                         other => format!("ended ({other})"),

@@ -416,7 +416,7 @@ fn renew(
                 return failed(format!("its agent (version {agent} of {AGENT_VERSION}) began anew"));
             }
             Seen::Guest(_, GuestEvent::Said(FromGuest::Failed { text, .. })) => return failed(text),
-            Seen::Guest(_, GuestEvent::Ended { how, .. }) => return failed(format!("it {how}")),
+            Seen::Guest(_, GuestEvent::Ended(how)) => return failed(format!("it {how}")),
             Seen::Guest(_, GuestEvent::Nonsense(why)) => return failed(why),
             Seen::Guest(..) => {}
         }

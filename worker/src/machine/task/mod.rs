@@ -113,7 +113,7 @@ impl Task<'_> {
                 Seen::DiskFailed(why) => return Err(Stop::Host(why)),
                 Seen::TimeUp => return Ok(None),
                 Seen::Guest(index, event) if index != build => self.guests[index].as_auxiliary(event)?,
-                Seen::Guest(_, GuestEvent::Ended { how, .. }) => return Err(self.ended(how)),
+                Seen::Guest(_, GuestEvent::Ended(how)) => return Err(self.ended(how)),
                 Seen::Guest(_, GuestEvent::Silent(silence)) => {
                     let machine = self.machine.machines.name.clone();
                     let load = self.guests[build].load;
