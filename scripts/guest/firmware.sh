@@ -7,7 +7,8 @@
 #   ROOT_AT           partition 2: the root file system, with kernel and initrd in /boot
 #
 # GRUB reads its commands from inside of itself and asks nobody. It talks to the serial console, so that what it cannot do
-# shows up there, and switches the guest off then. GRUB and the tools are unpacked from Debian's packages and run with their own C library: nothing is installed.
+# shows up there, and switches the guest off then. GRUB and the tools are unpacked from Debian's packages and run with their
+# own C library: nothing is installed.
 
 SECTOR=512
 MIB=1048576

@@ -147,7 +147,7 @@ mod tests {
             let (_, ended) = run(Command::new("/nonexistent/publish"), LONG).await;
             assert!(matches!(ended, Err(End::Broken(NOT_FOUND, why)) if why.contains("cannot be started")));
             let mut loud = Command::new("sh");
-            loud.args(["-c", "head -c 3000000 /dev/zero; sleep 600 & exit 0"]);
+            loud.args(["-c", "head -c 3000000 /dev/zero; sleep 90 & exit 0"]);
             let begun = Instant::now();
             let (output, ended) = run(loud, LONG).await;
             assert_eq!((output.len(), ended), (OUTPUT_BYTES_MAX, Ok(StageExit::Code(0))));

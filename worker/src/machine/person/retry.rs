@@ -64,8 +64,10 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
     }
     let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
     let kept = load(machines, &claimed.record)?;
-    let knows_its_task = kept.memory && kept.prepared;
-    if !knows_its_task && !again.wipe {
+    if !kept.config.agent {
+        return Err(no_agent(&again.guest));
+    }
+    if !kept.memory && !again.wipe {
         return Err(PersonError::NoMemory { guest: again.guest.clone() });
     }
     let mut visit = Visit::begin(machines, claimed)?;
@@ -85,6 +87,11 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
             }
         }
     }
+}
+
+fn no_agent(guest: &Name) -> PersonError {
+    let hint = ", so no stage of it can be run by itself";
+    PersonError::NoWay { guest: guest.clone(), what: "agent of ours", hint }
 }
 
 /// Why there is no result.
@@ -112,12 +119,7 @@ struct Talk<'a, 'b> {
 
 impl<'a, 'b> Talk<'a, 'b> {
     fn begin(visit: &'a mut Visit<'b>, signals: &'a Signals) -> Result<Self, Stopped> {
-        let no_agent = PersonError::NoWay {
-            guest: visit.guest().clone(),
-            what: "agent of ours",
-            hint: ", so no stage of it can be run by itself",
-        };
-        let port = visit.revived.qemu.agent.as_ref().ok_or(no_agent)?;
+        let port = visit.revived.qemu.agent.as_ref().ok_or_else(|| no_agent(visit.guest()))?;
         let port = rustix::io::fcntl_dupfd_cloexec(port, 3)
             .map_err(|error| PersonError::system("use the agent's port")(error.into()))?;
         let line = if visit.goes_on { Line::resumed(port) } else { Line::fresh(port) };

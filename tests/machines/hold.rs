@@ -1,19 +1,17 @@
 //! Guests that are kept for a person, and tasks that wait for one: found, entered, run again, released, ended; and whatever
 //! ends a visit leaves nothing behind and changes nothing.
 
-mod support;
-
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use crate::support::boss::{Boss, Ended, Running};
+use crate::support::machines::{A_GUEST_RUN, MACHINES, PLAIN, Site, TINY, target};
+use crate::support::scene::Scene;
+use crate::support::{SOON, read, wait_for};
 use serde_json::Value;
-use support::boss::{Boss, Ended, Running};
-use support::machines::{A_GUEST_RUN, MACHINES, PLAIN, Site, TINY, target};
-use support::scene::Scene;
-use support::{SOON, read, wait_for};
 
 /// What leaves a guest.
 const LEAVE: &[u8] = b"\x1d";

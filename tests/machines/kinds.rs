@@ -1,19 +1,17 @@
 //! Machines of every kind that a manifest knows: started by firmware, on an image of QEMU's own, on a bridge of the host, with
 //! a screen, warm with a network.
 
-mod support;
-
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::support::boss::Ended;
+use crate::support::machines::{A_GUEST_RUN, Kept, Site, TINY, directory, target};
+use crate::support::scene::Scene;
+use crate::support::{SOON, read, wait_for, write};
 use serde_json::Value;
-use support::boss::Ended;
-use support::machines::{A_GUEST_RUN, Kept, Site, TINY, directory, target};
-use support::scene::Scene;
-use support::{SOON, read, wait_for, write};
 
 /// Restoring, booting and saving, on a machine that is busy with other things.
 const A_VISIT: Duration = Duration::from_secs(120);

@@ -1,13 +1,11 @@
 //! Hosts whose machines lie, whose QEMU is none, and whose disk is no good: the words that a person gets, and that all else
 //! goes on.
 
-mod support;
-
-use support::boss::Ended;
-use support::lab::User;
-use support::machines::{A_GUEST_RUN, PLAIN, Site, TINY, directory, live, target};
-use support::scene::Scene;
-use support::{SOON, wait_for};
+use crate::support::boss::Ended;
+use crate::support::lab::User;
+use crate::support::machines::{A_GUEST_RUN, PLAIN, Site, TINY, directory, live, target};
+use crate::support::scene::Scene;
+use crate::support::{SOON, wait_for};
 
 const BUILD: &str = "commits = 'HEAD'\nhold = '0'\n";
 

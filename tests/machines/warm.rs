@@ -1,14 +1,12 @@
 //! Tasks that start from the saved memory of a guest: each is itself and sees its own source, and whatever is wrong with what
 //! was saved costs time alone.
 
-mod support;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::support::boss::Ended;
+use crate::support::machines::{A_GUEST_RUN, Site, TINY, directory, target};
+use crate::support::scene::Scene;
 use serde_json::Value;
-use support::boss::Ended;
-use support::machines::{A_GUEST_RUN, Site, TINY, directory, target};
-use support::scene::Scene;
 
 /// The machine of these tests: [`TINY`] with warm starts.
 const WARM: &str = "warm";

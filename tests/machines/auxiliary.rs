@@ -1,15 +1,13 @@
 //! Tasks that are served by auxiliary machines, in a private network of their own.
 
-mod support;
-
 use std::collections::BTreeMap;
 
+use crate::support::boss::Ended;
+use crate::support::ground::{Ground, Place, wait_for_halt};
+use crate::support::machines::{A_GUEST_RUN, PLAIN, Site, TINY};
+use crate::support::scene::Scene;
+use crate::support::write;
 use serde_json::Value;
-use support::boss::Ended;
-use support::ground::{Ground, Place, wait_for_halt};
-use support::machines::{A_GUEST_RUN, PLAIN, Site, TINY};
-use support::scene::Scene;
-use support::write;
 
 /// Serves a megabyte of its own by HTTP.
 const WEB: &str = r#"#!/bin/sh

@@ -1,11 +1,9 @@
 //! From a revision to a copy that tasks start in: when it is made, made again, left alone, or given up; and what that means
 //! for tasks that are done already.
 
-mod support;
-
-use support::boss::Ended;
-use support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, target};
-use support::scene::Scene;
+use crate::support::boss::Ended;
+use crate::support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, target};
+use crate::support::scene::Scene;
 
 /// A file to build with one target in `machine`, with the toolchain `tools`.
 fn scene(machine: &str) -> Scene {

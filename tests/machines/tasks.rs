@@ -2,17 +2,15 @@
 //!
 //! Most of it is looked at in the results of one run, since a boot takes seconds where there is no KVM.
 
-mod support;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use support::boss::Running;
-use support::lab::User;
-use support::machines::{A_GUEST_RUN, Kept, PLAIN, Site, TINY, live, target};
-use support::scene::Scene;
-use support::{SOON, wait_for};
+use crate::support::boss::Running;
+use crate::support::lab::User;
+use crate::support::machines::{A_GUEST_RUN, Kept, PLAIN, Site, TINY, live, target};
+use crate::support::scene::Scene;
+use crate::support::{SOON, wait_for};
 
 /// Both ways to talk to a guest.
 const BOTH: [&str; 2] = [TINY, PLAIN];

@@ -1,19 +1,17 @@
 //! Guests that mean harm, machines that lie, hosts whose QEMU or disk is no good. Whatever they do: the task gets the right
 //! outcome with words that a person understands, the other tasks of the run are unharmed, and nothing is left.
 
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 
-use support::machines::{Kept, PLAIN, Site, TINY, target};
-use support::scene::Scene;
-use support::{read, run, write};
+use crate::support::machines::{Kept, PLAIN, Site, TINY, target};
+use crate::support::scene::Scene;
+use crate::support::{read, run, write};
 
 /// A machine with [`INIT`] and [`AGENT`]: a word on its kernel's command line says what it does.
 const ODD: &str = "odd";
-const INIT: &str = include_str!("support/odd/init");
-const AGENT: &str = include_str!("support/odd/agent");
+const INIT: &str = include_str!("../support/odd/init");
+const AGENT: &str = include_str!("../support/odd/agent");
 
 const BUILD: &str = "commits = 'HEAD'\nhold = '0'\n";
 

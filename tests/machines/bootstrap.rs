@@ -1,11 +1,9 @@
 //! `crewboss machines bootstrap`: machines made ready ahead of the first task that needs them.
 
-mod support;
-
+use crate::support::boss::Ended;
+use crate::support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, target};
+use crate::support::scene::Scene;
 use serde_json::Value;
-use support::boss::Ended;
-use support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, target};
-use support::scene::Scene;
 
 /// A toolchain that installs itself only in a guest whose kernel was told so, which is no matter of the machine's id.
 const TOOLCHAIN: &str = r#"#!/bin/sh
