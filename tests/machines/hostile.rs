@@ -152,7 +152,8 @@ fn guests_that_misbehave_get_the_right_outcome_and_harm_nobody() {
     expect(&kept, &RESULTS);
     for target in ["puts-twice", "puts-after-the-result", "puts-elsewhere"] {
         let log = kept.file(target, "log");
-        assert!(log.contains("harmless") && !log.contains("evil"), "{target}: {log}");
+        let evil = log.lines().any(|line| line == "evil");
+        assert!(log.contains("harmless") && !evil, "{target}: {log}");
     }
     assert_eq!(kept.find("names-that-lead-out", "artifacts/fine"), Some("fine\n"));
 }
@@ -182,7 +183,7 @@ const STAGES: [(&str, &str, &str, [&[&str]; 2]); 6] = [
     (
         "fills",
         "success",
-        "dd if=/dev/zero of=/fill bs=1M || echo it is full",
+        "cat /dev/zero >/fill || echo it is full; head -c 100000 /dev/zero | tr '\\0' x",
         // The script keeps the output on the disk that is full.
         [&["No space left", "it is full"], &["not all of its output was kept"]],
     ),

@@ -12,10 +12,12 @@ use crewboss_protocol::{SessionId, chain};
 use super::boot::{Patience, boot};
 use super::directory::{CopyRecord, MachineDir, Machines, Toolchain};
 use super::exchange;
+use super::files::{BOOTSTRAPPED, put_directory};
 use super::guest::{Guest, GuestEvent};
 use super::manifest::Manifest;
-use super::plan::{BOOTSTRAPPED, Life, Plan, Purpose};
-use super::record::{NewGuest, Owners, Step};
+use super::new_guest::NewGuest;
+use super::plan::{Life, Plan, Purpose};
+use super::record::{Owners, Step};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 
@@ -132,7 +134,7 @@ fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
     write_archive(bench, &archive)
         .map_err(|error| Stop::Host(format!("cannot write {}: {error}", archive.display())))?;
     let most = manifest.memory_max.unwrap_or(u64::MAX);
-    let mut guest = Guest::start(Plan {
+    let mut guest = Plan {
         machines,
         guest: new,
         manifest: &manifest,
@@ -143,7 +145,8 @@ fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
         life: Life::Boot,
         wire: None,
         shows_console: true,
-    })?;
+    }
+    .start()?;
     guest.advance(Step::Booting)?;
     Ok(guest)
 }
@@ -219,7 +222,7 @@ fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Opti
 fn publish(bench: &Bench<'_>, guest: &Guest, mut versions: Versions) -> Result<Versions, Stop> {
     let staging = guest.directory().to_owned();
     // Neither has a place in a copy.
-    for rest in [staging.join(ARCHIVE), super::plan::put_directory(&staging)] {
+    for rest in [staging.join(ARCHIVE), put_directory(&staging)] {
         crate::storage::remove_tree(&rest).map_err(|error| Stop::Host(error.to_string()))?;
     }
     // Not what was read before: somebody may have published another revision since.

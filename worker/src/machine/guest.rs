@@ -14,8 +14,8 @@ use super::console::Console;
 use super::directory::Machines;
 use super::door::Door;
 use super::exchange::{PortDecoder, PortEvent, encode};
+use super::files;
 use super::hold::shelf::Kept;
-use super::plan::Plan;
 use super::qemu::child::Ended;
 use super::qemu::process::Qemu;
 use super::qemu::qmp::{Event as MonitorEvent, Incoming};
@@ -118,14 +118,6 @@ struct Port {
 }
 
 impl Guest {
-    /// Starts QEMU in a snapshot that was made for it.
-    ///
-    /// # Errors
-    /// If it cannot be started, or ends before there is a guest. Nothing is left then.
-    pub fn start(plan: Plan<'_>) -> Result<Self, Stop> {
-        plan.start()
-    }
-
     pub(super) fn new(plan: Parts) -> Self {
         let talk = match plan.server {
             Some(server) => Talk::Tftp(Box::new(server)),
@@ -226,7 +218,7 @@ impl Guest {
 
     /// What it puts under this name by TFTP lies here.
     pub fn put_file(&self, name: &str) -> PathBuf {
-        super::plan::put_file(&self.directory, name)
+        files::put_file(&self.directory, name)
     }
 
     /// What an event means while this guest serves: that it is missing, or nothing.
@@ -484,7 +476,7 @@ fn look_at_server(server: &mut Server, now: Instant, events: &mut Vec<GuestEvent
     server.handle(now);
     while let Some(event) = server.event() {
         match event {
-            tftp::Event::GetStarted { name } if name != super::plan::SOURCE => events.push(GuestEvent::Got),
+            tftp::Event::GetStarted { name } if name != files::SOURCE => events.push(GuestEvent::Got),
             tftp::Event::PutDone { name, .. } => events.push(GuestEvent::Put(name)),
             tftp::Event::Aborted { name, why } => events.push(GuestEvent::Refused(format!("{name}: {why}"))),
             tftp::Event::Refused { what, why, .. } => {

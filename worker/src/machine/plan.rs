@@ -13,49 +13,24 @@ use crewboss_protocol::machine::Accelerator;
 
 use super::directory::Machines;
 use super::exchange::{SOURCE_DISK_BYTES, archive_length};
+use super::files::{
+    ARTIFACTS, BOOTSTRAP, BOOTSTRAPPED, ENVIRONMENT, ERR, LOG, RESULT, SERVE, SOURCE, TASK, TOOLCHAIN,
+    put_directory, result_disk,
+};
 use super::guest::{Guest, Parts};
 use super::hold::shelf::Kept;
 use super::manifest::{Boot, DiskFormat, Exchange, Manifest, Network};
+use super::new_guest::NewGuest;
 use super::qemu::command::{self, Access, Backing, Disk, Format, GuestConfig, Link, Nic};
 use super::qemu::firmware::Uefi;
 use super::qemu::process::Qemu;
 use super::qemu::saved;
 use super::qemu::version::Program;
-use super::record::NewGuest;
 use super::tftp::server::{Limits, Offer, PutRule, Server};
 use super::verdict::Stop;
 
-/// Names of what is got and put by TFTP.
-pub const TASK: &str = "task";
-/// The source, as an archive.
-pub const SOURCE: &str = "source.tar";
-/// Agent and toolchain, as an archive.
-pub const TOOLCHAIN: &str = "toolchain.tar";
-/// Says that the guest is to be bootstrapped.
-pub const BOOTSTRAP: &str = "bootstrap";
-/// Says that the guest is to serve.
-pub const SERVE: &str = "serve";
-/// Both outputs of the stages.
-pub const LOG: &str = "log";
-/// Standard error alone.
-pub const ERR: &str = "err";
-/// The archive of artifacts.
-pub const ARTIFACTS: &str = "artifacts.tar";
-/// The result, which comes last.
-pub const RESULT: &str = "result";
-/// What a bootstrap reports.
-pub const BOOTSTRAPPED: &str = "bootstrapped";
-/// What an auxiliary machine reports.
-pub const ENVIRONMENT: &str = "environment";
-
-/// The file of the result disk, in the guest's snapshot.
-const RESULT_IMAGE: &str = "result.img";
-
 /// The file of a guest's own UEFI variables, in its snapshot.
 const UEFI_VARIABLES: &str = "uefi-variables";
-
-/// Where what was put by TFTP lies, in the guest's snapshot.
-const PUT: &str = "put";
 
 /// A document is a few lines.
 const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
@@ -132,21 +107,6 @@ pub struct Wire {
     pub address: Ipv4Addr,
 }
 
-/// Everything that a guest puts lies below this.
-pub fn put_directory(directory: &Path) -> PathBuf {
-    directory.join(PUT)
-}
-
-/// What a guest puts under a name lies here.
-pub fn put_file(directory: &Path, name: &str) -> PathBuf {
-    directory.join(PUT).join(name)
-}
-
-/// The result disk of a guest lies here.
-pub fn result_disk(directory: &Path) -> PathBuf {
-    directory.join(RESULT_IMAGE)
-}
-
 impl Plan<'_> {
     /// What tells whether a saved guest can go on as this one; `image` is what it was booted from.
     ///
@@ -167,7 +127,7 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// If the host cannot run it.
-    pub(super) fn start(mut self) -> Result<Guest, Stop> {
+    pub fn start(mut self) -> Result<Guest, Stop> {
         let directory = self.guest.snapshot();
         self.make_files(&directory)?;
         let mut server = match self.manifest.exchange {
@@ -359,7 +319,7 @@ impl Plan<'_> {
             }
             Purpose::Serve { document } => (vec![(SERVE, text(document))], &[ENVIRONMENT]),
         };
-        let put = directory.join(PUT);
+        let put = put_directory(directory);
         std::fs::create_dir_all(&put)
             .map_err(|error| Stop::Host(format!("cannot make {}: {error}", put.display())))?;
         let rule = |name: &&str| {

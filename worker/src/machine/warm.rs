@@ -25,10 +25,11 @@ use super::guest::{Guest, GuestEvent};
 use super::hold;
 use super::identity::{self, Doubt};
 use super::lock::Locks;
-use super::manifest::{Manifest, Network};
+use super::manifest::Manifest;
+use super::new_guest::NewGuest;
 use super::plan::{Life, Plan, Purpose, result_disk_bytes_in};
 use super::qemu::saved::{self, Kind};
-use super::record::{NewGuest, Step};
+use super::record::Step;
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 
@@ -99,11 +100,6 @@ impl From<Stop> for Cold {
             other => Cold::Failed(other.to_string()),
         }
     }
-}
-
-/// Whether a machine can start warm at all. TFTP tells a guest its server when it boots, and a bridge gave it an address.
-pub fn is_possible(manifest: &Manifest) -> bool {
-    manifest.exchange == super::manifest::Exchange::Agent && !matches!(manifest.network, Network::Bridge(_))
 }
 
 /// Starts a guest from the machine's template, which is made first if need be; it is the last of `guests` then. `None` if
@@ -198,7 +194,7 @@ impl Site<'_> {
         let plan = self.plan(new, &found.copy.manifest, purpose, Life::Saved(found.memory()), true);
         fits(&plan, &found.record)?;
         let mac = plan.address();
-        let mut guest = Guest::start(plan)?;
+        let mut guest = plan.start()?;
         guest.advance(Step::Booting)?;
         let qemu = guest.qemu();
         let restored = saved::restore(&mut qemu.qmp, &saved_devices(&snapshot), Kind::Devices, until);
@@ -332,7 +328,7 @@ impl Site<'_> {
         let since = since_1970().as_secs();
         let saved = SavedRecord { key, copy: copy.record.clone(), result_bytes, since, failed: None };
         let mac = plan.address();
-        let mut guest = Guest::start(plan)?;
+        let mut guest = plan.start()?;
         guest.advance(Step::Booting)?;
         Ok((guest, saved, mac))
     }

@@ -115,7 +115,7 @@ impl Context<'_> {
             let why = "several guests would have the same address on one bridge".to_owned();
             return Err(self.contradiction("instances", why, "leave out `mac`, so that each gets its own"));
         }
-        if manifest.warm_start && !crate::machine::warm::is_possible(manifest) {
+        if manifest.warm_start && !manifest.can_start_warm() {
             let why = "a guest gets its TFTP server, or its place on a bridge, only when it boots".to_owned();
             let hint = "leave it out, or use the exchange \"agent\" and the network \"none\" or \"user\"";
             return Err(self.contradiction("warm_start", why, hint));

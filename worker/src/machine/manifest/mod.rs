@@ -269,6 +269,12 @@ impl Manifest {
         check::check(raw, name, revision, &path)
     }
 
+    /// Whether guests can start from saved memory: one that speaks TFTP gets its server, and one on a bridge its place, only
+    /// when it boots.
+    pub fn can_start_warm(&self) -> bool {
+        self.exchange == Exchange::Agent && !matches!(self.network, Network::Bridge(_))
+    }
+
     /// Processors of a guest, of those that a slot has.
     pub fn processors(&self, has: u32) -> u32 {
         self.processors.map_or(has, |most| most.min(has)).max(1)

@@ -10,8 +10,9 @@ use crate::machine::boot::{Boot, Patience, boot};
 use crate::machine::bootstrap::Means;
 use crate::machine::directory::{CopySnapshot, Machines};
 use crate::machine::guest::Guest;
+use crate::machine::new_guest::NewGuest;
 use crate::machine::plan::{Life, Plan, Purpose, Wire};
-use crate::machine::record::{NewGuest, Owners, Step};
+use crate::machine::record::{Owners, Step};
 use crate::machine::verdict::Stop;
 use crate::machine::warm::{self, Given, Site, Warm};
 use crate::machine::watch::Watch;
@@ -158,7 +159,7 @@ pub(super) fn start(
     let copy =
         claim.directory.snapshot_copy(toolchain, &new.snapshot()).map_err(|error| Stop::directory(&error))?;
     new.is_copied().map_err(|error| Stop::host(&error))?;
-    let mut guest = Guest::start(Plan {
+    let mut guest = Plan {
         machines,
         guest: new,
         manifest: &copy.manifest,
@@ -169,7 +170,8 @@ pub(super) fn start(
         life: Life::Boot,
         wire,
         shows_console,
-    })?;
+    }
+    .start()?;
     guest.advance(Step::Booting)?;
     Ok((guest, copy))
 }

@@ -11,8 +11,8 @@ use crewboss_protocol::{FromWorker, Outcome, StageResult, chain};
 
 use super::Task;
 use crate::machine::exchange::{self, ArchiveError, ArchiveLimits};
+use crate::machine::files::result_disk;
 use crate::machine::guest::GuestEvent;
-use crate::machine::plan::result_disk;
 use crate::machine::record::Step;
 use crate::machine::verdict::{Phase, Stop};
 use crate::runner::stage::Stream;

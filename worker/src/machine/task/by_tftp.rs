@@ -10,8 +10,8 @@ use crewboss_protocol::{Outcome, chain};
 
 use super::Task;
 use super::by_agent::cannot_store;
+use crate::machine::files::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::guest::GuestEvent;
-use crate::machine::plan::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::record::Step;
 use crate::machine::verdict::{Phase, Stop};
 use crate::runner::stage::Stream;
