@@ -193,7 +193,7 @@ const STAGES: [(&str, &str, &str, [&[&str]; 2]); 6] = [
         "kills",
         "abnormal",
         "kill -9 1; kill -9 -1; sleep 1; poweroff -f; sleep 600",
-        [&["switched itself off"]; 2],
+        [&["was killed, by the stage itself"], &["switched itself off"]],
     ),
 ];
 
