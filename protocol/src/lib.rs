@@ -20,6 +20,7 @@ pub mod outcome;
 pub mod overview;
 pub mod target;
 pub mod tree;
+pub mod units;
 
 pub use clean::{CleanReport, LeftAlone, WhyLeft};
 pub use host::{Feature, HostFacts, Load, SlotHolder, Toolchain};

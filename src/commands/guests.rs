@@ -6,11 +6,12 @@ use crewboss_boss::plan::TargetPlan;
 use crewboss_boss::run::Guests;
 use crewboss_protocol::limits::INTERACTIVE;
 use crewboss_protocol::message::{Hold, Pause};
+use crewboss_protocol::units::duration;
 use crewboss_protocol::{Environment, Target};
 
 use super::CommandError;
 use crate::cli::BuildArgs;
-use crate::config::{BuildPlan, parse_duration, parse_duration_or_none};
+use crate::config::{BuildPlan, parse_duration_or_none};
 
 /// The word that stands for any stage that fails.
 const FAILURE: &str = "failure";
@@ -46,7 +47,7 @@ fn pause(arguments: &BuildArgs, targets: &[TargetPlan]) -> Result<Option<Pause>,
             target.name
         )));
     }
-    let limit = arguments.interactive_limit.as_ref().map(|text| parse_duration(text)).transpose();
+    let limit = arguments.interactive_limit.as_ref().map(|text| duration(text)).transpose();
     let limit = limit.map_err(|why| usage(&format!("--interactive-limit: {why}")))?;
     let limit_ms = millis(limit.unwrap_or(INTERACTIVE));
     let before = match place.as_deref() {

@@ -15,7 +15,7 @@ pub use build::{BuildPlan, load_build, selection};
 pub use crew::{load_crew, local_crew, select_hosts};
 pub use error::ConfigError;
 pub use search::{find_build, find_crew};
-pub use units::{parse_duration, parse_duration_or_none};
+pub use units::parse_duration_or_none;
 
 #[cfg(test)]
 mod tests;

@@ -26,7 +26,6 @@ pub mod sweep;
 pub mod sys;
 #[cfg(test)]
 mod testing;
-pub mod units;
 pub mod verify;
 
 pub use layout::Layout;

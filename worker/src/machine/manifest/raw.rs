@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::{MACHINE_PROTOCOL, MachineRole};
+use crewboss_protocol::units;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 
 use super::{DiskFormat, Exchange, INSTANCES_MAX, Mac, ManifestError, Network};
-use crate::units;
 
 /// Longest id.
 const ID_BYTES_MAX: usize = 128;
