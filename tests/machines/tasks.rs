@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::boss::Running;
 use crate::support::lab::User;
-use crate::support::machines::{A_GUEST_RUN, Kept, PLAIN, Site, TINY, live, target};
+use crate::support::machines::{A_GUEST_RUN, Kept, PLAIN, Site, TINY, directory, live, target};
 use crate::support::scene::Scene;
 use crate::support::{SOON, wait_for};
 
@@ -356,6 +356,11 @@ fn a_machine_that_never_boots_is_an_infrastructure_failure_with_its_console() {
     let ended = ended.expect_said("never did not boot, try 1 of 2");
     let message = ended.results.file("t", "result.json");
     assert!(message.contains("did not boot, 2 times") && message.contains("reset itself"), "{message}");
+    assert!(ended.results.file("t", "artifacts/console.log").contains("Kernel panic"));
+
+    // The same in the bootstrap that a task has to wait for.
+    site.on(&format!("btrfs -q subvolume delete {}/never-default", directory("never")));
+    let ended = site.run(&scene).expect_code(102).expect_tasks(1, "infrastructure").expect_civil();
     assert!(ended.results.file("t", "artifacts/console.log").contains("Kernel panic"));
     site.remove("never");
     site.expect_no_guests();

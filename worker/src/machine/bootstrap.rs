@@ -91,6 +91,7 @@ pub fn make(
                     bench.manifest,
                     bench.toolchain,
                     &stop.to_string(),
+                    watch.console.as_deref().unwrap_or_default(),
                     SystemTime::now(),
                 );
                 suspended.map_err(|error| Stop::host(&error))?;

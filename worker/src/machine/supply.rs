@@ -102,7 +102,8 @@ impl<'a> Supply<'a> {
             match self.standing(&found, &tools)? {
                 Standing::Ready(_) => return Ok(found),
                 Standing::Newer { agent } => return Err(newer(&found.directory, toolchain, agent)),
-                Standing::Suspended { why, .. } => {
+                Standing::Suspended { why, console, .. } => {
+                    watch.console = Some(console.into_bytes());
                     return Err(Stop::Machine(format!(
                         "{name} is suspended, since its bootstrap failed: {why}; `crewboss machines bootstrap {name}` \
                          tries again"

@@ -31,7 +31,7 @@ pub enum Seen {
 pub struct Watch<'a> {
     /// The line to the worker proper.
     pub link: &'a mut Link,
-    /// What the guest of the last bootstrap has printed.
+    /// What the guest of a bootstrap that failed has printed.
     pub console: Option<Vec<u8>>,
     /// The network between the guests, if they have one.
     pub hub: Hub,

@@ -71,8 +71,13 @@ pub enum Standing {
         why: String,
         /// When, in seconds since 1970.
         since: u64,
+        /// The end of the guest's console.
+        console: String,
     },
 }
+
+/// What is kept of a console.
+const CONSOLE_BYTES_MAX: usize = 64 << 10;
 
 /// Why a copy could not be made, and of what it was to be made: with anything else it is tried again.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +87,8 @@ struct Suspension {
     agent: u32,
     why: String,
     since: u64,
+    #[serde(default)]
+    console: String,
 }
 
 impl MachineDir {
@@ -197,7 +204,7 @@ impl MachineDir {
         };
         Ok(match self.suspension(&toolchain.name) {
             Some(mark) if mark.concerns(manifest, toolchain) => {
-                Standing::Suspended { why: mark.why, since: mark.since }
+                Standing::Suspended { why: mark.why, since: mark.since, console: mark.console }
             }
             _ => found,
         })
@@ -217,8 +224,10 @@ impl MachineDir {
         manifest: &Manifest,
         toolchain: &Toolchain,
         why: &str,
+        console: &[u8],
         now: SystemTime,
     ) -> Result<(), DirectoryError> {
+        let console = &console[console.len().saturating_sub(CONSOLE_BYTES_MAX)..];
         let path = self.suspension_path(&toolchain.name);
         let mark = Suspension {
             machine_id: manifest.id.clone(),
@@ -226,6 +235,7 @@ impl MachineDir {
             agent: AGENT_VERSION,
             why: why.to_owned(),
             since: seconds(now),
+            console: String::from_utf8_lossy(console).into_owned(),
         };
         write_json(&path, &mark).map_err(DirectoryError::write("write", &path))
     }

@@ -370,21 +370,24 @@ fn a_suspension_ends_with_what_it_was_about() {
     let default = machines.toolchain(&name("default")).unwrap();
     let now = SystemTime::now();
     let standing = || machine.standing(&machine.manifest().unwrap(), &default, now).unwrap();
-    machine.suspend(&machine.manifest().unwrap(), &default, "it did not boot three times", now).unwrap();
+    machine
+        .suspend(&machine.manifest().unwrap(), &default, "it did not boot three times", b"panic", now)
+        .unwrap();
     let since = now.duration_since(UNIX_EPOCH).unwrap().as_secs();
-    assert_eq!(standing(), Standing::Suspended { why: "it did not boot three times".to_owned(), since });
+    let (why, console) = ("it did not boot three times".to_owned(), "panic".to_owned());
+    assert_eq!(standing(), Standing::Suspended { why, since, console });
     let facts = probe::machines(&machines, 1 << 30);
     assert!(matches!(&facts[0].copies[0].state, CopyState::Suspended { why } if why.contains("three times")));
     // A new revision is worth a try.
     fs::write(machine.path().join("deb-1.1/manifest.toml"), manifest("deb", "deb-b")).unwrap();
     assert!(matches!(standing(), Standing::Remake { .. }));
-    machine.suspend(&machine.manifest().unwrap(), &default, "again", now).unwrap();
+    machine.suspend(&machine.manifest().unwrap(), &default, "again", b"", now).unwrap();
     assert!(matches!(standing(), Standing::Suspended { .. }));
     // A person may lift it, and so does a copy that was made.
     machine.lift(&default.name).unwrap();
     machine.lift(&default.name).unwrap();
     assert!(matches!(standing(), Standing::Remake { .. }));
-    machine.suspend(&machine.manifest().unwrap(), &default, "again", now).unwrap();
+    machine.suspend(&machine.manifest().unwrap(), &default, "again", b"", now).unwrap();
     bootstrap(&machines, &machine, "default");
     assert!(matches!(standing(), Standing::Ready(_)));
 }

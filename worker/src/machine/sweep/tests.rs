@@ -281,7 +281,7 @@ fn the_copies_of_a_withdrawn_machine_go_unless_somebody_uses_them() {
     };
     let manifest = machine.manifest().unwrap();
     let toolchain = machines.toolchain(&name("default")).unwrap();
-    machine.suspend(&manifest, &toolchain, "why", SystemTime::now()).unwrap();
+    machine.suspend(&manifest, &toolchain, "why", b"", SystemTime::now()).unwrap();
     let locks = Locks::new(&machines, holder).unwrap();
     let wanted = Wanted { machine: name("deb"), toolchain: name("default"), instances: 1 };
     let place = locks.try_places(&[wanted]).unwrap().unwrap();
