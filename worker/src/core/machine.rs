@@ -61,7 +61,7 @@ fn any_job(
         toolchain,
         accelerator: facts.emulator.as_ref()?.accelerator,
         memory: facts.guest_memory,
-        processors: processors(facts, hello.priority),
+        processors: processors(facts.threads, facts.slots, hello.priority),
         source: PathBuf::new(),
         hold: Hold::default(),
         pause: None,
@@ -80,6 +80,20 @@ pub fn directory(layout: &Layout, hello: &Hello) -> PathBuf {
 }
 
 /// A slot's share of the processors.
-fn processors(facts: &HostFacts, priority: u32) -> u32 {
-    if priority >= BOOST_PRIORITY { facts.threads } else { (facts.threads / facts.slots.max(1)).max(1) }
+fn processors(threads: u32, slots: u32, priority: u32) -> u32 {
+    if priority >= BOOST_PRIORITY { threads } else { (threads / slots.max(1)).max(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_has_the_processors_of_its_slot_or_all_if_nothing_is_more_urgent() {
+        let shares = [(8, 2, 0), (8, 3, 9_999), (2, 8, 0), (8, 0, 0), (8, 4, BOOST_PRIORITY)];
+        assert_eq!(
+            shares.map(|(threads, slots, priority)| processors(threads, slots, priority)),
+            [4, 2, 1, 8, 8]
+        );
+    }
 }
