@@ -318,7 +318,7 @@ fn a_host_without_the_machine_is_named_with_the_reason() {
         let ended = if dry { ended } else { ended.expect_code(102) };
         ended
             .expect_said("host1: no machine unheard-of (has: ")
-            .expect_said("plain, tiny")
+            .expect_said("plain, ")
             .expect_said("host2: no machine unheard-of (has: none)");
     }
     let crew = scene.crew(site.lab(), User::Root, &[("host1", "machines = \"/srv/none\"")]);
