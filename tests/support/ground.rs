@@ -30,7 +30,7 @@ const COPY: &str = r#"
     from=$1 to=$2
     shift 2
     mkdir -p "$to/work"
-    cp "$from"/work/*.json "$to/work/"
+    (cd "$from/work" && cp *.json "$to/work")
     for machine; do
         mkdir -p "$to/machines/local/$machine"
         for one in "$from/machines/local/$machine"/*; do

@@ -21,7 +21,7 @@ use crewboss_worker::machine::manifest::Manifest;
 use crewboss_worker::machine::new_guest::NewGuest;
 use crewboss_worker::machine::plan::{Life, Plan, Purpose};
 use crewboss_worker::machine::qemu::saved::{self, Kind};
-use crewboss_worker::machine::record::{Owners, Step};
+use crewboss_worker::machine::record::{GuestRecord, Owners, Step};
 use crewboss_worker::process::ProcessId;
 use crewboss_worker::sys;
 use rustix::event::PollFd;
@@ -160,7 +160,9 @@ fn new_guest(machines: &Machines, directory: &MachineDir) -> Result<NewGuest, Bo
     let owners = Owners { guardian: own.clone(), worker: own.clone(), runner: own };
     let session = "20261122-000000-bench.1".parse()?;
     let toolchain = DEFAULT_TOOLCHAIN.parse()?;
-    Ok(NewGuest::create(machines, directory, &toolchain, &session, Path::new("/nowhere"), owners)?)
+    let record =
+        GuestRecord::create(machines, directory, &toolchain, &session, Path::new("/nowhere"), owners)?;
+    Ok(NewGuest::of(machines, record))
 }
 
 fn plan<'a>(

@@ -17,7 +17,7 @@ use super::guest::{Guest, GuestEvent};
 use super::manifest::Manifest;
 use super::new_guest::NewGuest;
 use super::plan::{Life, Plan, Purpose};
-use super::record::{Owners, Step};
+use super::record::{GuestRecord, Owners, Step};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 
@@ -125,9 +125,15 @@ fn attempt(
 fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
     let (machines, directory) = (bench.machines, bench.directory);
     let toolchain = &bench.toolchain.name;
-    let mut new =
-        NewGuest::create(machines, directory, toolchain, &means.session, &means.work, means.owners.clone())
-            .map_err(|error| Stop::host(&error))?;
+    let record = GuestRecord::create(
+        machines,
+        directory,
+        toolchain,
+        &means.session,
+        &means.work,
+        means.owners.clone(),
+    );
+    let mut new = NewGuest::of(machines, record.map_err(|error| Stop::host(&error))?);
     let snapshot = new.snapshot();
     let manifest = directory.snapshot_revision(&snapshot).map_err(|error| Stop::directory(&error))?;
     new.is_copied().map_err(|error| Stop::host(&error))?;

@@ -1,12 +1,10 @@
 //! A guest before it runs: its record and its snapshot.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use crewboss_protocol::{Name, SessionId};
-
-use super::directory::{MachineDir, Machines};
+use super::directory::Machines;
 use super::halt;
-use super::record::{GuestRecord, Owners, RecordError, Step};
+use super::record::{GuestRecord, RecordError, Step};
 
 /// A guest that is being made. Dropped before it runs, it is removed with whatever there is of it.
 #[derive(Debug)]
@@ -17,21 +15,11 @@ pub struct NewGuest {
 }
 
 impl NewGuest {
-    /// Begins one, see [`GuestRecord::create`].
-    ///
-    /// # Errors
-    /// If its record cannot be written.
-    pub fn create(
-        machines: &Machines,
-        machine: &MachineDir,
-        toolchain: &Name,
-        session: &SessionId,
-        work: &Path,
-        owners: Owners,
-    ) -> Result<Self, RecordError> {
-        let record = GuestRecord::create(machines, machine, toolchain, session, work, owners)?;
-        halt::at(record.step);
-        Ok(Self { machines: machines.clone(), record, runs: false })
+    /// One of which there is the record so far.
+    pub fn of(machines: &Machines, record: GuestRecord) -> Self {
+        let new = Self { machines: machines.clone(), record, runs: false };
+        halt::at(new.record.step);
+        new
     }
 
     /// Its record.

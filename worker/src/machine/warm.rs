@@ -29,7 +29,7 @@ use super::manifest::Manifest;
 use super::new_guest::NewGuest;
 use super::plan::{Life, Plan, Purpose, result_disk_bytes_in};
 use super::qemu::saved::{self, Kind};
-use super::record::Step;
+use super::record::{GuestRecord, Step};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 
@@ -213,7 +213,7 @@ impl Site<'_> {
 
     fn new_guest(&self) -> Result<NewGuest, Stop> {
         let means = self.means;
-        let new = NewGuest::create(
+        let record = GuestRecord::create(
             self.machines,
             self.directory,
             self.toolchain,
@@ -221,7 +221,7 @@ impl Site<'_> {
             &means.work,
             means.owners.clone(),
         );
-        new.map_err(|error| Stop::host(&error))
+        Ok(NewGuest::of(self.machines, record.map_err(|error| Stop::host(&error))?))
     }
 
     fn plan<'b>(

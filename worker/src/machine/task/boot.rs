@@ -12,7 +12,7 @@ use crate::machine::directory::{CopySnapshot, Machines};
 use crate::machine::guest::Guest;
 use crate::machine::new_guest::NewGuest;
 use crate::machine::plan::{Life, Plan, Purpose, Wire};
-use crate::machine::record::{Owners, Step};
+use crate::machine::record::{GuestRecord, Owners, Step};
 use crate::machine::verdict::Stop;
 use crate::machine::warm::{self, Given, Site, Warm};
 use crate::machine::watch::Watch;
@@ -153,9 +153,9 @@ pub(super) fn start(
     shows_console: bool,
 ) -> Result<(Guest, CopySnapshot), Stop> {
     let toolchain: &Name = &claim.toolchain;
-    let mut new =
-        NewGuest::create(machines, &claim.directory, toolchain, &job.session, &job.work, owners.clone())
-            .map_err(|error| Stop::host(&error))?;
+    let record =
+        GuestRecord::create(machines, &claim.directory, toolchain, &job.session, &job.work, owners.clone());
+    let mut new = NewGuest::of(machines, record.map_err(|error| Stop::host(&error))?);
     let copy =
         claim.directory.snapshot_copy(toolchain, &new.snapshot()).map_err(|error| Stop::directory(&error))?;
     new.is_copied().map_err(|error| Stop::host(&error))?;
