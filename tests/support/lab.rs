@@ -128,10 +128,15 @@ impl Lab {
         output(&mut self.command("ssh", &[&format!("{}@{host}", user.name()), line]))
     }
 
+    /// The network in which the hosts can be reached.
+    pub fn network(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", pid(&self.dir.join("keeper"))))
+    }
+
     /// A program that will run where the hosts can be reached. Its process is this command's own.
     pub fn inside(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", pid(&self.dir.join("keeper")))).arg("--").arg(program);
+        command.arg(format!("--net={}", self.network().display())).arg("--").arg(program);
         command
     }
 
@@ -160,8 +165,7 @@ impl Lab {
 
     /// Connections to the lab's hosts that are still open on the boss's side, one a line.
     fn masters(&self) -> String {
-        let network = std::fs::read_link(format!("/proc/{}/ns/net", pid(&self.dir.join("keeper"))));
-        let network = network.expect("the lab's network");
+        let network = std::fs::read_link(self.network()).expect("the lab's network");
         let processes = std::fs::read_dir("/proc").expect("/proc");
         let mut found = String::new();
         for process in processes.flatten() {

@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
-use tokio::task::JoinHandle;
 
 /// How a process on a host ended, as far as it can be known from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,32 +31,40 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Waits for a process in the background, so that asking for its end can be given up and taken up again.
-#[derive(Debug)]
+/// Tells the end of a process; asking for it can be given up and taken up again.
 pub(super) struct ExitWatch {
-    task: JoinHandle<Exit>,
+    wait: Pin<Box<dyn Future<Output = Exit> + Send>>,
     known: Option<Exit>,
     /// Of a child process of ours.
     child: Option<OwnedFd>,
 }
 
 impl ExitWatch {
+    /// `wait` does not begin before somebody asks. ssh's answer may overtake the last of the output, and whoever has
+    /// it hangs up on the master, which then throws away what it has not written into our pipes yet.
     pub(super) fn remote(wait: impl Future<Output = Exit> + Send + 'static) -> Self {
-        Self { task: tokio::spawn(wait), known: None, child: None }
+        Self { wait: Box::pin(wait), known: None, child: None }
     }
 
-    /// `child` is its pidfd, with which a signal can never reach somebody else.
+    /// `child` is its pidfd, with which a signal can never reach somebody else. It is reaped also if nobody asks.
     pub(super) fn child(wait: impl Future<Output = Exit> + Send + 'static, child: Option<OwnedFd>) -> Self {
-        Self { task: tokio::spawn(wait), known: None, child }
+        let reaped = tokio::spawn(wait);
+        Self { wait: Box::pin(async { reaped.await.unwrap_or(Exit::Unknown) }), known: None, child }
     }
 
     async fn wait(&mut self) -> Exit {
         if let Some(exit) = self.known {
             return exit;
         }
-        let exit = (&mut self.task).await.unwrap_or(Exit::Unknown);
+        let exit = self.wait.as_mut().await;
         self.known = Some(exit);
         exit
+    }
+}
+
+impl fmt::Debug for ExitWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExitWatch").field("known", &self.known).field("child", &self.child).finish()
     }
 }
 
@@ -65,11 +72,8 @@ impl Drop for ExitWatch {
     /// A remote process loses its pipes. A child of ours is asked to end and then still waited for, so that it
     /// does not stay as a zombie; it is not killed, since only it can clean up after itself.
     fn drop(&mut self) {
-        match &self.child {
-            Some(child) => {
-                let _gone_already = pidfd_send_signal(child, Signal::TERM);
-            }
-            None => self.task.abort(),
+        if let Some(child) = &self.child {
+            let _gone_already = pidfd_send_signal(child, Signal::TERM);
         }
     }
 }
@@ -96,7 +100,7 @@ pub struct ChannelGuard {
 }
 
 impl ChannelGuard {
-    /// Waits until the process has ended. May be called again.
+    /// Waits until the process has ended. May be called again. What is not read yet may be lost.
     pub async fn wait(&mut self) -> Exit {
         self.exit.wait().await
     }
@@ -151,7 +155,8 @@ impl Channel {
 
     /// Waits until the process has ended. Can be given up and called again.
     ///
-    /// Neither closes its input nor reads its output: drop or read them first, or it may wait for us for ever.
+    /// Neither closes its input nor reads its output: drop or read them first, or it may wait for us for ever, and what
+    /// is not read yet may be lost.
     pub async fn wait(&mut self) -> Exit {
         self.exit.wait().await
     }
