@@ -19,9 +19,9 @@ const LEAVE: &[u8] = b"\x1d";
 /// Restoring, booting and saving, on a machine that is busy with other things.
 const A_VISIT: Duration = Duration::from_secs(120);
 
-/// Counts in its memory, and goes on counting when it is restored.
-const COUNTS: &str =
-    "timeout = '3s'\nstages.count = 'i=0; while true; do i=$((i+1)); echo $i >/tmp/count; sleep 0.2; done'";
+/// Counts in its memory, and goes on counting when it is restored. Whoever reads the number finds a whole one.
+const COUNTS: &str = "timeout = '3s'\nstages.count = 'i=0; while true; do i=$((i+1)); echo $i >/tmp/next; \
+                      mv /tmp/next /tmp/count; sleep 0.2; done'";
 
 /// Fails unless it is told not to, and changes its source.
 const FAILS: &str = r#"stages.first = 'true'

@@ -30,7 +30,7 @@ enum By {
 struct Odd(By, &'static str, &'static str, &'static [&'static str]);
 
 /// Guests that harm themselves alone: each has a result.
-const RESULTS: [Odd; 22] = [
+const RESULTS: [Odd; 23] = [
     Odd(By::Tftp, "asks-forever", "timeout", &["4000 ms"]),
     Odd(By::Tftp, "puts-without-end", "success", &["refused to the guest: log", "no more room"]),
     Odd(
@@ -52,6 +52,7 @@ const RESULTS: [Odd; 22] = [
     Odd(By::Port, "another-stage", "abnormal", &["it says that stage other has ended"]),
     Odd(By::Port, "unasked", "abnormal", &["Prepared", "unasked"]),
     Odd(By::Port, "long-output", "abnormal", &["4294967295 is over the limit"]),
+    Odd(By::Port, "output-without-end", "failure", &["stopped in stage run", "of the host's disk at"]),
     Odd(By::Port, "number-that-is-none", "abnormal", &["cannot be read"]),
     Odd(By::Port, "silent-stage", "timeout", &["stage run", "4000 ms"]),
     Odd(By::Port, "archive-that-is-none", "abnormal", &["1099511627776 bytes long as the guest says"]),

@@ -163,6 +163,20 @@ impl Lab {
         assert!(found.is_ok(), "left behind:\n{left}");
     }
 
+    /// Prints what may explain why a test failed: the logs, and what runs on the hosts and what it waits for.
+    pub fn testify(&self) {
+        for name in ["lab.log", "host1/sshd.log", "host2/sshd.log"] {
+            let text = std::fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+            eprintln!("---- {name}\n{text}");
+        }
+        for host in ["host1", "host2"].into_iter().filter(|host| self.dir.join(host).exists()) {
+            let list = ["ps", "-eo", "pid,ppid,sid,tty,stat,etimes,wchan:20,args", "--forest", "-ww"];
+            let listed = self.command("exec", &[&[host][..], &list].concat()).output();
+            let listed = listed.map_or_else(|error| error.to_string().into_bytes(), |output| output.stdout);
+            eprintln!("---- processes of {host}\n{}", String::from_utf8_lossy(&listed));
+        }
+    }
+
     /// Connections to the lab's hosts that are still open on the boss's side, one a line.
     fn masters(&self) -> String {
         let network = std::fs::read_link(self.network()).expect("the lab's network");
@@ -214,10 +228,7 @@ fn pid(file: &Path) -> u32 {
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for name in ["lab.log", "host1/sshd.log", "host2/sshd.log"] {
-                let text = std::fs::read_to_string(self.dir.join(name)).unwrap_or_default();
-                eprintln!("---- {name}\n{text}");
-            }
+            self.testify();
         }
         drop(self.holder.stdin.take());
         // It takes itself down; if it was killed, that is left to `down`.

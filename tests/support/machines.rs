@@ -235,6 +235,14 @@ impl Site {
     }
 }
 
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.lab.testify();
+        }
+    }
+}
+
 /// A run that ended, and everything in its result directory, for several tests to look at.
 #[derive(Debug)]
 pub struct Kept {

@@ -5,18 +5,19 @@ use std::fs;
 use crewboss_protocol::guest::{FromGuest, GuestLoad};
 
 use super::place::Place;
+use crate::storage::free_bytes;
 
 /// The answer to a ping; `busy` while a job runs. What cannot be read is 0.
 pub(super) fn alive(place: &Place, number: u64, busy: bool) -> FromGuest {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     // The work directory may not have been made yet.
-    let space = rustix::fs::statvfs(place.work()).or_else(|_| rustix::fs::statvfs(place.at("/")));
+    let free = free_bytes(&place.work()).or_else(|_| free_bytes(&place.at("/")));
     FromGuest::Alive {
         number,
         load: GuestLoad {
             load_percent: load(&read("/proc/loadavg")).unwrap_or(0),
             memory_available: available(&read("/proc/meminfo")).unwrap_or(0),
-            disk_free: space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize)),
+            disk_free: free.unwrap_or(0),
         },
         busy,
     }

@@ -12,6 +12,7 @@ use crewboss_protocol::bulk::BulkErrorKind;
 use super::stream::{Frame, Input};
 use super::{End, Failure};
 use crate::source::Objects;
+use crate::storage::free_bytes;
 
 /// Packs from this size on go through git.
 pub(super) const GIT_FROM: usize = 1 << 20;
@@ -62,8 +63,7 @@ fn store_small(objects: &Objects, pack: &[u8]) -> Result<(), Failure> {
 
 fn check_space(objects: &Objects, bytes: usize) -> Result<(), Failure> {
     let needed = SPARE_BYTES.saturating_add(bytes as u64);
-    let free = rustix::fs::statvfs(objects.path()).map(|found| found.f_bavail.saturating_mul(found.f_frsize));
-    match free {
+    match free_bytes(objects.path()) {
         Ok(free) if free < needed => {
             let text = format!("cannot store the pack: {free} bytes are free, {needed} are needed");
             Err(Failure::new(BulkErrorKind::NoSpace, text))

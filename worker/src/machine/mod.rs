@@ -30,6 +30,7 @@ pub mod plan;
 pub mod probe;
 pub mod qemu;
 pub mod record;
+pub mod room;
 mod supply;
 pub mod sweep;
 pub mod tap;

@@ -343,8 +343,7 @@ fn make_result_disk(directory: &Path) -> Result<(), Stop> {
 
 /// The size that a result disk would get in this directory now.
 pub(super) fn result_disk_bytes_in(directory: &Path) -> std::io::Result<u64> {
-    let space = rustix::fs::statvfs(directory)?;
-    Ok(result_disk_bytes(space.f_bavail.saturating_mul(space.f_frsize)))
+    Ok(result_disk_bytes(crate::storage::free_bytes(directory)?))
 }
 
 /// Half of what is free at most, and a power of two, so that it seldom changes: a guest that goes on from saved memory must

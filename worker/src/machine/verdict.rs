@@ -58,6 +58,16 @@ pub enum Stop {
         /// What it says.
         why: String,
     },
+    /// What comes out of it is too much for the host's disk.
+    #[error("the guest of {machine} was stopped in {phase}: {why}")]
+    Full {
+        /// Which machine.
+        machine: Name,
+        /// How far the task had come.
+        phase: Phase,
+        /// How much it is.
+        why: String,
+    },
     /// What the guest sent makes no sense.
     #[error("what the guest of {machine} sent cannot be read: {why}")]
     Unreadable {
@@ -162,6 +172,8 @@ impl Stop {
             Stop::Ended { .. } | Stop::Silent { .. } | Stop::Failed { .. } | Stop::Unreadable { .. } => {
                 Outcome::Abnormal
             }
+            // What a task makes is its own doing, and would be the same elsewhere.
+            Stop::Full { .. } => Outcome::Failure,
             Stop::Unable { .. }
             | Stop::Misboot { .. }
             | Stop::Auxiliary { .. }

@@ -34,7 +34,7 @@ fn memory() -> Option<sysinfo::System> {
 }
 
 fn disk_free(work: &Path) -> u64 {
-    rustix::fs::statvfs(work).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
+    crate::storage::free_bytes(work).unwrap_or(0)
 }
 
 fn load_percent() -> u32 {

@@ -94,6 +94,15 @@ fn reflinks_work(trial: &Path) -> io::Result<bool> {
     Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
+/// What a plain user can still write on the disk of a directory or file.
+///
+/// # Errors
+/// If it is not there.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Whether an error says that a disk or a quota is full.
 pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -27,13 +27,14 @@ pub const UPLOAD: &str = "upload/";
 pub struct ArchiveLimits {
     /// Entries of the archive, whatever they are.
     pub entries: usize,
-    /// Bytes of all files that are taken.
+    /// Bytes of all files that are taken. Uploads count twice, since archives are made of them.
     pub bytes: u64,
 }
 
-impl Default for ArchiveLimits {
-    fn default() -> Self {
-        Self { entries: ARTIFACTS_MAX, bytes: super::SOURCE_DISK_BYTES }
+impl ArchiveLimits {
+    /// For a disk that has room for these many bytes.
+    pub fn within(bytes: u64) -> Self {
+        Self { entries: ARTIFACTS_MAX, bytes }
     }
 }
 
@@ -64,7 +65,7 @@ pub enum ArchiveError {
         limit: usize,
     },
     /// More bytes than allowed.
-    #[error("the artifacts are {bytes} bytes in all; {limit} is the most")]
+    #[error("the artifacts are {} MiB in all, and the host has room for {}", bytes >> 20, limit >> 20)]
     TooBig {
         /// How much it would be.
         bytes: u64,
@@ -125,7 +126,7 @@ pub fn unpack(
     let bytes = |numbers: &mut dyn Iterator<Item = usize>| {
         numbers.fold(0_u64, |sum, number| sum.saturating_add(index.files[number].size))
     };
-    let all = bytes(&mut wanted.iter().copied());
+    let all = bytes(&mut wanted.iter().chain(uploads.values()).copied());
     if all > limits.bytes {
         return Err(ArchiveError::TooBig { bytes: all, limit: limits.bytes });
     }

@@ -19,13 +19,12 @@ use super::halt;
 use super::qemu::process::Qemu;
 use super::qemu::saved::{self, Kind, SavedError};
 use super::record::{self, RecordError, Step};
+use super::room::RESERVE;
+use crate::storage::free_bytes;
 use shelf::{Shelf, ShelfError};
 
 /// Saving writes as many bytes as the guest uses of its memory; a disk that takes longer hangs.
 pub const SAVE_WITHIN: Duration = Duration::from_secs(180);
-
-/// What has to stay free on the disk besides a guest's memory.
-const ROOM: u64 = 256 << 20;
 
 /// Why a guest is not held.
 #[derive(Debug, thiserror::Error)]
@@ -122,8 +121,8 @@ pub fn save_memory(
 /// # Errors
 /// If it has not.
 pub fn check_room(directory: &Path, memory: u64) -> Result<(), MemoryError> {
-    let needs = memory.saturating_add(ROOM) >> 20;
-    let has = rustix::fs::statvfs(directory).map_or(u64::MAX, |it| it.f_bavail.saturating_mul(it.f_frsize));
+    let needs = memory.saturating_add(RESERVE) >> 20;
+    let has = free_bytes(directory).unwrap_or(u64::MAX);
     if has >> 20 < needs { Err(MemoryError::Room { needs, has: has >> 20 }) } else { Ok(()) }
 }
 

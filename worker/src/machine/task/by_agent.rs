@@ -14,6 +14,7 @@ use crate::machine::exchange::{self, ArchiveError, ArchiveLimits};
 use crate::machine::files::result_disk;
 use crate::machine::guest::GuestEvent;
 use crate::machine::record::Step;
+use crate::machine::room;
 use crate::machine::verdict::{Phase, Stop};
 use crate::runner::stage::Stream;
 use crate::runner::uploads;
@@ -191,9 +192,11 @@ impl Task<'_> {
         let file = File::open(archive)
             .map_err(|error| Stop::Host(format!("cannot open {}: {error}", archive.display())))?;
         let into = self.job.dir.join(UNPACKED);
-        let unpacked = exchange::unpack(&file, bytes, &into, &target.artifacts, ArchiveLimits::default());
+        let limits = ArchiveLimits::within(room::left(&self.job.dir));
+        let unpacked = exchange::unpack(&file, bytes, &into, &target.artifacts, limits);
         let unpacked = unpacked.map_err(|error| match error {
             ArchiveError::Write { .. } => Stop::host(&error),
+            ArchiveError::TooBig { .. } => self.too_much(chain(&error)),
             error => self.unreadable(chain(&error)),
         })?;
         self.found = unpacked.found;

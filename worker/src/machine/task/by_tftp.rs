@@ -13,6 +13,7 @@ use super::by_agent::cannot_store;
 use crate::machine::files::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::guest::GuestEvent;
 use crate::machine::record::Step;
+use crate::machine::room;
 use crate::machine::verdict::{Phase, Stop};
 use crate::runner::stage::Stream;
 
@@ -82,6 +83,13 @@ impl Task<'_> {
     fn take_logs(&mut self) -> Result<(), Stop> {
         for (name, stream) in [(LOG, Stream::Out), (ERR, Stream::Err)] {
             let path = self.put_file(name);
+            let (bytes, left) = (path.metadata().map_or(0, |found| found.len()), room::left(&self.job.dir));
+            if bytes > left {
+                let (has, left) = (bytes >> 20, left >> 20);
+                return Err(
+                    self.too_much(format!("its {name} has {has} MiB, and the host has room for {left}"))
+                );
+            }
             self.take_log(&path, stream).map_err(|error| cannot_store(&self.job.dir, &error))?;
         }
         Ok(())

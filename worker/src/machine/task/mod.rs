@@ -20,9 +20,11 @@ use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::Done;
 use crewboss_protocol::{Outcome, StageResult};
 
+use super::files::result_disk;
 use super::guest::{Guest, GuestEvent};
 use super::lock::Place;
 use super::manifest::Exchange;
+use super::room::{RESERVE, Room};
 use super::verdict::{Phase, Stop};
 use super::watch::{Seen, Watch};
 use crate::runner::artifacts::Found;
@@ -52,6 +54,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         result: None,
         held: None,
         served: Vec::new(),
+        room: None,
     };
     let outcome = task.run().unwrap_or_else(|stop| {
         task.message = stop.to_string();
@@ -84,6 +87,8 @@ struct Task<'a> {
     held: Option<HeldGuest>,
     /// What the auxiliary machines have said of themselves.
     served: Vec<Served>,
+    /// What it may take of the disk, as soon as all guests are there.
+    room: Option<Room>,
 }
 
 impl Task<'_> {
@@ -93,10 +98,17 @@ impl Task<'_> {
         self.check_pause(claims.build.manifest.exchange)?;
         self.start_auxiliaries(&mut claims)?;
         self.boot_build_machine(&mut claims)?;
+        self.room = Some(self.room());
         match claims.build.manifest.exchange {
             Exchange::Agent => self.run_by_agent(),
             Exchange::Tftp => self.run_by_tftp(),
         }
+    }
+
+    /// For what comes out of the guest: its logs, and the disk with what it made. Its own disk has a size of its own.
+    fn room(&self) -> Room {
+        let result = result_disk(self.guests[self.build()].directory());
+        Room::new([self.job.dir.clone(), result], RESERVE)
     }
 
     /// The place of the build machine's guest; it is the last one that was started.
@@ -108,7 +120,9 @@ impl Task<'_> {
     fn next(&mut self, until: Instant) -> Result<Option<GuestEvent>, Stop> {
         loop {
             let build = self.build();
-            match self.watch.next(&mut self.guests, until) {
+            let look = self.look_at_room()?.map_or(until, |due| due.min(until));
+            match self.watch.next(&mut self.guests, look) {
+                Seen::TimeUp if look < until => {}
                 Seen::Cancelled => return Err(Stop::Cancelled),
                 Seen::DiskFailed(why) => return Err(Stop::Host(why)),
                 Seen::TimeUp => return Ok(None),
@@ -127,6 +141,19 @@ impl Task<'_> {
                 Seen::Guest(_, event) => return Ok(Some(event)),
             }
         }
+    }
+
+    /// Stops a task that takes the last of the disk. Says when to look again.
+    fn look_at_room(&mut self) -> Result<Option<Instant>, Stop> {
+        let Some(room) = &mut self.room else { return Ok(None) };
+        match room.look(Instant::now()) {
+            Ok(()) => Ok(Some(room.due())),
+            Err(full) => Err(self.too_much(full.to_string())),
+        }
+    }
+
+    fn too_much(&self, why: String) -> Stop {
+        Stop::Full { machine: self.machine.machines.name.clone(), phase: self.phase.clone(), why }
     }
 
     fn ended(&self, how: String) -> Stop {

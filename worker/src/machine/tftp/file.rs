@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use tempfile::NamedTempFile;
 
 use super::event::{Abort, Refusal};
+use crate::storage::free_bytes;
 
 /// Bytes that are read or written at once, about.
 const PIECE: usize = 256 << 10;
@@ -216,12 +217,6 @@ fn failed(path: &Path, error: &io::Error) -> Abort {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Abort::NoRoom,
         _ => Abort::Host(format!("{}: {error}", path.display())),
     }
-}
-
-/// What a plain user can still write.
-fn free_bytes(directory: &Path) -> io::Result<u64> {
-    let found = rustix::fs::statvfs(directory)?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 #[cfg(test)]

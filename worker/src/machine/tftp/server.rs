@@ -23,6 +23,7 @@ use super::live::{self, Live, Standing};
 use super::packet::{BLOCK_DEFAULT, Options, Packet, REQUEST_MAX, Way};
 use super::source::{Check, Stranger, owned_by};
 use super::transfer::{Pace, Terms};
+use crate::machine::room::RESERVE;
 
 /// Bytes that are under way at once in a window, at most: sockets hold about three times as much.
 const WINDOW_BYTES: u16 = u16::MAX;
@@ -57,7 +58,7 @@ impl Default for Limits {
             patience: Duration::from_secs(30),
             dally: Duration::from_secs(5),
         };
-        Self { transfers: 8, reserve: 256 << 20, pace }
+        Self { transfers: 8, reserve: RESERVE, pace }
     }
 }
 
