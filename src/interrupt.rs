@@ -1,21 +1,32 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once.
+//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. A terminal that is closed asks
+//! as well, but insists on nothing: SIGHUP comes more than once then, and together with others.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::exit::Exit;
 
-/// The signals that ask for an end. A terminal that is closed is one as well.
-const ASKING: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+/// The signals that ask for an end.
+const ASKING: [SignalKind; 2] = [SignalKind::interrupt(), SignalKind::terminate()];
+
+/// Whether a terminal that is closed asks for the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hangup {
+    /// Unless whoever started this process wants it to outlive its terminal (`nohup`).
+    UnlessIgnored,
+    /// Always: without its person it is good for nothing.
+    Asks,
+}
 
 /// Begins to listen. The value becomes true with the first signal. With the second the process ends; workers notice that
 /// their boss is gone and clean up by themselves. A thread of its own does it, so that the second signal also works when
 /// the rest of the boss hangs.
-pub fn listen() -> std::io::Result<watch::Receiver<bool>> {
+pub fn listen(hangup: Hangup) -> std::io::Result<watch::Receiver<bool>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let heeded = (hangup == Hangup::Asks || !ignores_hangup()).then(SignalKind::hangup);
     let mut signals: Vec<Signal> = {
         let _entered = runtime.enter();
-        ASKING.into_iter().map(signal).collect::<std::io::Result<_>>()?
+        ASKING.into_iter().chain(heeded).map(signal).collect::<std::io::Result<_>>()?
     };
     let (asked, receiver) = watch::channel(false);
     let thread = std::thread::Builder::new().name("signals".to_owned());
@@ -23,11 +34,20 @@ pub fn listen() -> std::io::Result<watch::Receiver<bool>> {
         runtime.block_on(async {
             any(&mut signals).await;
             asked.send_replace(true);
+            signals.truncate(ASKING.len());
             any(&mut signals).await;
             leave();
         });
     })?;
     Ok(receiver)
+}
+
+/// Whether SIGHUP was ignored when this process was started. Nothing here has changed it before that is asked.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is signal 1, which is SIGHUP.
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 async fn any(signals: &mut [Signal]) {
@@ -49,28 +69,17 @@ fn leave() -> ! {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::BufRead as _;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Child, Command, ExitStatus, Stdio};
     use std::time::Duration;
 
-    #[test]
-    fn the_first_signal_asks_for_the_end() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut asked = listen().unwrap();
-            assert!(!*asked.borrow());
-            let myself = std::process::id().to_string();
-            let sent = std::process::Command::new("kill").args(["-HUP", &myself]).status().unwrap();
-            assert!(sent.success());
-            let changed = tokio::time::timeout(Duration::from_secs(10), asked.changed()).await;
-            changed.expect("no signal arrived").unwrap();
-            assert!(*asked.borrow());
-        });
-    }
+    use super::*;
 
-    /// Says to the second test, started anew by itself, that it is the child.
+    /// Says to a test, started anew by itself, that it is the child.
     const CHILD: &str = "CREWBOSS_TEST_OF_SIGNALS";
 
-    struct Killed(std::process::Child);
+    struct Killed(Child);
 
     impl Drop for Killed {
         fn drop(&mut self) {
@@ -79,10 +88,10 @@ mod tests {
         }
     }
 
-    fn wait_for_signals() {
+    fn wait_for_signals(hangup: Hangup) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut asked = listen().unwrap();
+            let mut asked = listen(hangup).unwrap();
             eprintln!("listening");
             asked.changed().await.unwrap();
             eprintln!("asked");
@@ -91,27 +100,63 @@ mod tests {
         });
     }
 
-    #[test]
-    fn the_second_signal_ends_the_process_at_once() {
-        use std::io::BufRead;
-        if std::env::var_os(CHILD).is_some() {
-            return wait_for_signals();
-        }
-        let name = "interrupt::tests::the_second_signal_ends_the_process_at_once";
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args([name, "--exact", "--nocapture"]).env(CHILD, "1").stderr(std::process::Stdio::piped());
-        let mut child = Killed(command.stdout(std::process::Stdio::null()).spawn().unwrap());
+    /// Starts this program anew with one test that listens, sends the first signals when it does and the others when it was
+    /// asked; returns how it ended. `before` is a shell's words before it.
+    fn ended_by(test: &str, before: &str, first: &[&str], then: &[&str]) -> ExitStatus {
+        let name = format!("interrupt::tests::{test}");
+        let program = std::env::current_exe().unwrap();
+        let line = format!("{before} exec \"$0\" {name} --exact --nocapture");
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).arg(program).env(CHILD, "1");
+        let mut child = Killed(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
         let pid = child.0.id().to_string();
         let told = std::io::BufReader::new(child.0.stderr.take().unwrap());
         // The lines come, or the child ends by its own time limit and they do not.
         for line in told.lines().map(Result::unwrap) {
-            let signal = match line.as_str() {
-                "listening" => "-TERM",
-                "asked" => "-INT",
+            let signals = match line.as_str() {
+                "listening" => first,
+                "asked" => then,
                 _ => continue,
             };
-            assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+            for signal in signals {
+                assert!(Command::new("kill").args([*signal, pid.as_str()]).status().unwrap().success());
+            }
         }
-        assert_eq!(child.0.wait().unwrap().code(), Some(i32::from(Exit::Interrupted.code())));
+        child.0.wait().unwrap()
+    }
+
+    fn is_child() -> bool {
+        std::env::var_os(CHILD).is_some()
+    }
+
+    #[test]
+    fn the_second_signal_ends_the_process_at_once() {
+        if is_child() {
+            return wait_for_signals(Hangup::UnlessIgnored);
+        }
+        let test = "the_second_signal_ends_the_process_at_once";
+        let ended = ended_by(test, "", &["-TERM"], &["-INT"]);
+        assert_eq!(ended.code(), Some(i32::from(Exit::Interrupted.code())));
+    }
+
+    #[test]
+    fn a_terminal_that_is_closed_asks_and_does_not_insist() {
+        if is_child() {
+            return wait_for_signals(Hangup::Asks);
+        }
+        let test = "a_terminal_that_is_closed_asks_and_does_not_insist";
+        let ended = ended_by(test, "", &["-HUP"], &["-HUP", "-KILL"]);
+        assert_eq!(ended.signal(), Some(9), "SIGHUP has not ended it before");
+    }
+
+    #[test]
+    fn a_run_may_outlive_its_terminal() {
+        if is_child() {
+            return wait_for_signals(Hangup::UnlessIgnored);
+        }
+        // Were the first one heeded, the second would end it.
+        let test = "a_run_may_outlive_its_terminal";
+        let ended = ended_by(test, "trap '' HUP;", &["-HUP", "-TERM"], &["-KILL"]);
+        assert_eq!(ended.signal(), Some(9), "one signal has asked it to end");
     }
 }

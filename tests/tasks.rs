@@ -207,6 +207,28 @@ artifacts = ["d/*"]
 }
 
 #[test]
+fn a_log_that_is_gone_holds_up_nobody() {
+    let lab = Lab::shared();
+    // Removed as soon as it is there, which is before anybody comes for it; in a further attempt somebody may be there already.
+    let scene = Scene::with_commits(
+        r#"
+commits = "HEAD"
+[target.a_removes]
+stages.run = '''log=$CREWBOSS_OUT/../log; x=$(head -c 100000 /dev/zero | tr '\0' x); echo "$x"
+until [ -s "$log" ]; do :; done; rm "$log"; sleep 1'''
+[target.b_works]
+stages.run = "cat number"
+"#,
+        1,
+    );
+    let crew = scene.two_hosts(&lab, User::Root);
+    let ended = scene.build(&lab, &crew).run().expect_civil();
+    assert!(["success", "infrastructure"].contains(&&*ended.outcome_of("a_removes")), "{ended:#?}");
+    assert_eq!(ended.outcome_of("b_works"), "success", "{ended:#?}");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
 fn a_build_that_fills_the_disk_does_not_take_the_host_with_it() {
     let lab = Lab::up(&["2", "--disk", "300M"]);
     let scene = Scene::with_commits(

@@ -147,8 +147,8 @@ impl Visit {
         match presence {
             Some(presence) => drop(presence),
             None => {
-                // Not waited for yet, so the number is still its own.
-                let _gone = id.map(|id| rustix::process::kill_process(id, Signal::HUP));
+                // Not waited for yet, so the number is still its own. Not SIGHUP, which it may have been told to ignore.
+                let _gone = id.map(|id| rustix::process::kill_process(id, Signal::TERM));
             }
         }
         child.wait().await.map_err(failed)

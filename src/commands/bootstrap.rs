@@ -10,7 +10,7 @@ use super::build::in_runtime;
 use super::{CommandError, crew, finish, palette, whoami};
 use crate::cli::BootstrapArgs;
 use crate::exit::Exit;
-use crate::interrupt;
+use crate::interrupt::{self, Hangup};
 use crate::output::print;
 use crate::terminal::Verbosity;
 use crate::terminal::bootstrap as table;
@@ -63,8 +63,8 @@ async fn carry_out(
     wanted: Wanted,
     verbosity: Verbosity,
 ) -> Result<(Vec<Bootstrapped>, bool), CommandError> {
-    let stop =
-        interrupt::listen().map_err(|source| CommandError::System { what: "listen for signals", source })?;
+    let stop = interrupt::listen(Hangup::UnlessIgnored)
+        .map_err(|source| CommandError::System { what: "listen for signals", source })?;
     // Progress is no result, so it does not go where results go. If nobody wants to read it, nothing is lost.
     let mut show = |progress: Progress| {
         if let Some(text) = table::progress(&progress, verbosity) {

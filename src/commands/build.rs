@@ -13,7 +13,7 @@ use super::{CommandError, crew, finish, palette, whoami, working_directory};
 use crate::cli::BuildArgs;
 use crate::config;
 use crate::exit::Exit;
-use crate::interrupt;
+use crate::interrupt::{self, Hangup};
 use crate::output::{complain, print};
 use crate::terminal::Verbosity;
 use crate::terminal::bars::Bars;
@@ -53,7 +53,7 @@ fn try_run(arguments: &BuildArgs) -> Result<Exit, CommandError> {
     let (sinks, end) = sinks(arguments, verbosity, palette)?;
     let out = request.out.clone();
     let summary = in_runtime(async move {
-        let stop = interrupt::listen()
+        let stop = interrupt::listen(Hangup::UnlessIgnored)
             .map_err(|source| CommandError::System { what: "listen for signals", source })?;
         execute(request, sinks, stop).await
     })?;

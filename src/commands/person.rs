@@ -13,7 +13,7 @@ use super::find::{Found, find, parts};
 use super::{CommandError, crew, finish, now, palette, status};
 use crate::cli::{CommonArgs, EnterArgs, ReleaseArgs, RetryArgs};
 use crate::exit::Exit;
-use crate::interrupt;
+use crate::interrupt::{self, Hangup};
 use crate::output::{complain, print};
 use crate::roles::person::{ENTER, RELEASE, RETRY};
 
@@ -92,7 +92,7 @@ fn at_guest(
     let hosts: Vec<String> = host.map(str::to_owned).into_iter().collect();
     let crew = crew(common, &hosts)?;
     in_runtime(async move {
-        let stop = interrupt::listen()
+        let stop = interrupt::listen(Hangup::Asks)
             .map_err(|source| CommandError::System { what: "listen for signals", source })?;
         let (visit, found) = reach(&crew, wanted).await?;
         let words = words(&found, visit.ssh());

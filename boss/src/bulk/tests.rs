@@ -169,6 +169,9 @@ fn a_log_is_followed_until_its_end_is_told() {
         far.line();
         far.output.write_all(&BROKEN.to_be_bytes()).unwrap();
         far.say(&BulkAnswer::Failed { kind: BulkErrorKind::Io, text: "cannot read".to_owned() });
+        far.line();
+        far.line();
+        far.say(&BulkAnswer::Failed { kind: BulkErrorKind::Missing, text: "gone".to_owned() });
     });
     run(async {
         let (tell, told) = oneshot::channel();
@@ -179,6 +182,8 @@ fn a_log_is_followed_until_its_end_is_told() {
         assert!(matches!(short, Err(BulkError::Length { announced: 100, bytes: 9, .. })), "{short:?}");
         let broken = bulk.log(AT, LogStream::Err, LogEnd::Known(100), Vec::new()).await;
         assert!(matches!(broken, Err(BulkError::Remote { kind: BulkErrorKind::Io, .. })), "{broken:?}");
+        let none = bulk.log(AT, LogStream::Err, LogEnd::Known(100), Vec::new()).await;
+        assert!(matches!(none, Err(BulkError::Remote { kind: BulkErrorKind::Missing, .. })), "{none:?}");
     });
     server.join().unwrap();
 }

@@ -14,6 +14,9 @@ use super::error::BulkError;
 /// One frame and its length.
 const BUFFER_BYTES: usize = BULK_CHUNK_BYTES_MAX + 4;
 
+/// What is read as the length of a frame if there is an answer instead of data: that there is none. No frame is so long.
+const ANSWER: u32 = u32::from_be_bytes(*b"@cb ");
+
 /// The thread's view of a channel.
 pub(super) struct Wire {
     host: HostName,
@@ -97,6 +100,10 @@ impl Wire {
         let text = line
             .strip_prefix(codec::PREFIX)
             .ok_or_else(|| self.rule("bytes between the answers of a bulk channel"))?;
+        self.judge(text)
+    }
+
+    fn judge(&self, text: &[u8]) -> Result<BulkAnswer, BulkError> {
         match self.parse(text)? {
             BulkAnswer::Failed { kind, text } => {
                 Err(BulkError::Remote { host: self.host.clone(), kind, text })
@@ -192,10 +199,12 @@ impl Wire {
             match length {
                 0 => return Ok(total),
                 BROKEN => {
-                    return match self.answer() {
-                        Ok(other) => Err(self.unexpected(&other)),
-                        Err(error) => Err(error),
-                    };
+                    let answer = self.answer()?;
+                    return Err(self.unexpected(&answer));
+                }
+                ANSWER if total == 0 => {
+                    let answer = self.line().and_then(|rest| self.judge(&rest))?;
+                    return Err(self.unexpected(&answer));
                 }
                 _ => {}
             }

@@ -21,8 +21,9 @@ use super::{Link, quote};
 /// Between the opening of a channel and the first word of our script: what a login shell's start-up files may take.
 const SHELL_WITHIN: Duration = Duration::from_secs(30);
 
-/// Between the start of our binary and its first line.
-const FIRST_LINE_WITHIN: Duration = Duration::from_secs(60);
+/// Between the start of our binary and its first line. A worker first removes what others left, and tries its compilers: on a
+/// host that is short of everything that takes a while.
+const FIRST_LINE_WITHIN: Duration = Duration::from_secs(180);
 
 /// Without progress for this long, an upload has failed.
 const UPLOAD_STALL: Duration = Duration::from_secs(30);

@@ -98,7 +98,6 @@ impl Fetcher {
         let fetch = match self.following.remove(&fetch.at) {
             Some(tell) => match tell.send(fetch) {
                 Ok(()) => return,
-                // Following has failed and said so.
                 Err(fetch) => fetch,
             },
             None => fetch,
@@ -126,32 +125,46 @@ impl Fetcher {
 }
 
 impl Channels {
+    /// Whatever becomes of the log meanwhile: once the attempt has ended, its result is fetched or the reason told.
     async fn follow(
         &self,
         part: &Path,
         at: TaskRef,
         told: oneshot::Receiver<Fetch>,
     ) -> Result<(), FetchError> {
-        let (_permit, mut bulk) = self.take().await?;
-        make(part)?;
         let (end, ends) = oneshot::channel();
-        let log = bulk.log(at, LogStream::Log, LogEnd::Later(ends), create(&part.join("log"))?);
         let wait = async {
-            let fetch = told.await.ok()?;
-            end.send(fetch.log.unwrap_or(0)).ok()?;
-            Some(fetch)
+            let fetch = told.await.map_err(|_| FetchError::Unwanted)?;
+            // If following has failed, nobody hears it.
+            end.send(fetch.log.unwrap_or(0)).ok();
+            Ok::<_, FetchError>(fetch)
         };
-        let (log, fetch) = tokio::join!(log, wait);
-        let fetch = fetch.ok_or(FetchError::Unwanted)?;
-        if fetch.log.is_some() {
-            log?;
-        } else {
-            // It came with the message after all, or is empty: what was followed is not needed.
-            return Err(FetchError::Unwanted);
+        let (followed, fetch) = tokio::join!(self.follow_log(part, at, ends), wait);
+        let fetch = fetch?;
+        match followed {
+            Ok((_permit, mut bulk)) if fetch.log.is_some() => {
+                self.rest(&mut bulk, &fetch).await?;
+                self.give_back(bulk);
+                return Ok(());
+            }
+            // The log came with the message after all.
+            Ok((_permit, bulk)) => self.give_back(bulk),
+            Err(error) => tracing::debug!(%at, %error, "could not follow a log"),
         }
-        self.rest(&mut bulk, &fetch).await?;
-        self.give_back(bulk);
-        Ok(())
+        self.fetch(&fetch).await
+    }
+
+    async fn follow_log(
+        &self,
+        part: &Path,
+        at: TaskRef,
+        ends: oneshot::Receiver<u64>,
+    ) -> Result<(OwnedSemaphorePermit, Bulk), FetchError> {
+        let (permit, mut bulk) = self.take().await?;
+        make(part)?;
+        let file = create(&part.join("log"))?;
+        bulk.log(at, LogStream::Log, LogEnd::Later(ends), file).await?;
+        Ok((permit, bulk))
     }
 
     async fn fetch(&self, fetch: &Fetch) -> Result<(), FetchError> {

@@ -1,12 +1,13 @@
 //! The beginning of a session: connect, start the worker, say hello, hear what the host is.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crewboss_protocol::codec::{DecodeError, Line, LineDecoder, encode, parse};
 use crewboss_protocol::message::{Hello, Ready};
 use crewboss_protocol::{FromWorker, PROTOCOL_VERSION, SessionId, ToWorker};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
@@ -25,6 +26,9 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// Stray lines that are kept until the host's log is open.
 const EARLY_LINES_MAX: usize = 1000;
+
+/// Notices before `ready`. A worker that has more to say is none.
+const NOTICES_MAX: usize = 1000;
 
 /// A session on its way.
 pub(crate) struct Opening {
@@ -50,6 +54,8 @@ pub(crate) struct Greeting {
     hello: Vec<u8>,
     /// What was printed before it answered.
     early: Vec<Vec<u8>>,
+    /// What it has to say besides: that something could not be cleaned up, for instance.
+    pub(super) notices: Vec<FromWorker>,
 }
 
 impl Opening {
@@ -64,8 +70,18 @@ impl Opening {
         let Running { channel, shipped } = start(&link, binary, role, &hello).await?;
         let (stdin, mut stdout, mut guard) = channel.into_parts();
         let mut decoder = LineDecoder::new();
-        let mut early = Vec::new();
-        let message = timeout(READY_WITHIN, first_message(&mut stdout, &mut decoder, &mut early)).await;
+        let (mut early, mut notices) = (Vec::new(), Vec::new());
+        let message = async {
+            loop {
+                match first_message(&mut stdout, &mut decoder, &mut early).await {
+                    Ok(notice @ FromWorker::Notice { .. }) if notices.len() < NOTICES_MAX => {
+                        notices.push(notice)
+                    }
+                    message => return message,
+                }
+            }
+        };
+        let message = timeout(READY_WITHIN, message).await;
         let ready = match message.unwrap_or(Err(SessionError::Silent { after: READY_WITHIN })) {
             Ok(message) => check(message, binary)?,
             Err(SessionError::Ended { .. }) => {
@@ -75,7 +91,7 @@ impl Opening {
             Err(error) => return Err(error),
         };
         let shipped = if shipped { binary.bytes() } else { 0 };
-        Ok(Greeting { link, session, shipped, ready, stdin, stdout, guard, decoder, hello, early })
+        Ok(Greeting { link, session, shipped, ready, stdin, stdout, guard, decoder, hello, early, notices })
     }
 
     fn session_id(&self) -> SessionId {
@@ -119,6 +135,20 @@ fn check(message: FromWorker, binary: &OwnBinary) -> Result<Box<Ready>, SessionE
 }
 
 impl Greeting {
+    /// Lets the worker know that the boss is there while that still plans; a worker whose boss is silent ends. Never
+    /// comes to an end itself.
+    pub(super) async fn reassure(&mut self, every: Duration) -> Infallible {
+        let mut ping = Vec::new();
+        encode(&ToWorker::Ping { number: 0 }, &mut ping);
+        loop {
+            tokio::time::sleep(every).await;
+            if self.stdin.write_all(&ping).await.is_err() {
+                // Whoever reads from it finds out why.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Ends the session in order, when nothing but the answer was wanted.
     pub(crate) async fn part(self) {
         self.talk().part().await;

@@ -115,21 +115,29 @@ impl Supervisor {
         let opening = Opening { common, host, index: self.index, session: self.session };
         let (mut work, traffic, reports) = (self.work.clone(), self.traffic.clone(), self.reports.clone());
         let open = async move {
-            let greeting = opening.greet().await?;
+            let mut greeting = opening.greet().await?;
             if greeting.shipped > 0 {
                 let news = News::Shipped { bytes: greeting.shipped };
                 // If nobody listens, the run is over.
                 reports.send(Report { host: opening.index, news }).await.ok();
             }
-            let work = work.wait_for(Option::is_some).await.ok().and_then(|work| work.clone());
-            let work = work.ok_or(SessionError::Quit)?;
-            Ok::<_, SessionError>(greeting.live(opening, traffic, work))
+            let work = async { work.wait_for(Option::is_some).await.ok().and_then(|work| work.clone()) };
+            let heartbeat = opening.common.timing.heartbeat;
+            let work = tokio::select! {
+                work = work => work.ok_or(SessionError::Quit)?,
+                never = greeting.reassure(heartbeat) => match never {},
+            };
+            let notices = std::mem::take(&mut greeting.notices);
+            Ok::<_, SessionError>((greeting.live(opening, traffic, work), notices))
         };
-        let live = tokio::select! {
+        let (live, notices) = tokio::select! {
             live = open => live?,
             () = self.until_quit() => return Err(SessionError::Quit),
         };
         self.report(News::Ready { session: self.session, ready: live.ready.clone() }).await;
+        if !notices.is_empty() {
+            self.report(News::Messages(notices)).await;
+        }
         Ok(live)
     }
 
@@ -153,6 +161,8 @@ impl Supervisor {
         loop {
             let deadline = quitting.unwrap_or_else(|| live.heard + self.common.timing.silence);
             tokio::select! {
+                // What the worker has said comes before its silence, however late this is looked at.
+                biased;
                 read = live.stdout.read_buf(&mut buffer) => {
                     match self.take(live, &mut buffer, read).await {
                         Ok(()) => {}

@@ -7,7 +7,7 @@ use crewboss_protocol::HostName;
 use crewboss_protocol::codec::DecodeError;
 use crewboss_protocol::message::WorkerErrorKind;
 
-use crate::link::{LinkError, ShipError, SshFailure};
+use crate::link::{Exit, LinkError, ShipError, SshFailure};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +66,11 @@ impl SessionError {
     pub(super) fn is_lasting(&self) -> bool {
         match self {
             Self::Link(error) | Self::Ship(ShipError::Link(error)) => is_lasting(error),
+            Self::Ship(ShipError::Io { .. }) => false,
+            // Killed before it said a word: for want of memory, or by somebody who cleans up.
+            Self::Ship(ShipError::NotExecutable { exit, .. }) => matches!(exit, Exit::Code(_)),
             // A shell that says nothing for half a minute will not do so the next time either.
-            Self::Ship(error) => !matches!(error, ShipError::Io { .. }),
+            Self::Ship(_) => true,
             Self::Build { .. } | Self::Decode(_) | Self::NotReady { .. } => true,
             Self::Worker { kind, .. } => !matches!(kind, WorkerErrorKind::Internal),
             Self::Source { lasting, .. } => *lasting,

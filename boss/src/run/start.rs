@@ -149,8 +149,10 @@ pub(super) async fn start(
     let (mut journal, recorded) = Journal::open(out.root())?;
     journal.begin(&run, unix_ms())?;
     events.log_to(BossLog::open(out.root())?);
-    let division = divide(&plan, &recorded, out.root(), request.force);
-    drop(recorded);
+    // Reads a result of each task that is done.
+    let (root, force) = (out.root().to_owned(), request.force);
+    let divided = tokio::task::spawn_blocking(move || (divide(&plan, &recorded, &root, force), plan));
+    let (division, plan) = divided.await.map_err(|error| RunError::Thread(std::io::Error::other(error)))?;
     let (replies, stored) = mpsc::unbounded_channel();
     let store = Writer::start(out.root().to_owned(), journal, move |reply| {
         // If the run loop is gone, the process is about to end.

@@ -4,6 +4,7 @@
 //! as fast and uses all processors.
 
 use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
@@ -135,8 +136,12 @@ fn with_git(
     match status {
         Ok(status) if status.success() && complete => Ok(()),
         Ok(status) => {
-            let text = String::from_utf8_lossy(&complaint);
-            let failure = pack_failure(&format!("git index-pack: {status}: {text}"));
+            let text = format!("git index-pack: {status}: {}", String::from_utf8_lossy(&complaint));
+            let failure = match status.signal() {
+                // For want of memory, mostly: nothing is wrong with the pack, and another time it may be stored.
+                Some(_) => Failure::new(BulkErrorKind::Io, text),
+                None => pack_failure(&text),
+            };
             // If git gave up early, frames are still coming.
             Err(if complete { End::Failed(failure) } else { End::Lost(failure) })
         }

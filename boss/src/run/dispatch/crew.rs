@@ -65,10 +65,11 @@ impl Dispatcher {
         }
         let lost: Vec<TaskRef> =
             self.fetching.iter().filter(|(_, (from, _))| *from == host).map(|(&at, _)| at).collect();
+        // First of all, so that nothing of what follows is handed to this host again.
+        self.input(Input::HostDown { host, reason: reason.clone(), returns: retry_ms.is_some() });
         for at in lost {
             self.fetch_failed(host, at, reason.clone(), false);
         }
-        self.input(Input::HostDown { host, reason, returns: retry_ms.is_some() });
         self.settle_if_all_answered();
     }
 }
