@@ -5,8 +5,10 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use crewboss_protocol::overview::Overview;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::crew::{Crew, Host, Transport};
 use crate::link::{Connector, Link, OwnBinary, terminal_command};
@@ -73,6 +75,23 @@ pub enum Input {
     Plain,
     /// Nothing; that it ends says that nobody is there any more.
     Presence,
+}
+
+/// Comes to an end when this process's terminal is gone. Its session's leader, which alone gets SIGHUP, may not pass that on.
+async fn terminal_gone() {
+    let (gone, told) = oneshot::channel();
+    let watch = move || {
+        let stdin = rustix::stdio::stdin();
+        // A terminal that was hung up is told without being asked for, and what is typed is left to others.
+        let mut fds = [PollFd::new(&stdin, PollFlags::empty())];
+        while matches!(poll(&mut fds, None), Ok(0) | Err(Errno::INTR)) {}
+        gone.send(()).ok();
+    };
+    // It ends with the process. Without it there is still the signal.
+    let _watched = std::thread::Builder::new().name("terminal".to_owned()).spawn(watch);
+    if told.await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// A connection to one host, with the program there.
@@ -143,6 +162,7 @@ impl Visit {
         tokio::select! {
             ended = child.wait() => return ended.map_err(failed),
             _ = stop.wait_for(|stop| *stop) => {}
+            () = terminal_gone(), if input == Input::Terminal => {}
         }
         match presence {
             Some(presence) => drop(presence),
