@@ -14,6 +14,7 @@ use crate::environment::{EnvRequest, Prepared, Preparer};
 use crate::machine::directory::Machines;
 use crate::machine::sweep;
 use crate::process::ProcessId;
+use crate::prune::Aside;
 
 /// Snapshots that are taken at the same time share a commit of the file system; more threads than this gain nothing.
 const THREADS: usize = 4;
@@ -51,6 +52,8 @@ pub enum Finished {
     NotRemoved(TaskRef, String),
     /// Removing guests went wrong.
     GuestsLeft(Vec<String>),
+    /// Removing what nobody needs any more went wrong.
+    NotPruned(Vec<String>),
 }
 
 #[derive(Debug, Default)]
@@ -79,11 +82,11 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts the threads.
+    /// Starts the threads; one more removes what was set aside.
     ///
     /// # Errors
     /// If the system has no more threads or descriptors.
-    pub fn new(preparer: Preparer) -> io::Result<Self> {
+    pub fn new(preparer: Preparer, aside: Aside) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Arc::new(Shared {
             preparer,
@@ -96,6 +99,7 @@ impl Pool {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name("environments".to_owned()).spawn(move || shared.run())?;
         }
+        Self::prune(Arc::clone(&shared), aside);
         Ok(Self { shared })
     }
 
@@ -118,6 +122,18 @@ impl Pool {
         }
         drop(queues);
         self.shared.wake.notify_one();
+    }
+
+    /// Removes what was set aside, in a thread of its own, as nobody waits for that and it may take long.
+    fn prune(shared: Arc<Shared>, aside: Aside) {
+        let prune = move || {
+            let errors = aside.remove(|| !shared.is_closed());
+            if !errors.is_empty() {
+                shared.finish(Finished::NotPruned(errors));
+            }
+        };
+        // Without a thread the next worker does it.
+        drop(std::thread::Builder::new().name("prune".to_owned()).spawn(prune));
     }
 
     /// Everything that was finished since the last call.
@@ -153,16 +169,25 @@ impl Shared {
             if removes {
                 self.queues.lock().unwrap_or_else(PoisonError::into_inner).removing -= 1;
             }
-            let Some(finished) = finished else { continue };
-            let mut list = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
-            list.push(finished);
-            let first = list.len() == 1;
-            drop(list);
-            if first {
-                // A full counter rings as well.
-                let _rung = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+            if let Some(finished) = finished {
+                self.finish(finished);
             }
         }
+    }
+
+    fn finish(&self, finished: Finished) {
+        let mut list = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        list.push(finished);
+        let first = list.len() == 1;
+        drop(list);
+        if first {
+            // A full counter rings as well.
+            let _rung = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).closed
     }
 
     fn next(&self) -> Option<Work> {

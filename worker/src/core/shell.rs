@@ -72,13 +72,13 @@ impl Shell {
         layout: &Layout,
         hello: &Hello,
         facts: HostFacts,
-        session: Option<Session>,
+        mut session: Option<Session>,
     ) -> Result<Self, String> {
         let total = facts.slots;
         let (mut pool, mut slots) = (None, None);
-        if session.is_some() {
+        if let Some(session) = &mut session {
             let preparer = Preparer::new(layout.clone()).map_err(|error| chain(&error))?;
-            pool = Some(Pool::new(preparer).map_err(|error| error.to_string())?);
+            pool = Some(Pool::new(preparer, session.take_aside()).map_err(|error| error.to_string())?);
             let holder = SlotHolder {
                 slot: 0,
                 boss: hello.boss.clone(),
@@ -357,7 +357,7 @@ impl Shell {
                     self.events.push_back(Event::Kept { at, problem });
                 }
                 Finished::NotRemoved(_, problem) => self.events.push_back(Event::Trouble(problem)),
-                Finished::GuestsLeft(problems) => {
+                Finished::GuestsLeft(problems) | Finished::NotPruned(problems) => {
                     self.events.extend(problems.into_iter().map(Event::Trouble));
                 }
             }
