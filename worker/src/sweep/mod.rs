@@ -198,7 +198,12 @@ pub fn remove_leftovers(
 fn remove_but_record(directory: &Path) -> std::io::Result<u32> {
     let subvolumes = count_subvolumes(directory);
     let mut first = Ok(());
-    for entry in std::fs::read_dir(directory)?.flatten() {
+    let entries = match std::fs::read_dir(directory) {
+        // Another worker that starts sweeps as well.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(subvolumes),
+        entries => entries?,
+    };
+    for entry in entries.flatten() {
         if entry.file_name() == "owner.json" {
             continue;
         }
