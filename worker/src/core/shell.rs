@@ -140,15 +140,15 @@ impl Shell {
 
     /// Ends what still runs and removes everything. Returns what could not be done.
     pub fn end(&mut self) -> Vec<String> {
-        if let Some(pool) = self.pool.take() {
-            pool.close();
-        }
+        let pool = self.pool.take().inspect(Pool::close);
         for runner in self.runners.drain(..).flatten() {
             let _ended = runner.end();
         }
         kill_all_descendants(|_| ());
         self.prepared.clear();
         self.slots = None;
+        // Who hangs in the kernel makes nothing any more either, once the session's directory is gone.
+        let _idle = pool.is_none_or(|pool| pool.wait());
         self.session.take().map(|session| session.end().errors).unwrap_or_default()
     }
 
