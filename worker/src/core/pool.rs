@@ -302,7 +302,7 @@ mod tests {
             std::thread::yield_now();
         }
         pool.close();
-        assert!(pool.wait());
+        assert!((0..100).any(|_| pool.wait()));
         assert!(begun().count() < 49);
         for src in begun() {
             assert_eq!(fs::read_dir(src).unwrap().count(), FILES);
