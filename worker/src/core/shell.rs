@@ -21,6 +21,7 @@ use crate::machine::directory::Machines;
 use crate::process::{kill_all_descendants, kill_orphans};
 use crate::runner::message::{FromRunner, Job};
 use crate::slots::{LOOK, Share, Slots};
+use crate::storage::is_no_space;
 use crate::sys;
 
 /// How often sources that are waited for are looked for, besides being told of them.
@@ -289,7 +290,7 @@ impl Shell {
         let before = slots.held();
         if let Err(error) = slots.aim(want, now) {
             let text = format!("the slots in {} cannot be used: {error}", self.layout.locks().display());
-            self.events.push_back(Event::BadLine(text));
+            self.events.push_back(Event::Broken { full: is_no_space(&error), text });
         }
         if slots.held() != before {
             self.events.push_back(Event::Slots { held: slots.held(), share: self.share });
