@@ -160,7 +160,9 @@ mod tests {
     fn a_cancel_that_was_read_with_its_job_is_heard() {
         let at: TaskRef = "1.1".parse().unwrap();
         let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
-        assert!(!Watch::new(&mut link, at).pause(Duration::from_secs(5)));
+        let begin = Instant::now();
+        assert!(!Watch::new(&mut link, at).pause(Duration::from_secs(20)));
+        assert!(begin.elapsed() < Duration::from_secs(10), "it was heard by and by only");
         let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
         assert!(Watch::new(&mut link, at).is_cancelled());
     }
