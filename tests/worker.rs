@@ -86,15 +86,13 @@ impl Worker {
     fn start_with(name: &str, change: impl FnOnce(&mut Hello)) -> Self {
         let work = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(work.path().join("sources").join(TREE.to_string())).unwrap();
+        Self::start_in(work, name, change)
+    }
+
+    fn start_in(work: tempfile::TempDir, name: &str, change: impl FnOnce(&mut Hello)) -> Self {
         let session = format!("{name}-{}.1", std::process::id());
         let mut hello = hello(&session);
         change(&mut hello);
-        let mut worker = Self::spawn(work, session);
-        worker.send(&ToWorker::Hello(hello));
-        worker
-    }
-
-    fn spawn(work: tempfile::TempDir, session: String) -> Self {
         let mut child = Command::new(binary())
             .args(["worker", "--work"])
             .arg(work.path())
@@ -113,7 +111,10 @@ impl Worker {
                 }
             }
         });
-        Self { child, stdin, lines, early: VecDeque::new(), work, session, next: 0, targets: 0 }
+        let mut worker =
+            Self { child, stdin, lines, early: VecDeque::new(), work, session, next: 0, targets: 0 };
+        worker.send(&ToWorker::Hello(hello));
+        worker
     }
 
     fn send(&mut self, message: &ToWorker) {
@@ -454,18 +455,48 @@ fn two_bosses_share_the_slots_of_a_host() {
         one.order_again(0);
     }
     one.done(first);
-    let work = tempfile::tempdir().unwrap();
-    std::fs::remove_dir(work.path()).unwrap();
-    std::os::unix::fs::symlink(one.work.path(), work.path()).unwrap();
-    let session = format!("two-{}.1", std::process::id());
-    let mut two = Worker::spawn(work, session.clone());
-    two.send(&ToWorker::Hello(Hello { slots: Some(1), ..hello(&session) }));
+    let mut two = beside(&one, "two", |hello| hello.slots = Some(1));
     assert_eq!(two.run(shell("true")).outcome, Outcome::Success);
     // The other one was not through by then: it let us in between.
     let finished = one.early.len();
     one.done("21.1".parse().unwrap());
     assert!(finished < 21);
-    two.send(&ToWorker::Quit);
-    two.hear("finished", |message| matches!(message, FromWorker::Finished).then_some(()));
-    std::fs::remove_file(two.work.path()).unwrap();
+    leave(&mut two);
+}
+
+/// Another worker on the work directory of one; to be ended by [`leave`].
+fn beside(one: &Worker, name: &str, change: impl FnOnce(&mut Hello)) -> Worker {
+    let work = tempfile::tempdir().unwrap();
+    std::fs::remove_dir(work.path()).unwrap();
+    std::os::unix::fs::symlink(one.work.path(), work.path()).unwrap();
+    Worker::start_in(work, name, change)
+}
+
+fn leave(worker: &mut Worker) {
+    worker.send(&ToWorker::Quit);
+    worker.hear("finished", |message| matches!(message, FromWorker::Finished).then_some(()));
+    std::fs::remove_file(worker.work.path()).unwrap();
+}
+
+#[test]
+fn old_sources_go_when_a_worker_starts_and_nobody_else_is_there() {
+    let mut one = Worker::start("prune-one");
+    assert_eq!(one.run(shell("true")).outcome, Outcome::Success);
+    let sources = one.work.path().join("sources");
+    for number in 100..200 {
+        std::fs::create_dir(sources.join(TreeId([number; 20]).to_string())).unwrap();
+    }
+    let entries = || std::fs::read_dir(&sources).unwrap().map(|entry| entry.unwrap().path());
+    let count = || entries().filter(|path| path.is_dir()).count();
+    let mut two = beside(&one, "prune-two", |_| ());
+    two.run(shell("true"));
+    leave(&mut two);
+    assert_eq!(count(), 101, "somebody else is there");
+    one.send(&ToWorker::Quit);
+    one.child.wait().unwrap();
+    let mut three = beside(&one, "prune-three", |_| ());
+    // Fewer than that only if the disk is full.
+    until("old sources are gone", || (count() <= 64).then_some(()));
+    assert_eq!(three.run(shell("true")).outcome, Outcome::Success, "the last one used is kept");
+    leave(&mut three);
 }

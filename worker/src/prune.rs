@@ -1,10 +1,15 @@
-//! Keeping the work directory small: sources, warm directories, packs and old binaries that nobody uses any more.
+//! Keeping the work directory small: sources, warm directories and packs that nobody uses any more.
+//!
+//! What goes is only renamed while nobody else is here, which takes no time that anybody would notice; its content is
+//! removed afterwards, while work goes on. Old programs of crewboss are none of a worker's business: whoever brings a new
+//! one removes them.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::held::Held;
 use crate::layout::Layout;
 use crate::source::{self, UNFINISHED};
 use crate::storage::remove_tree;
@@ -23,81 +28,109 @@ const FREE_PERCENT_MIN: u64 = 5;
 const WARM_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// With more packs than this, looking objects up gets slow: all objects are dropped, since sources that are checked out do
-/// not need them and the boss sends again what is missing.
-const PACKS_MAX: usize = 50;
+/// not need them and the boss sends again what is missing. Not sooner than that, since an incremental target starts cold
+/// when the objects of its last tree are gone.
+const PACKS_MAX: usize = 200;
 
-/// Binaries kept beside our own.
-const BINARIES_MAX: usize = 4;
+/// What goes wrong is told for this many things at most: the reason is mostly the same for all.
+const ERRORS_MAX: usize = 3;
 
-/// A binary younger than this may belong to somebody who is just starting.
-const BINARY_AGE_MIN: Duration = Duration::from_secs(24 * 3600);
-
-/// What was removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pruned {
-    /// Sources.
-    pub sources: usize,
-    /// Unfinished check-outs of dead processes.
-    pub unfinished: usize,
-    /// Warm directories.
-    pub warm: usize,
-    /// Whether the objects were dropped.
-    pub objects: bool,
-    /// Binaries.
-    pub binaries: usize,
+/// What was set aside.
+#[derive(Debug, Default)]
+pub struct Aside {
+    /// What is to be removed. Nobody knows it by this name, so that may take its time; what is left of it when this
+    /// process ends is set aside again by the next one.
+    pub graves: Vec<PathBuf>,
+    /// What could not be set aside, for a person.
+    pub errors: Vec<String>,
 }
 
-/// Removes what nobody needs, unless somebody else uses the work directory right now: then `None`. To be called at the
+/// Sets aside what nobody needs, unless somebody else uses the work directory right now: then nothing. To be called at the
 /// start of a worker, before it takes its own shared lock on `locks/users`.
 ///
 /// # Errors
-/// If the lock cannot be opened. What cannot be removed is left for the next time.
-pub fn prune(layout: &Layout) -> io::Result<Option<Pruned>> {
+/// If the lock cannot be had for another reason.
+pub fn set_aside(layout: &Layout) -> io::Result<Aside> {
     fs::create_dir_all(layout.locks())?;
-    let users = File::options().create(true).append(true).open(layout.locks().join("users"))?;
+    let users = File::options().create(true).append(true).open(layout.users_lock())?;
     match users.try_lock() {
         Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::WouldBlock) => return Ok(Aside::default()),
         Err(fs::TryLockError::Error(error)) => return Err(error),
     }
-    let now = SystemTime::now();
-    let mut pruned = Pruned { unfinished: remove_unfinished(layout), ..Pruned::default() };
-    pruned.sources = prune_sources(layout);
-    pruned.warm = prune_warm(layout, now);
-    pruned.objects = prune_objects(layout);
-    // Binaries are shared by all work directories, but a running one keeps working after its file is removed.
-    pruned.binaries = std::env::current_exe().map_or(0, |exe| prune_binaries(&exe, now));
-    Ok(Some(pruned))
+    let _alone = Held::new(users);
+    // What dead processes have not finished making, or removing.
+    let unfinished = entries(&layout.sources()).into_iter().map(|entry| entry.path());
+    let unfinished = unfinished.filter(|path| has_prefix(path, UNFINISHED)).collect();
+    let mut aside = Aside { graves: unfinished, errors: Vec::new() };
+    set_sources_aside(layout, &mut aside);
+    for old in old_warm(layout, SystemTime::now()) {
+        aside.take(layout, &old);
+    }
+    if has_many_packs(layout) {
+        aside.take(layout, &layout.objects());
+    }
+    Ok(aside)
+}
+
+impl Aside {
+    /// Renames one directory, which no other way of removing does at once. In `sources`, as a read-only subvolume cannot
+    /// leave its directory, and all others can.
+    fn take(&mut self, layout: &Layout, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let grave = layout.sources().join(format!("{UNFINISHED}{}-gone-{name}", std::process::id()));
+        let renamed = fs::create_dir_all(layout.sources()).and_then(|()| fs::rename(path, &grave));
+        let is_aside = renamed.is_ok();
+        match renamed {
+            Ok(()) => self.graves.push(grave),
+            Err(error) => self.complain(format!("cannot prune {}: {error}", path.display())),
+        }
+        is_aside
+    }
+
+    /// Removes what was set aside, as long as it may. Returns what went wrong with any of it, for a person.
+    pub fn remove(mut self, go_on: impl Fn() -> bool) -> Vec<String> {
+        for grave in std::mem::take(&mut self.graves) {
+            if !go_on() {
+                break;
+            }
+            if let Err(error) = remove_tree(&grave) {
+                self.complain(error.to_string());
+            }
+        }
+        self.errors
+    }
+
+    fn complain(&mut self, text: String) {
+        if self.errors.len() < ERRORS_MAX {
+            self.errors.push(text);
+        }
+    }
+}
+
+fn has_prefix(path: &Path, prefix: &str) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
 }
 
 fn entries(directory: &Path) -> Vec<fs::DirEntry> {
     fs::read_dir(directory).map(|entries| entries.filter_map(Result::ok).collect()).unwrap_or_default()
 }
 
-fn remove_unfinished(layout: &Layout) -> usize {
-    let garbage = entries(&layout.sources()).into_iter();
-    let garbage = garbage.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED));
-    garbage.filter(|entry| remove_tree(&entry.path()).is_ok()).count()
-}
-
 /// Sources that were checked out before the machine started are not trusted either: nothing was synced to the disk, and
 /// after a crash their files may be empty.
-fn prune_sources(layout: &Layout) -> usize {
+fn set_sources_aside(layout: &Layout, aside: &mut Aside) {
     let keep = if is_nearly_full(layout.work()) { SOURCES_WHEN_FULL } else { SOURCES_MAX };
     let boot = boot_time();
     let made = |path: &Path| fs::metadata(path).and_then(|found| found.created()).ok();
-    let mut removed = 0;
     for (index, (tree, _)) in source::list(layout).into_iter().enumerate() {
         let path = layout.source(tree);
         let of_earlier_boot = made(&path).zip(boot).is_some_and(|(made, boot)| made < boot);
-        if (index >= keep || of_earlier_boot) && remove_tree(&path).is_ok() {
+        if (index >= keep || of_earlier_boot) && aside.take(layout, &path) {
             drop(fs::remove_file(source::used(layout, tree)));
-            removed += 1;
         }
     }
     // Archives go with their trees, also if only the tree's directory was taken away.
     crate::machine::exchange::source::prune(layout);
-    removed
 }
 
 fn boot_time() -> Option<SystemTime> {
@@ -112,103 +145,97 @@ fn is_nearly_full(work: &Path) -> bool {
     })
 }
 
-fn prune_warm(layout: &Layout, now: SystemTime) -> usize {
-    let old = |path: &Path| {
+fn old_warm(layout: &Layout, now: SystemTime) -> Vec<PathBuf> {
+    let old = |path: &PathBuf| {
         let used = fs::metadata(path.join("used")).or_else(|_| fs::metadata(path));
         let used = used.and_then(|found| found.modified());
         used.is_ok_and(|used| now.duration_since(used).is_ok_and(|age| age > WARM_AGE_MAX))
     };
-    let warm = entries(&layout.warm_root()).into_iter().map(|entry| entry.path());
-    warm.filter(|path| old(path) && remove_tree(path).is_ok()).count()
+    entries(&layout.warm_root()).into_iter().map(|entry| entry.path()).filter(old).collect()
 }
 
-fn prune_objects(layout: &Layout) -> bool {
+fn has_many_packs(layout: &Layout) -> bool {
     let packs = entries(&layout.objects().join("objects/pack"));
-    let packs =
-        packs.iter().filter(|entry| entry.path().extension().is_some_and(|kind| kind == "pack")).count();
-    packs > PACKS_MAX && remove_tree(&layout.objects()).is_ok()
-}
-
-/// Removes old `.../bin/<sha256>/crewboss` beside our own.
-fn prune_binaries(own: &Path, now: SystemTime) -> usize {
-    let Some((own, bin)) = own.parent().and_then(|own| Some((own, own.parent()?))) else { return 0 };
-    let is_hash = |path: &Path| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
-    };
-    // Only where binaries are kept this way: not beside one that was installed or just built.
-    if !is_hash(own) || bin.file_name().is_none_or(|name| name != "bin") {
-        return 0;
-    }
-    let mut others: Vec<(SystemTime, PathBuf)> = entries(bin)
-        .into_iter()
-        .map(|entry| entry.path())
-        .filter(|path| is_hash(path) && path != own && path.join("crewboss").is_file())
-        .filter_map(|path| Some((fs::metadata(path.join("crewboss")).ok()?.modified().ok()?, path)))
-        .collect();
-    others.sort();
-    let old = |time: &SystemTime| now.duration_since(*time).is_ok_and(|age| age > BINARY_AGE_MIN);
-    let removable = others.len().saturating_sub(BINARIES_MAX - 1);
-    let removable = others.into_iter().take(removable).filter(|(time, _)| old(time));
-    removable.filter(|(_, path)| remove_tree(path).is_ok()).count()
+    packs.iter().filter(|entry| entry.path().extension().is_some_and(|kind| kind == "pack")).count()
+        > PACKS_MAX
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crewboss_protocol::TreeId;
 
-    #[test]
-    fn only_old_binaries_of_the_cache_are_removed() {
-        let home = tempfile::tempdir().unwrap();
-        let bin = home.path().join("bin");
-        let now = SystemTime::now();
-        let place = |digit: char, days: u64| {
-            let directory = bin.join(digit.to_string().repeat(64));
-            fs::create_dir_all(&directory).unwrap();
-            let file = File::create(directory.join("crewboss")).unwrap();
-            file.set_modified(now - Duration::from_secs(days * 24 * 3600 + 60)).unwrap();
-            directory
-        };
-        let own = place('0', 100);
-        let kept = [place('1', 0), place('2', 3), place('3', 4)];
-        let removed = [place('4', 5), place('5', 50)];
-        fs::create_dir(bin.join("something")).unwrap();
-        assert_eq!(prune_binaries(&own.join("crewboss"), now), 2);
-        assert!(own.exists() && bin.join("something").exists());
-        assert!(kept.iter().all(|path| path.exists()));
-        assert!(!removed.iter().any(|path| path.exists()));
-        assert_eq!(prune_binaries(Path::new("/usr/bin/crewboss"), now), 0);
+    fn at_work() -> (tempfile::TempDir, Layout) {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        fs::create_dir_all(layout.sources()).unwrap();
+        (work, layout)
     }
 
     #[test]
     fn nothing_is_pruned_while_somebody_uses_the_directory() {
-        let work = tempfile::tempdir().unwrap();
-        let layout = Layout::new(work.path().to_owned());
+        let (_work, layout) = at_work();
         fs::create_dir_all(layout.sources().join(".new-1-0")).unwrap();
-        fs::create_dir_all(layout.locks()).unwrap();
-        let users = File::create(layout.locks().join("users")).unwrap();
-        users.lock_shared().unwrap();
-        assert_eq!(prune(&layout).unwrap(), None);
-        drop(users);
-        assert_eq!(prune(&layout).unwrap().unwrap().unfinished, 1);
+        let user = crate::slots::lock_as_user(&layout).unwrap();
+        assert!(set_aside(&layout).unwrap().graves.is_empty());
+        drop(user);
+        assert_eq!(set_aside(&layout).unwrap().graves, [layout.sources().join(".new-1-0")]);
+        // Nor does it keep others out once it is done.
+        crate::slots::lock_as_user(&layout).unwrap();
     }
 
     #[test]
-    fn the_least_recently_used_sources_go() {
-        let work = tempfile::tempdir().unwrap();
-        let layout = Layout::new(work.path().to_owned());
+    fn the_least_recently_used_sources_go_with_their_archives() {
+        let (work, layout) = at_work();
         for number in 0..70_u8 {
-            let tree = crewboss_protocol::TreeId([number; 20]);
-            fs::create_dir_all(layout.source(tree)).unwrap();
+            let tree = TreeId([number; 20]);
+            fs::create_dir(layout.source(tree)).unwrap();
+            fs::write(layout.source(tree).join("file"), "").unwrap();
             fs::write(layout.source_archive(tree), "").unwrap();
             let used = File::create(source::used(&layout, tree)).unwrap();
             used.set_modified(SystemTime::now() - Duration::from_secs(u64::from(number))).unwrap();
         }
         let keep = if is_nearly_full(work.path()) { SOURCES_WHEN_FULL } else { SOURCES_MAX };
-        assert_eq!(prune(&layout).unwrap().unwrap().sources, 70 - keep);
-        assert!(layout.source(crewboss_protocol::TreeId([0; 20])).exists());
-        assert!(!layout.source(crewboss_protocol::TreeId([69; 20])).exists());
-        assert!(layout.source_archive(crewboss_protocol::TreeId([0; 20])).exists());
-        assert!(!layout.source_archive(crewboss_protocol::TreeId([69; 20])).exists());
+        let aside = set_aside(&layout).unwrap();
+        assert_eq!((aside.graves.len(), aside.errors.len()), (70 - keep, 0));
+        assert!(aside.graves.iter().all(|grave| grave.join("file").exists()));
+        for (number, stays) in [(0, true), (69, false)] {
+            let tree = TreeId([number; 20]);
+            let there = [layout.source(tree), layout.source_archive(tree), source::used(&layout, tree)];
+            assert_eq!(there.map(|path| path.exists()), [stays; 3], "{number}");
+        }
+        // Whoever was to remove them has not: the next one does.
+        assert!(aside.remove(|| false).is_empty());
+        let aside = set_aside(&layout).unwrap();
+        assert_eq!(aside.graves.len(), 70 - keep);
+        assert!(aside.remove(|| true).is_empty());
+        assert!(set_aside(&layout).unwrap().graves.is_empty());
+    }
+
+    #[test]
+    fn old_warm_directories_and_too_many_packs_go() {
+        let (_work, layout) = at_work();
+        for (key, days) in [("old", 31), ("young", 29)] {
+            fs::create_dir_all(layout.warm(key).join("good-1")).unwrap();
+            let used = File::create(layout.warm(key).join("used")).unwrap();
+            used.set_modified(SystemTime::now() - Duration::from_secs(days * 24 * 3600)).unwrap();
+        }
+        let packs = layout.objects().join("objects/pack");
+        fs::create_dir_all(&packs).unwrap();
+        let fill = |many| (0..many).for_each(|n| fs::write(packs.join(format!("{n}.pack")), "").unwrap());
+        fill(PACKS_MAX);
+        assert_eq!(set_aside(&layout).unwrap().graves.len(), 1);
+        assert!(!layout.warm("old").exists() && layout.warm("young").exists() && packs.exists());
+        fill(PACKS_MAX + 1);
+        set_aside(&layout).unwrap();
+        assert!(!layout.objects().exists());
+    }
+
+    #[test]
+    fn what_cannot_be_renamed_is_told_and_stays() {
+        let (_work, layout) = at_work();
+        let mut aside = Aside::default();
+        assert!(!aside.take(&layout, &layout.warm("none")));
+        assert_eq!((aside.graves.len(), aside.errors.len()), (0, 1));
     }
 }

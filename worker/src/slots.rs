@@ -61,7 +61,7 @@ impl Slots {
     /// While waiting a call before its time does nothing.
     ///
     /// # Errors
-    /// If a lock file cannot be opened or written.
+    /// If a lock file cannot be opened.
     pub fn aim(&mut self, want: u32, now: Instant) -> io::Result<()> {
         let want = want.min(self.total);
         while self.held() > want {
@@ -102,20 +102,32 @@ impl Slots {
         }
         let held = Held::new(file);
         self.holder.slot = slot;
-        let mut file = &*held;
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(&serde_json::to_vec(&self.holder)?)?;
+        // The lock is what counts. What the file says is for people, and for the shares of others; a disk may be full.
+        let _unsaid = self.say(&held);
         self.held.push((slot, held));
         Ok(())
+    }
+
+    fn say(&self, mut file: &File) -> io::Result<()> {
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(&serde_json::to_vec(&self.holder)?)
     }
 
     /// Announces that this worker waits. Returns how many have waited for longer.
     fn wait(&mut self) -> io::Result<u32> {
         if self.waiting.is_none() {
-            let file = open_lock(&self.layout.waiting(&self.session))?;
-            file.lock()?;
-            self.waiting = Some((Held::new(file), SystemTime::now()));
+            let path = self.layout.waiting(&self.session);
+            let held = loop {
+                let file = open_lock(&path)?;
+                file.lock()?;
+                let held = Held::new(file);
+                // A sweep may have taken it for one that a dead worker left, before it was locked.
+                if held.is_at(&path)? {
+                    break held;
+                }
+            };
+            self.waiting = Some((held, SystemTime::now()));
         }
         let since = self.waiting.as_ref().map_or(SystemTime::UNIX_EPOCH, |(_, since)| *since);
         let older = self.waiters().into_iter().filter(|(_, at)| *at < since).count();
@@ -262,6 +274,43 @@ mod tests {
         two.aim(1, two.next_try().unwrap()).unwrap();
         assert_eq!((two.held(), two.is_waiting()), (1, false));
         assert!(!layout.waiting(&"b.1".parse().unwrap()).exists());
+    }
+
+    #[test]
+    fn a_slot_whose_file_cannot_be_written_is_held_all_the_same() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let (mut one, mut two) = (slots(&layout, "a.1", 1, 1), slots(&layout, "b.1", 2, 1));
+        std::os::unix::fs::symlink("/dev/full", layout.slot(0)).unwrap();
+        let now = Instant::now();
+        one.aim(1, now).unwrap();
+        two.aim(1, now).unwrap();
+        assert_eq!((one.held(), two.held(), two.is_waiting()), (1, 0, true));
+    }
+
+    #[test]
+    fn who_waits_is_seen_also_while_others_sweep() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let (mut one, mut two) = (slots(&layout, "a.1", 1, 1), slots(&layout, "b.1", 2, 1));
+        let now = Instant::now();
+        one.aim(1, now).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    crate::sweep::remove_stale_waiters(&layout, &mut Default::default());
+                }
+            });
+            let seen = (0..2000).all(|_| {
+                two.aim(1, now).unwrap();
+                let seen = layout.waiting(&two.session).exists();
+                two.aim(0, now).unwrap();
+                seen
+            });
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(seen);
+        });
     }
 
     #[test]

@@ -40,6 +40,12 @@ const DIRECTORY_PREFIX: &str = "crewboss-";
 /// In that directory: locked as long as its boss lives.
 const LOCK: &str = "lock";
 
+/// Its name until it is locked: what is called [`LOCK`] and is not locked belongs to nobody.
+const NEW_LOCK: &str = "lock.new";
+
+/// A directory whose lock still has that name after this much time is one that its boss was killed in making.
+const MAKING_MAX: Duration = Duration::from_secs(300);
+
 /// Connects a run to its hosts. Clones share the limits.
 #[derive(Debug, Clone)]
 pub struct Connector {
@@ -70,14 +76,8 @@ impl Connector {
         let place = place();
         let failed = |source| LinkError::Directory { path: place.clone(), source };
         sweep(&place);
-        let directory = tempfile::Builder::new()
-            .prefix(DIRECTORY_PREFIX)
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(&place)
-            .map_err(failed)?;
+        let (directory, lock) = private_directory(&place).map_err(failed)?;
         DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner).push(directory.path().to_owned());
-        let lock = File::create(directory.path().join(LOCK)).map_err(failed)?;
-        lock.lock().map_err(failed)?;
         let config = directory.path().join("ssh_config");
         let home = std::env::home_dir();
         fs::write(&config, ssh_config::text(&ssh, timing, home.as_deref())).map_err(failed)?;
@@ -154,6 +154,19 @@ fn place() -> PathBuf {
     runtime.filter(usable).unwrap_or_else(|| PathBuf::from("/tmp"))
 }
 
+/// A directory of our own that is locked as soon as others can take it for one that may be removed.
+fn private_directory(place: &Path) -> std::io::Result<(TempDir, File)> {
+    let directory = tempfile::Builder::new()
+        .prefix(DIRECTORY_PREFIX)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(place)?;
+    let new = directory.path().join(NEW_LOCK);
+    let lock = File::create(&new)?;
+    lock.lock()?;
+    fs::rename(&new, directory.path().join(LOCK))?;
+    Ok((directory, lock))
+}
+
 /// Removes what bosses left that were killed. The lock tells: a living boss holds it.
 fn sweep(place: &Path) {
     let me = rustix::process::getuid().as_raw();
@@ -164,11 +177,22 @@ fn sweep(place: &Path) {
         if !ours {
             continue;
         }
-        // One without a lock is not ours, or is just being made.
-        let Ok(lock) = File::open(entry.path().join(LOCK)) else { continue };
-        if lock.try_lock().is_ok() {
+        // One without a lock is not ours.
+        let lock = File::open(entry.path().join(LOCK)).or_else(|_| unfinished(&entry.path()));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
             clear(&entry.path());
         }
+    }
+}
+
+/// The lock of a directory that nobody is making any more.
+fn unfinished(directory: &Path) -> std::io::Result<File> {
+    let lock = File::open(directory.join(NEW_LOCK))?;
+    let age = lock.metadata()?.modified()?.elapsed();
+    if age.is_ok_and(|age| age > MAKING_MAX) {
+        Ok(lock)
+    } else {
+        Err(std::io::ErrorKind::ResourceBusy.into())
     }
 }
 
@@ -301,4 +325,53 @@ fn spawn(
         }
     };
     Ok(ExitWatch::child(wait, pidfd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_directory_that_is_being_made_is_swept_by_nobody() {
+        let place = tempfile::tempdir().unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    sweep(place.path());
+                }
+            });
+            let made = (0..2000).all(|_| {
+                let made = private_directory(place.path());
+                made.is_ok_and(|(directory, _lock)| directory.path().join(LOCK).exists())
+            });
+            done.store(true, Ordering::Relaxed);
+            assert!(made);
+        });
+    }
+
+    #[test]
+    fn what_a_killed_boss_left_is_swept_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |name: &str, lock: &str| {
+            let directory = place.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            File::create(directory.join(lock)).unwrap()
+        };
+        make("crewboss-dead", LOCK);
+        let old = make("crewboss-unfinished", NEW_LOCK);
+        old.set_modified(SystemTime::now() - MAKING_MAX - Duration::from_secs(1)).unwrap();
+        make("crewboss-young", NEW_LOCK);
+        make("crewboss-notes", "precious");
+        let (living, _lock) = private_directory(place.path()).unwrap();
+        sweep(place.path());
+        let left = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.map(|name| name.into_string().unwrap()).collect();
+        left.retain(|name| !living.path().ends_with(name));
+        left.sort();
+        assert_eq!(left, ["crewboss-notes", "crewboss-young"]);
+        assert!(living.path().exists());
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::Refusal;
@@ -14,9 +15,13 @@ use crate::environment::{EnvRequest, Prepared, Preparer};
 use crate::machine::directory::Machines;
 use crate::machine::sweep;
 use crate::process::ProcessId;
+use crate::prune::Aside;
 
 /// Snapshots that are taken at the same time share a commit of the file system; more threads than this gain nothing.
 const THREADS: usize = 4;
+
+/// What is begun when a session ends may take so long. The boss, and the guardian, wait a little longer.
+const WAIT_MAX: Duration = Duration::from_millis(400);
 
 /// What a thread is to do.
 #[derive(Debug)]
@@ -51,6 +56,8 @@ pub enum Finished {
     NotRemoved(TaskRef, String),
     /// Removing guests went wrong.
     GuestsLeft(Vec<String>),
+    /// Removing what nobody needs any more went wrong.
+    NotPruned(Vec<String>),
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +67,8 @@ struct Queues {
     /// Nobody waits for these.
     idle: VecDeque<Work>,
     removing: usize,
+    /// Threads that are at something.
+    busy: usize,
     closed: bool,
 }
 
@@ -79,11 +88,11 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts the threads.
+    /// Starts the threads; one more removes what was set aside.
     ///
     /// # Errors
     /// If the system has no more threads or descriptors.
-    pub fn new(preparer: Preparer) -> io::Result<Self> {
+    pub fn new(preparer: Preparer, aside: Aside) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Arc::new(Shared {
             preparer,
@@ -96,6 +105,7 @@ impl Pool {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name("environments".to_owned()).spawn(move || shared.run())?;
         }
+        Self::prune(Arc::clone(&shared), aside);
         Ok(Self { shared })
     }
 
@@ -120,6 +130,18 @@ impl Pool {
         self.shared.wake.notify_one();
     }
 
+    /// Removes what was set aside, in a thread of its own, as nobody waits for that and it may take long.
+    fn prune(shared: Arc<Shared>, aside: Aside) {
+        let prune = move || {
+            let errors = aside.remove(|| !shared.is_closed());
+            if !errors.is_empty() {
+                shared.finish(Finished::NotPruned(errors));
+            }
+        };
+        // Without a thread the next worker does it.
+        drop(std::thread::Builder::new().name("prune".to_owned()).spawn(prune));
+    }
+
     /// Everything that was finished since the last call.
     pub fn take(&self) -> Vec<Finished> {
         let mut number = [0; 8];
@@ -137,6 +159,13 @@ impl Pool {
         drop(queues);
         self.shared.wake.notify_all();
     }
+
+    /// Waits for what was begun before [`Self::close`], so that nothing is made any more; says whether it has ended.
+    pub fn wait(&self) -> bool {
+        let queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.shared.wake.wait_timeout_while(queues, WAIT_MAX, |queues| queues.busy > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0.busy == 0
+    }
 }
 
 impl Drop for Pool {
@@ -150,19 +179,32 @@ impl Shared {
         while let Some(work) = self.next() {
             let removes = matches!(work, Work::Remove(..) | Work::Guests(..));
             let finished = self.work(work);
-            if removes {
-                self.queues.lock().unwrap_or_else(PoisonError::into_inner).removing -= 1;
+            let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+            queues.busy -= 1;
+            queues.removing -= usize::from(removes);
+            if queues.closed {
+                self.wake.notify_all();
             }
-            let Some(finished) = finished else { continue };
-            let mut list = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
-            list.push(finished);
-            let first = list.len() == 1;
-            drop(list);
-            if first {
-                // A full counter rings as well.
-                let _rung = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+            drop(queues);
+            if let Some(finished) = finished {
+                self.finish(finished);
             }
         }
+    }
+
+    fn finish(&self, finished: Finished) {
+        let mut list = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        list.push(finished);
+        let first = list.len() == 1;
+        drop(list);
+        if first {
+            // A full counter rings as well.
+            let _rung = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).closed
     }
 
     fn next(&self) -> Option<Work> {
@@ -172,6 +214,7 @@ impl Shared {
                 return None;
             }
             if let Some(work) = queues.urgent.pop_front() {
+                queues.busy += 1;
                 return Some(work);
             }
             // Removing keeps at most half of the threads, so that making never waits for it.
@@ -179,6 +222,7 @@ impl Shared {
                 && let Some(work) = queues.idle.pop_front()
             {
                 queues.removing += 1;
+                queues.busy += 1;
                 return Some(work);
             }
             queues = self.wake.wait(queues).unwrap_or_else(PoisonError::into_inner);
@@ -224,6 +268,44 @@ impl Shared {
                 }
                 (!report.errors.is_empty()).then_some(Finished::GuestsLeft(report.errors))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+    use crewboss_protocol::{Environment, TreeId};
+    use std::fs;
+
+    #[test]
+    fn after_the_wait_nothing_is_being_made() {
+        const FILES: usize = 500;
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let (tree, session) = (TreeId([5; 20]), layout.tasks().join("s.1"));
+        fs::create_dir_all(&session).unwrap();
+        fs::create_dir_all(layout.source(tree)).unwrap();
+        for number in 0..FILES {
+            fs::write(layout.source(tree).join(number.to_string()), "text").unwrap();
+        }
+        let pool = Pool::new(Preparer::new(layout).unwrap(), Aside::default()).unwrap();
+        for number in 1..50 {
+            let at: TaskRef = format!("{number}.1").parse().unwrap();
+            let attempt_dir = session.join(at.to_string());
+            let environment = Environment::Snapshot;
+            pool.submit(Work::Prepare(at, EnvRequest { attempt_dir, tree, environment, warm: None }));
+        }
+        let begun = || fs::read_dir(&session).unwrap().map(|entry| entry.unwrap().path().join("src"));
+        while begun().next().is_none() {
+            std::thread::yield_now();
+        }
+        pool.close();
+        assert!((0..100).any(|_| pool.wait()));
+        assert!(begun().count() < 49);
+        for src in begun() {
+            assert_eq!(fs::read_dir(src).unwrap().count(), FILES);
         }
     }
 }

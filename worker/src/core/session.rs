@@ -13,6 +13,7 @@ use crate::layout::Layout;
 use crate::machine::directory::Machines;
 use crate::owner::Owner;
 use crate::process::{ProcessId, boot_id};
+use crate::prune::{self, Aside};
 use crate::slots::lock_as_user;
 use crate::sweep::{remove_leftovers, sweep_dead};
 
@@ -47,6 +48,7 @@ pub struct Session {
     owner: Owner,
     alive: Option<File>,
     touched: Option<Instant>,
+    aside: Aside,
     _user: File,
 }
 
@@ -59,6 +61,8 @@ impl Session {
         let fail = |error: io::Error| CannotBegin::at(layout, &error);
         layout.make().map_err(fail)?;
         std::fs::create_dir_all(layout.tasks()).map_err(fail)?;
+        // As long as nobody is here, we included.
+        let aside = prune::set_aside(layout).map_err(fail)?;
         let user = lock_as_user(layout).map_err(fail)?;
         let unusable = |text| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text };
         let machines = Machines::resolve(layout, hello.machines.as_deref()).map_err(unusable)?;
@@ -87,13 +91,18 @@ impl Session {
             owner.write(layout).map_err(fail)?;
         }
         let alive = File::options().write(true).open(layout.alive(&hello.session)).ok();
-        let session = Self { layout: layout.clone(), owner, alive, touched: None, _user: user };
+        let session = Self { layout: layout.clone(), owner, alive, touched: None, aside, _user: user };
         Ok((session, swept))
     }
 
     /// Where the session's attempts go.
     pub fn directory(&self) -> PathBuf {
         self.layout.session(&self.owner.session)
+    }
+
+    /// What nobody needs any more and has to be removed, for the one who asks first.
+    pub fn take_aside(&mut self) -> Aside {
+        std::mem::take(&mut self.aside)
     }
 
     /// Notes that the boss was heard.

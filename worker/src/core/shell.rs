@@ -21,6 +21,7 @@ use crate::machine::directory::Machines;
 use crate::process::{kill_all_descendants, kill_orphans};
 use crate::runner::message::{FromRunner, Job};
 use crate::slots::{LOOK, Share, Slots};
+use crate::storage::is_no_space;
 use crate::sys;
 
 /// How often sources that are waited for are looked for, besides being told of them.
@@ -72,13 +73,13 @@ impl Shell {
         layout: &Layout,
         hello: &Hello,
         facts: HostFacts,
-        session: Option<Session>,
+        mut session: Option<Session>,
     ) -> Result<Self, String> {
         let total = facts.slots;
         let (mut pool, mut slots) = (None, None);
-        if session.is_some() {
+        if let Some(session) = &mut session {
             let preparer = Preparer::new(layout.clone()).map_err(|error| chain(&error))?;
-            pool = Some(Pool::new(preparer).map_err(|error| error.to_string())?);
+            pool = Some(Pool::new(preparer, session.take_aside()).map_err(|error| error.to_string())?);
             let holder = SlotHolder {
                 slot: 0,
                 boss: hello.boss.clone(),
@@ -140,15 +141,15 @@ impl Shell {
 
     /// Ends what still runs and removes everything. Returns what could not be done.
     pub fn end(&mut self) -> Vec<String> {
-        if let Some(pool) = self.pool.take() {
-            pool.close();
-        }
+        let pool = self.pool.take().inspect(Pool::close);
         for runner in self.runners.drain(..).flatten() {
             let _ended = runner.end();
         }
         kill_all_descendants(|_| ());
         self.prepared.clear();
         self.slots = None;
+        // Who hangs in the kernel makes nothing any more either, once the session's directory is gone.
+        let _idle = pool.is_none_or(|pool| pool.wait());
         self.session.take().map(|session| session.end().errors).unwrap_or_default()
     }
 
@@ -289,7 +290,7 @@ impl Shell {
         let before = slots.held();
         if let Err(error) = slots.aim(want, now) {
             let text = format!("the slots in {} cannot be used: {error}", self.layout.locks().display());
-            self.events.push_back(Event::BadLine(text));
+            self.events.push_back(Event::Broken { full: is_no_space(&error), text });
         }
         if slots.held() != before {
             self.events.push_back(Event::Slots { held: slots.held(), share: self.share });
@@ -357,7 +358,7 @@ impl Shell {
                     self.events.push_back(Event::Kept { at, problem });
                 }
                 Finished::NotRemoved(_, problem) => self.events.push_back(Event::Trouble(problem)),
-                Finished::GuestsLeft(problems) => {
+                Finished::GuestsLeft(problems) | Finished::NotPruned(problems) => {
                     self.events.extend(problems.into_iter().map(Event::Trouble));
                 }
             }

@@ -34,6 +34,13 @@ pub enum Event {
     Boss(ToWorker),
     /// The boss said something that is no message.
     BadLine(String),
+    /// Something is wrong with this host that there is no going on after.
+    Broken {
+        /// Whether its disk is full.
+        full: bool,
+        /// What, for a person.
+        text: String,
+    },
     /// The boss is gone, or somebody asked this worker to end.
     Stop,
     /// A tree's source was found on this host.
@@ -280,9 +287,10 @@ impl Core {
                 self.heard = now;
                 self.message(message, now, actions);
             }
-            Event::BadLine(text) => {
-                actions.push(Action::Send(FromWorker::Error { kind: WorkerErrorKind::Protocol, text }));
-                self.stop(now, actions);
+            Event::BadLine(text) => self.broken(WorkerErrorKind::Protocol, text, now, actions),
+            Event::Broken { full, text } => {
+                let kind = if full { WorkerErrorKind::NoSpace } else { WorkerErrorKind::Internal };
+                self.broken(kind, text, now, actions);
             }
             Event::Stop => self.stop(now, actions),
             Event::Source(tree) => self.source(tree),
@@ -306,9 +314,7 @@ impl Core {
     fn message(&mut self, message: ToWorker, now: Instant, actions: &mut Vec<Action>) {
         match message {
             ToWorker::Hello(_) => {
-                let text = "a second hello".to_owned();
-                actions.push(Action::Send(FromWorker::Error { kind: WorkerErrorKind::Protocol, text }));
-                self.stop(now, actions);
+                self.broken(WorkerErrorKind::Protocol, "a second hello".to_owned(), now, actions);
             }
             ToWorker::Configure { first, targets } => self.targets.extend((first..).zip(targets)),
             ToWorker::SourceReady { tree } => self.source(tree),
@@ -323,6 +329,11 @@ impl Core {
             ToWorker::Ping { number } => actions.push(Action::Alive(number)),
             ToWorker::Quit => self.stop(now, actions),
         }
+    }
+
+    fn broken(&mut self, kind: WorkerErrorKind, text: String, now: Instant, actions: &mut Vec<Action>) {
+        actions.push(Action::Send(FromWorker::Error { kind, text }));
+        self.stop(now, actions);
     }
 
     fn source(&mut self, tree: TreeId) {

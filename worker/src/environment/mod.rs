@@ -320,13 +320,10 @@ fn cannot_be_written(source: &Path) -> bool {
     rustix::fs::access(source, rustix::fs::Access::WRITE_OK) == Err(rustix::io::Errno::ROFS)
 }
 
-/// Makes an attempt's directory; its parents too, should they be missing.
+/// Makes an attempt's directory. If the one of its session is missing the session is over, and nobody would know whose the
+/// new one is.
 fn make(directory: &Path) -> Result<(), EnvError> {
-    let made = match fs::create_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(directory),
-        made => made,
-    };
-    made.map_err(EnvError::io("make", directory))
+    fs::create_dir(directory).map_err(EnvError::io("make", directory))
 }
 
 /// Makes one of the directories inside, unless it came with a spare.

@@ -368,3 +368,21 @@ fn subvolumes_are_told_from_directories() {
     assert!(btrfs::is_subvolume(&subvolume).unwrap());
     assert!(!btrfs::is_subvolume(&directory).unwrap());
 }
+
+#[test]
+fn nothing_is_made_for_a_session_that_is_over() {
+    for bench in Bench::all() {
+        let tree = bench.tree(FILES);
+        fs::remove_dir(&bench.session).unwrap();
+        for (environment, warm) in
+            [(Environment::Snapshot, false), (Environment::Directory, false), (Environment::Snapshot, true)]
+        {
+            let attempt_dir = bench.session.join("1.1");
+            let warm = warm.then(|| "0123456789abcdef".parse().unwrap());
+            let request = EnvRequest { attempt_dir, tree, environment, warm };
+            let error = bench.preparer.prepare(&request).unwrap_err();
+            assert!(matches!(error, EnvError::Io { .. }), "{error}");
+            assert!(!bench.session.exists());
+        }
+    }
+}

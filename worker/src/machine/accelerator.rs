@@ -2,13 +2,14 @@
 //!
 //! That `/dev/kvm` opens says nothing about whether a guest runs: there are hosts where it hangs, or where QEMU aborts.
 //! So the guest of [`super::qemu::rom`] is run with the processor that guests get, and what it printed is the reason that a
-//! person reads. The answer is kept until the host boots again, or QEMU or the kernel change.
+//! person reads. The answer is kept until the host boots again, or QEMU or the kernel change; that a KVM which opens does
+//! not work for an hour only, since the host may just have been too busy for the time limit.
 
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::machine::{AccelChoice, Accelerator, Emulator};
 use crewboss_protocol::message::Hello;
@@ -31,6 +32,9 @@ const KVM: &str = "/dev/kvm";
 /// A trial guest takes a tenth of a second in KVM. Emulation is tried on busy hosts too, and there is nothing after it.
 const KVM_LIMIT: Duration = Duration::from_secs(5);
 const TCG_LIMIT: Duration = Duration::from_secs(20);
+
+/// A KVM that opens and does not work is tried again after this.
+const DISTRUST_MAX: Duration = Duration::from_secs(3600);
 
 /// A file larger than this is not ours.
 const CACHE_BYTES_MAX: u64 = 64 << 10;
@@ -66,6 +70,9 @@ struct Known {
     program: Identity,
     version: Version,
     trial: Option<(Key, Accelerator, String)>,
+    /// When that was, in seconds since 1970.
+    #[serde(default)]
+    tried: u64,
 }
 
 /// What the outcome of a trial depends on, besides QEMU.
@@ -87,7 +94,7 @@ impl Host {
             Some(known) => known.clone(),
             None => {
                 let version = self.program.version()?;
-                Known { program: self.program.identity().clone(), version, trial: None }
+                Known { program: self.program.identity().clone(), version, trial: None, tried: 0 }
             }
         };
         let version = found.version.to_string();
@@ -95,8 +102,14 @@ impl Host {
             AccelChoice::Only(accelerator) => (accelerator, "set in the crew file".to_owned()),
             AccelChoice::Auto => {
                 let key = self.key();
-                let trial = found.trial.take().filter(|(of, ..)| *of == key);
-                let trial = trial.map_or_else(|| self.choose(key), Ok)?;
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let trial = match found.trial.take().filter(|(of, ..)| *of == key) {
+                    Some(trial) if !is_doubtful(&trial) || is_recent(found.tried, now) => trial,
+                    _ => {
+                        found.tried = now.as_secs();
+                        self.choose(key)?
+                    }
+                };
                 let answer = (trial.1, trial.2.clone());
                 found.trial = Some(trial);
                 answer
@@ -245,6 +258,16 @@ fn gist(said: &str) -> Option<&str> {
     let line = lines.next()?;
     let line = line.strip_prefix("qemu-system-x86_64: ").unwrap_or(line);
     Some(&line[..line.floor_char_boundary(SAID_BYTES_MAX)])
+}
+
+/// Whether KVM opened and did not work.
+fn is_doubtful((key, accelerator, _): &(Key, Accelerator, String)) -> bool {
+    *accelerator == Accelerator::Tcg && key.closed.is_none()
+}
+
+fn is_recent(tried: u64, now: Duration) -> bool {
+    // A time to come is that of a clock that was set back since.
+    now.checked_sub(Duration::from_secs(tried)).is_some_and(|age| age < DISTRUST_MAX)
 }
 
 impl Known {

@@ -84,6 +84,24 @@ fn whatever_kvm_does_instead_is_told_and_emulation_taken() {
 }
 
 #[test]
+fn a_kvm_that_did_not_work_is_tried_again_after_an_hour_and_one_that_does_is_not() {
+    for (kvm, runs) in [("exec sleep 1000", [3, 3, 5]), (ALL, [2, 2, 2])] {
+        let scene = Scene::new(&script(kvm, ALL));
+        let cache = scene.directory.path().join("cache");
+        let mut seen = Vec::new();
+        for age in [0, 3500, 3700] {
+            if let Some(mut known) = Known::load(&cache) {
+                known.tried -= age;
+                known.store(&cache).unwrap();
+            }
+            scene.auto().unwrap();
+            seen.push(scene.runs());
+        }
+        assert_eq!(seen, runs);
+    }
+}
+
+#[test]
 fn a_kvm_that_does_not_open_is_not_tried_until_it_does() {
     let scene = Scene::new(&script(ALL, ALL));
     let kvm = scene.directory.path().join("kvm");

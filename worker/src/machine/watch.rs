@@ -56,6 +56,8 @@ impl<'a> Watch<'a> {
     /// live if they are the build machine's; pings are sent and answered.
     pub fn next(&mut self, guests: &mut [Guest], until: Instant) -> Seen {
         loop {
+            // Before the first wait too: what came together with the job has been read with it, and no poll tells of it.
+            self.hear();
             if self.cancelled {
                 return Seen::Cancelled;
             }
@@ -68,7 +70,6 @@ impl<'a> Watch<'a> {
             }
             self.link.flush_live(self.at, now, false);
             self.wait(guests, now, until);
-            self.hear();
             self.look(guests, Instant::now());
         }
     }
@@ -89,8 +90,8 @@ impl<'a> Watch<'a> {
         let heard = sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0);
         if heard {
             self.link.fill();
-            self.hear();
         }
+        self.hear();
         self.cancelled
     }
 
@@ -147,5 +148,22 @@ impl<'a> Watch<'a> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::link::tests::with_a_cancel_in_its_buffer;
+
+    #[test]
+    fn a_cancel_that_was_read_with_its_job_is_heard() {
+        let at: TaskRef = "1.1".parse().unwrap();
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        let begin = Instant::now();
+        assert!(!Watch::new(&mut link, at).pause(Duration::from_secs(20)));
+        assert!(begin.elapsed() < Duration::from_secs(10), "it was heard by and by only");
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        assert!(Watch::new(&mut link, at).is_cancelled());
     }
 }

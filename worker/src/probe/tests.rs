@@ -62,6 +62,31 @@ fn compilers_are_tried_and_remembered_until_they_change() {
 }
 
 #[test]
+fn a_compiler_that_something_came_between_is_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::new(directory.path().join("work"));
+    let runs = directory.path().join("runs");
+    let mut tried = Vec::new();
+    for (name, end) in [
+        ("broken", "echo 'error: no such option' >&2; exit 1"),
+        ("killed", "kill -9 $$"),
+        ("full", "echo 'Assembler messages: cannot write: No space left on device' >&2; exit 1"),
+        ("out-of-memory", "echo 'fatal error: Killed signal terminated program cc1' >&2; exit 1"),
+    ] {
+        let compiler = directory.path().join(name);
+        script(&compiler, &format!("echo {name} >>{}; {end}", runs.display()));
+        let hello = hello(&[(name, &compiler)]);
+        for _ in 0..2 {
+            let facts = probe(&layout, &hello).unwrap();
+            assert!(facts.broken_toolchains.iter().any(|broken| broken.name.as_str() == name));
+        }
+        let runs = fs::read_to_string(&runs).unwrap();
+        tried.push(runs.lines().filter(|line| *line == name).count());
+    }
+    assert_eq!(tried, [1, 2, 2, 2]);
+}
+
+#[test]
 fn slots_are_held_while_their_files_are_locked() {
     let directory = tempfile::tempdir().unwrap();
     let layout = Layout::new(directory.path().to_owned());

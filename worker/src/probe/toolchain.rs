@@ -59,7 +59,7 @@ pub(super) fn find(
                     toolchains.push(Toolchain { name, version, compiler, prefix: candidate.prefix.clone() });
                 }
             }
-            Trial::Broken(why) => {
+            Trial::Broken(why) | Trial::Disturbed(why) => {
                 broken.extend(candidate.names.into_iter().next().map(|name| BrokenToolchain {
                     name,
                     compiler,
@@ -191,7 +191,8 @@ fn try_all(candidates: &[Candidate], cache: &mut Cache) -> Vec<Trial> {
         }
     });
     for (index, trial) in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        if let Some(identity) = identities[index].clone() {
+        let lasting = !matches!(trial, Trial::Disturbed(_));
+        if let Some(identity) = identities[index].clone().filter(|_| lasting) {
             let path = candidates[index].compiler.to_string_lossy().into_owned();
             cache.note_trial(path, identity, trial.clone());
         }

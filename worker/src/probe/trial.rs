@@ -28,6 +28,8 @@ pub(super) enum Trial {
     Works(String),
     /// It does not; what it said.
     Broken(String),
+    /// Something came between, so that nobody knows; what. The next probe tries again.
+    Disturbed(String),
 }
 
 impl Identity {
@@ -44,35 +46,49 @@ const TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest version line, and longest complaint, that is told further.
 const TEXT_BYTES_MAX: u64 = 1024;
 
+/// What compilers say, with other words around it, of a host that is short of something, or of a part of them that was
+/// killed.
+const DISTURBANCES: [&str; 6] = [
+    "No space left on device",
+    "quota exceeded",
+    "annot allocate memory",
+    "out of memory",
+    "memory exhausted",
+    "signal terminated program",
+];
+
 const SOURCE: &str = "int answer(int question)\n{\n\treturn question + 42;\n}\n";
 
 /// Tries one compiler in a directory of its own.
 pub(super) fn run(compiler: &Path) -> Trial {
     match compile(compiler).and_then(|()| version(compiler)) {
         Ok(version) => Trial::Works(version),
-        Err(why) => Trial::Broken(why),
+        Err(trial) => trial,
     }
 }
 
-fn compile(compiler: &Path) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("it could not be tried: {error}");
-    let directory = tempfile::tempdir().map_err(failed)?;
-    fs::write(directory.path().join("answer.c"), SOURCE).map_err(failed)?;
-    output(compiler, &["-c", "answer.c", "-o", "answer.o"], directory.path())?;
-    let object = fs::metadata(directory.path().join("answer.o"));
-    if object.is_ok_and(|found| found.len() > 0) { Ok(()) } else { Err("it wrote no object file".to_owned()) }
+fn untried(error: std::io::Error) -> Trial {
+    Trial::Disturbed(format!("it could not be tried: {error}"))
 }
 
-fn version(compiler: &Path) -> Result<String, String> {
-    let failed = |error: std::io::Error| format!("it could not be tried: {error}");
-    let directory = tempfile::tempdir().map_err(failed)?;
+fn compile(compiler: &Path) -> Result<(), Trial> {
+    let directory = tempfile::tempdir().map_err(untried)?;
+    fs::write(directory.path().join("answer.c"), SOURCE).map_err(untried)?;
+    output(compiler, &["-c", "answer.c", "-o", "answer.o"], directory.path())?;
+    let object = fs::metadata(directory.path().join("answer.o"));
+    let is_there = object.is_ok_and(|found| found.len() > 0);
+    if is_there { Ok(()) } else { Err(Trial::Broken("it wrote no object file".to_owned())) }
+}
+
+fn version(compiler: &Path) -> Result<String, Trial> {
+    let directory = tempfile::tempdir().map_err(untried)?;
     let text = output(compiler, &["--version"], directory.path())?;
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
 /// What it writes, if it succeeds in time.
-fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<String, String> {
-    let failed = |error: std::io::Error| format!("it could not be started: {error}");
+fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<String, Trial> {
+    let failed = |error: std::io::Error| Trial::Disturbed(format!("it could not be started: {error}"));
     // A file cannot fill up as a pipe does while nobody reads it.
     let path = directory.join("output");
     let written = File::create(&path).map_err(failed)?;
@@ -93,11 +109,13 @@ fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<Strin
     File::open(&path).and_then(|file| file.take(TEXT_BYTES_MAX).read_to_end(&mut text)).map_err(failed)?;
     let text = String::from_utf8_lossy(&text).into_owned();
     if !in_time {
-        Err(format!("it did not end within {} s", TIME_MAX.as_secs()))
+        Err(Trial::Disturbed(format!("it did not end within {} s", TIME_MAX.as_secs())))
     } else if status.success() {
         Ok(text)
     } else {
-        Err(format!("{status}: {}", text.trim()))
+        let why = format!("{status}: {}", text.trim());
+        let disturbed = status.code().is_none() || DISTURBANCES.iter().any(|sign| text.contains(sign));
+        Err(if disturbed { Trial::Disturbed(why) } else { Trial::Broken(why) })
     }
 }
 

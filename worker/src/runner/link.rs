@@ -205,8 +205,20 @@ fn incomplete_utf8(bytes: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A runner's end that has read a `Cancel` together with what came before it; and the other end.
+    pub(crate) fn with_a_cancel_in_its_buffer(at: TaskRef) -> (Link, File) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut theirs = File::from(OwnedFd::from(theirs));
+        let cancel = |at| format!("{}\n", serde_json::to_string(&ToRunner::Cancel { at }).unwrap());
+        let text = cancel("999.9".parse().unwrap()) + &cancel(at);
+        theirs.write_all(text.as_bytes()).unwrap();
+        let mut link = Link::new(ours.into());
+        assert!(matches!(link.receive(), Some(ToRunner::Cancel { at: other }) if other != at));
+        (link, theirs)
+    }
 
     #[test]
     fn half_a_character_is_held_back() {

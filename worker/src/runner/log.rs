@@ -14,13 +14,12 @@ pub struct Log {
     path: PathBuf,
     memory: Vec<u8>,
     file: Option<File>,
-    bytes: u64,
 }
 
 impl Log {
     /// An empty log, which will lie at `path` if it gets long.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, memory: Vec::new(), file: None, bytes: 0 }
+        Self { path, memory: Vec::new(), file: None }
     }
 
     /// Whether it has outgrown memory.
@@ -33,7 +32,6 @@ impl Log {
     /// # Errors
     /// If the file cannot be made or written, mostly for want of space.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.bytes += bytes.len() as u64;
         if self.file.is_none() && self.memory.len() + bytes.len() <= INLINE_LOG_BYTES_MAX {
             self.memory.extend_from_slice(bytes);
             return Ok(());
@@ -64,15 +62,16 @@ impl Log {
     /// # Errors
     /// As for [`Self::write`].
     pub fn end(&mut self) -> io::Result<LogEnd> {
-        let bytes = self.bytes;
         if self.file.is_none() {
             match String::from_utf8(std::mem::take(&mut self.memory)) {
-                Ok(text) => return Ok(LogEnd { bytes, text: Some(text) }),
+                Ok(text) => return Ok(LogEnd { bytes: text.len() as u64, text: Some(text) }),
                 Err(error) => self.memory = error.into_bytes(),
             }
         }
         self.spill()?;
         self.restore()?;
+        // What is there, and not what was to be written: a disk that is full takes a part of it.
+        let bytes = self.spill()?.metadata()?.len();
         Ok(LogEnd { bytes, text: None })
     }
 
@@ -170,6 +169,25 @@ mod tests {
         log.write(&[0xff, 0xfe]).unwrap();
         assert_eq!(log.end().unwrap(), LogEnd { bytes: 2, text: None });
         assert_eq!(std::fs::read(dir.path().join("log")).unwrap(), [0xff, 0xfe]);
+    }
+
+    #[test]
+    fn a_log_that_fills_the_disk_says_what_is_there_of_it() {
+        let mount = crate::testing::Mount::tmpfs(1);
+        let path = mount.path().join("log");
+        let mut log = Log::new(path.clone());
+        let piece = vec![b'x'; INLINE_LOG_BYTES_MAX];
+        assert!((0..1000).any(|_| log.write(&piece).is_err()));
+        let end = log.end().unwrap();
+        assert_eq!((end.bytes, end.text), (std::fs::metadata(&path).unwrap().len(), None));
+        assert!(end.bytes > 0);
+
+        // One that is still in memory, and finds no room for a file.
+        let mut log = Log::new(mount.path().join("other"));
+        log.write(&piece).unwrap();
+        log.write(&piece).unwrap_err();
+        let end = log.end().unwrap();
+        assert_eq!((end.bytes, end.text.unwrap().len()), (piece.len() as u64, piece.len()));
     }
 
     proptest! {

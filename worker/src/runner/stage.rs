@@ -180,6 +180,8 @@ impl Run<'_> {
     }
 
     fn until_first_ended(&mut self, buffer: &mut [u8], sink: &mut Sink<'_>) -> io::Result<()> {
+        // What came together with the job has been read with it, and no poll tells of it.
+        self.heed();
         while self.status.is_none() {
             let now = Instant::now();
             if self.stopped.is_none() && now >= self.deadline {
@@ -244,6 +246,10 @@ impl Run<'_> {
 
     fn hear(&mut self) {
         self.link.fill();
+        self.heed();
+    }
+
+    fn heed(&mut self) {
         while let Some(message) = self.link.take() {
             if matches!(message, ToRunner::Cancel { at } if at == self.at) {
                 self.stop(Stopped::Cancelled);
@@ -293,5 +299,29 @@ impl Run<'_> {
         }
         self.pipes = [None, None];
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::link::tests::with_a_cancel_in_its_buffer;
+
+    #[test]
+    fn a_cancel_that_was_read_with_its_job_ends_it() {
+        let at: TaskRef = "1.1".parse().unwrap();
+        // In a process of its own: stages end all that comes from their process.
+        if std::env::var_os("CREWBOSS_TEST_STAGE").is_none() {
+            let mut own = Command::new(std::env::current_exe().unwrap());
+            own.args(["--exact", "runner::stage::tests::a_cancel_that_was_read_with_its_job_ends_it"]);
+            crate::testing::run(own.env("CREWBOSS_TEST_STAGE", "1"));
+            return;
+        }
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let ended = run(sleep, at, deadline, &mut link, &mut Vec::new(), &mut |_, _, _| Ok(())).unwrap();
+        assert!(matches!(ended.stopped, Some(Stopped::Cancelled)), "{ended:?}");
     }
 }

@@ -20,7 +20,7 @@ const ROUNDS_MAX: usize = 8;
 
 /// Removes a file, or a directory with everything in it: read-only files and directories, nested btrfs subvolumes
 /// (emptied if the kernel does not let us destroy them). Symbolic links are removed, never followed. That the path does
-/// not exist is fine.
+/// not exist is fine, and so is that others remove the same at the same time.
 ///
 /// # Errors
 /// `EBUSY` if something below is a mount point: a mount is never entered. Whatever else the file system says.
@@ -69,9 +69,10 @@ impl Removal {
         // Most directories of a small task are empty, and most entries of all others are files.
         match unlinkat(parent, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::NOTDIR) => Ok(unlinkat(parent, name, AtFlags::empty())?),
+            Err(Errno::NOTDIR) => unless_gone(unlinkat(parent, name, AtFlags::empty()).map_err(Into::into)),
             Err(Errno::BUSY) => Err(Errno::BUSY.into()),
-            Err(_) => self.directory(parent, name, depth),
+            // Whatever is not found is the directory itself: for what is in it this was called as well.
+            Err(_) => unless_gone(self.directory(parent, name, depth)),
         }
     }
 
@@ -79,9 +80,15 @@ impl Removal {
         if depth > DEPTH_MAX
             && let Some(top) = &self.top
         {
-            self.moved += 1;
-            let up = CString::new(format!(".crewboss-deep-{}", self.moved))?;
-            return Ok(rustix::fs::renameat(parent, name, top, &up)?);
+            loop {
+                self.moved += 1;
+                let up = CString::new(format!(".crewboss-deep-{}", self.moved))?;
+                match rustix::fs::renameat(parent, name, top, &up) {
+                    // Somebody else removes the same tree.
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                    renamed => return Ok(renamed?),
+                }
+            }
         }
         let directory = open_forced(parent, name)?;
         if refuse_mount(&directory)? && btrfs::is_btrfs(directory.as_fd())? {
@@ -99,7 +106,6 @@ impl Removal {
             self.content(&directory, depth)?;
             match unlinkat(parent, name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-                Err(Errno::NOENT) => return Ok(()),
                 result => return Ok(result?),
             }
         }
@@ -118,16 +124,22 @@ impl Removal {
                 }
                 if entry.file_type().is_dir() || entry.file_type() == rustix::fs::FileType::Unknown {
                     self.entry(directory.as_fd(), name, depth + 1)?;
-                } else if let Err(error) = unlinkat(directory, name, AtFlags::empty())
-                    && error != Errno::NOENT
-                {
-                    return Err(error.into());
+                } else {
+                    unless_gone(unlinkat(directory, name, AtFlags::empty()).map_err(Into::into))?;
                 }
             }
             if depth > 0 || moved == self.moved {
                 return Ok(());
             }
         }
+    }
+}
+
+/// What is gone already is as good as removed.
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 

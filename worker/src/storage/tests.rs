@@ -104,3 +104,53 @@ fn as_an_ordinary_user() {
     assert_eq!(fs::read_dir(home).unwrap().count(), 0);
     fs::write(home.join("done"), "").unwrap();
 }
+
+/// Removes what `make` makes with two threads at once, again and again.
+fn two_at_once(place: &Path, rounds: usize, make: impl Fn(&Path)) {
+    for round in 0..rounds {
+        let tree = place.join(format!("tree-{round}"));
+        make(&tree);
+        std::thread::scope(|scope| {
+            for other in [(); 2].map(|()| scope.spawn(|| remove_tree(&tree))) {
+                other.join().unwrap().unwrap();
+            }
+        });
+        assert!(!tree.exists());
+    }
+}
+
+#[test]
+fn two_who_remove_the_same_tree_both_succeed() {
+    let (directory, mount) = (tempfile::tempdir().unwrap(), Mount::btrfs());
+    for place in [directory.path(), &mount.path()] {
+        two_at_once(place, 4, |tree| {
+            for number in 0..300 {
+                let inner = tree.join(format!("{}/{number}/inner", number % 7));
+                fs::create_dir_all(&inner).unwrap();
+                fs::write(inner.join("file"), "").unwrap();
+                fs::set_permissions(&inner, PermissionsExt::from_mode(0o300)).unwrap();
+            }
+            fs::write(tree.join("file"), "").unwrap();
+        });
+    }
+}
+
+#[test]
+fn two_who_remove_the_same_file_both_succeed() {
+    let directory = tempfile::tempdir().unwrap();
+    two_at_once(directory.path(), 300, |tree| fs::write(tree, "").unwrap());
+}
+
+#[test]
+fn two_who_remove_the_same_subvolumes_both_succeed() {
+    let mount = Mount::btrfs();
+    two_at_once(&mount.path(), 8, |tree| {
+        btrfs::create_subvolume(tree).unwrap();
+        for number in 0..6 {
+            let inner = tree.join(number.to_string());
+            btrfs::create_subvolume(&inner).unwrap();
+            fs::write(inner.join("file"), "").unwrap();
+            btrfs::set_read_only(&inner, number % 2 == 0).unwrap();
+        }
+    });
+}

@@ -14,6 +14,7 @@ use crewboss_protocol::{SessionId, codec};
 use rustix::process::Signal;
 
 use crate::cgroup;
+use crate::held::Held;
 use crate::layout::Layout;
 use crate::machine;
 use crate::machine::directory::Machines;
@@ -198,7 +199,12 @@ pub fn remove_leftovers(
 fn remove_but_record(directory: &Path) -> std::io::Result<u32> {
     let subvolumes = count_subvolumes(directory);
     let mut first = Ok(());
-    for entry in std::fs::read_dir(directory)?.flatten() {
+    let entries = match std::fs::read_dir(directory) {
+        // Another worker that starts sweeps as well.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(subvolumes),
+        entries => entries?,
+    };
+    for entry in entries.flatten() {
         if entry.file_name() == "owner.json" {
             continue;
         }
@@ -241,14 +247,18 @@ pub(crate) fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool
 }
 
 /// Waiters' files that nobody holds a lock on any more.
-fn remove_stale_waiters(layout: &Layout, report: &mut CleanReport) {
+pub(crate) fn remove_stale_waiters(layout: &Layout, report: &mut CleanReport) {
     let Ok(entries) = std::fs::read_dir(layout.locks()) else { return };
     for entry in entries.flatten() {
         let waiting = entry.file_name().to_string_lossy().starts_with("waiting-");
         let Some(file) = waiting.then(|| std::fs::File::open(entry.path()).ok()).flatten() else { continue };
-        if file.try_lock().is_ok() && std::fs::remove_file(entry.path()).is_ok() {
-            report.locks += 1;
+        if file.try_lock().is_err() {
+            continue;
         }
+        let held = Held::new(file);
+        // Its session may have removed it itself, and wait again behind another file.
+        let is_it = held.is_at(&entry.path()).unwrap_or(false);
+        report.locks += u32::from(is_it && std::fs::remove_file(entry.path()).is_ok());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -35,7 +35,7 @@ impl LockFile {
             }
             let held = Held::new(file);
             // Between opening and locking its holder may have removed it, and another may lock the next one by now.
-            if is_at(&held, path)? {
+            if held.is_at(path)? {
                 return Ok(Some(Self { path: path.to_owned(), held }));
             }
         }
@@ -75,13 +75,4 @@ fn open(path: &Path) -> io::Result<File> {
     // has not made the file cannot change its mode, and need not.
     let _others = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o666));
     Ok(file)
-}
-
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    let own = file.metadata()?;
-    match fs::symlink_metadata(path) {
-        Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }

@@ -103,6 +103,19 @@ impl Line {
         heard
     }
 
+    /// Reads what it said last, once it is gone.
+    pub(super) fn rest(&mut self) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match rustix::io::read(&self.port, &mut buffer) {
+                Ok(count) if count > 0 => self.input.push(&buffer[..count], &mut heard),
+                Err(Errno::INTR) => {}
+                _ => return heard,
+            }
+        }
+    }
+
     fn write(&mut self) {
         while !self.output.is_empty() {
             match rustix::io::write(&self.port, &self.output) {
@@ -174,6 +187,24 @@ mod tests {
     fn alive(number: u64) -> FromGuest {
         let load = GuestLoad { load_percent: 1, memory_available: 2, disk_free: 3 };
         FromGuest::Alive { number, load, busy: true }
+    }
+
+    #[test]
+    fn all_that_was_said_before_the_end_is_heard() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        for end in [&ours, &theirs] {
+            end.set_nonblocking(true).unwrap();
+        }
+        let mut line = Line::fresh(ours.into());
+        let mut said = Vec::new();
+        for _ in 0..4 {
+            codec::encode(&FromGuest::Log { stream: GuestStream::Out, bytes: 30_000 }, &mut said);
+            said.extend_from_slice(&[b'x'; 30_000]);
+        }
+        codec::encode(&FromGuest::Prepared, &mut said);
+        io::Write::write_all(&mut &theirs, &said).unwrap();
+        drop(theirs);
+        assert_eq!(line.rest().last(), Some(&Heard::Said(FromGuest::Prepared)));
     }
 
     proptest! {

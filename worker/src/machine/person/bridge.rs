@@ -13,6 +13,9 @@ use crate::sys::{self, Signals};
 /// Typed bytes that a guest does not take; what is more is lost, but the key that leaves is heard.
 const TYPED_MAX: usize = 64 << 10;
 
+/// What is shown between two looks at the keyboard, so that a flood does not hold it up.
+const PIECES_MAX: usize = 4;
+
 /// The signals that a visit listens to.
 pub(super) const SIGNALS: [i32; 5] =
     [libc::SIGHUP, libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH];
@@ -62,12 +65,14 @@ pub(super) fn run(
         if let Some(left) = behind.look() {
             // What it printed last is still to be seen.
             if let Some(channel) = channel {
-                show(channel);
+                // Of a guest that is gone no flood is to be feared.
+                let most = if matches!(left, Left::Ended(_)) { usize::MAX } else { PIECES_MAX };
+                show(channel, most, Terminal::show);
             }
             return Ok(left);
         }
         if let Some(channel) = channel.filter(|_| open) {
-            open = show(channel);
+            open = show(channel, PIECES_MAX, Terminal::show);
             open &= write(channel, &mut typed);
         }
         if ready.keyboard && !take_keys(terminal, channel.filter(|_| open), &mut typed) {
@@ -125,15 +130,14 @@ fn take_keys(terminal: &Terminal, channel: Option<&OwnedFd>, typed: &mut Vec<u8>
     stays
 }
 
-/// Shows what the channel holds, up to a limit, so that a flood does not hold up the keyboard. Returns whether more may
-/// come.
-fn show(channel: &OwnedFd) -> bool {
+/// Shows what the channel holds, `most` pieces of it. Returns whether more may come.
+fn show(channel: &OwnedFd, most: usize, shows: impl Fn(&[u8]) -> bool) -> bool {
     let mut buffer = [0; 16 << 10];
-    for _ in 0..4 {
+    for _ in 0..most {
         match rustix::io::read(channel.as_fd(), &mut buffer) {
             Ok(count) if count > 0 => {
                 // Whoever is gone shows by the keyboard, or by a signal.
-                let _seen = Terminal::show(&buffer[..count]);
+                let _seen = shows(&buffer[..count]);
             }
             Err(Errno::AGAIN) => return true,
             Err(Errno::INTR) => {}
@@ -154,4 +158,28 @@ fn write(channel: &OwnedFd, typed: &mut Vec<u8>) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_flood_is_shown_in_parts_and_to_its_end_if_there_is_no_more_of_it() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (&theirs).write_all(&[b'x'; 150 << 10]).unwrap();
+        let (ours, shown) = (OwnedFd::from(ours), std::cell::Cell::new(0));
+        let count = |bytes: &[u8]| {
+            shown.set(shown.get() + bytes.len());
+            true
+        };
+        assert!(show(&ours, PIECES_MAX, count));
+        assert_eq!(shown.get(), 64 << 10);
+        assert!(show(&ours, usize::MAX, count), "who wrote is still there");
+        drop(theirs);
+        assert!(!show(&ours, usize::MAX, count));
+        assert_eq!(shown.get(), 150 << 10);
+    }
 }

@@ -15,6 +15,7 @@ use super::shown::Shown;
 use super::visit::{Visit, load};
 use super::{PersonError, claim, say};
 use crate::machine::directory::Machines;
+use crate::machine::qemu::child::Ended;
 use crate::sweep::MARK;
 use crate::sys::{self, Signals};
 
@@ -115,6 +116,8 @@ struct Talk<'a, 'b> {
     is_alone: bool,
     /// What was heard and not used.
     heard: std::collections::VecDeque<Heard>,
+    /// How QEMU ended, if it has.
+    ended: Option<Ended>,
 }
 
 impl<'a, 'b> Talk<'a, 'b> {
@@ -123,7 +126,14 @@ impl<'a, 'b> Talk<'a, 'b> {
         let port = rustix::io::fcntl_dupfd_cloexec(port, 3)
             .map_err(|error| PersonError::system("use the agent's port")(error.into()))?;
         let line = if visit.goes_on { Line::resumed(port) } else { Line::fresh(port) };
-        Ok(Self { visit, signals, line, is_alone: false, heard: std::collections::VecDeque::new() })
+        Ok(Self {
+            visit,
+            signals,
+            line,
+            is_alone: false,
+            heard: std::collections::VecDeque::new(),
+            ended: None,
+        })
     }
 
     fn guest(&self) -> Name {
@@ -254,12 +264,18 @@ impl<'a, 'b> Talk<'a, 'b> {
                 Some(heard) => return Ok(Some(heard)),
                 None => {}
             }
+            if let Some(ended) = self.ended {
+                let how = format!(", QEMU left with {ended}");
+                return Err(PersonError::Ended { guest: self.guest(), how }.into());
+            }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);
             }
             self.wait(left.min(LOOK))?;
-            self.heard.extend(self.line.look());
+            // What it said last may be the end of the stage.
+            let heard = if self.ended.is_some() { self.line.rest() } else { self.line.look() };
+            self.heard.extend(heard);
         }
     }
 
@@ -274,11 +290,8 @@ impl<'a, 'b> Talk<'a, 'b> {
         qemu.child.hear();
         drain_monitor(qemu);
         drain(std::os::fd::AsFd::as_fd(&qemu.console));
-        if let Some(ended) = qemu.child.try_ended() {
-            let how = format!(", QEMU left with {ended}");
-            return Err(PersonError::Ended { guest: self.guest(), how }.into());
-        }
-        self.look_at_person()
+        self.ended = qemu.child.try_ended();
+        if self.ended.is_some() { Ok(()) } else { self.look_at_person() }
     }
 
     /// Whoever started this holds the other end of standard input for as long as somebody is there.

@@ -269,6 +269,8 @@ impl<'a> Sweep<'a> {
         let grave = machine.path().join(id.as_str());
         match fs::rename(&copy, &grave) {
             Ok(()) => self.remove_subvolume(&grave),
+            // Another sweep was here between our look and our lock.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => self.complain(format!("cannot rename {}: {error}", copy.display())),
         }
     }
