@@ -96,7 +96,12 @@ fn run_odd(site: &Site, all: &[Odd]) -> Kept {
     let mut build = BUILD.to_owned();
     for Odd(by, name, ..) in all {
         let append = format!("append = \"{append} odd={name}\"");
-        let startup = if matches!(*name, "never-asks" | "floods-at-once") { "6s" } else { "60s" };
+        // What floods its console has to come to it first.
+        let startup = match *name {
+            "never-asks" => "6s",
+            "floods-at-once" => "25s",
+            _ => "60s",
+        };
         let limits = format!("limits = {{ startup = \"{startup}\", misboots = 0 }}");
         let (network, exchange) = match by {
             By::Port => ("network = \"none\"", "exchange = \"agent\""),
