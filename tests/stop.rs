@@ -65,8 +65,10 @@ fn one_signal_stops_everything_everywhere() {
 fn a_second_signal_ends_the_boss_at_once() {
     let lab = Lab::shared();
     let scene = long();
-    let running = busy(&scene, &lab, User::Root, "boss");
+    let mut running = busy(&scene, &lab, User::Root, "boss");
     running.signal("INT");
+    // Two signals that wait to be taken are one.
+    running.wait_for_event("stopping", |_| true);
     running.signal("INT");
     let ended = running.end(Duration::from_secs(3));
     assert_eq!(ended.status.code(), Some(130), "{ended:#?}");
