@@ -25,7 +25,7 @@ use Way::{Bootstrap, Hold, Interactive, Save, Served, Task, Tftp, Warm};
 const AT_ONCE: usize = 3;
 
 /// Long enough for a boot or two, beside other cases, on a machine that is busy with other things and has no KVM.
-const A_WHILE: Duration = Duration::from_secs(240);
+const A_WHILE: Duration = Duration::from_secs(900);
 
 /// With this, only cases in whose names it occurs are tried: `CREWBOSS_TEST_ONLY=Hold-saving`.
 const ONLY: &str = "CREWBOSS_TEST_ONLY";

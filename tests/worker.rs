@@ -15,7 +15,7 @@ use crewboss_protocol::{
 };
 use crewboss_worker::process::{KILL, ProcessId, TERM, descendants, with_variable};
 
-const WITHIN: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(120);
 const TREE: TreeId = TreeId([7; 20]);
 
 struct Worker {

@@ -17,7 +17,7 @@ use serde_json::Value;
 const LEAVE: &[u8] = b"\x1d";
 
 /// Restoring, booting and saving, on a machine that is busy with other things.
-const A_VISIT: Duration = Duration::from_secs(120);
+const A_VISIT: Duration = Duration::from_secs(600);
 
 /// Counts in its memory, and goes on counting when it is restored. Whoever reads the number finds a whole one.
 const COUNTS: &str = "timeout = '3s'\nstages.count = 'i=0; while true; do i=$((i+1)); echo $i >/tmp/next; \

@@ -14,7 +14,7 @@ use crate::support::{SOON, read, wait_for, write};
 use serde_json::Value;
 
 /// Restoring, booting and saving, on a machine that is busy with other things.
-const A_VISIT: Duration = Duration::from_secs(120);
+const A_VISIT: Duration = Duration::from_secs(600);
 
 // ---- firmware, qcow2, screen -------------------------------------------------------------------------------------------
 

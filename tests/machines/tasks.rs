@@ -238,7 +238,7 @@ fn two_of(site: &Site, scene: &Scene, machine: &str) -> Running {
     for target in ["a", "b"] {
         running.wait_for_event("task_started", |event| event["target"] == target);
     }
-    wait_for(&format!("guests of {machine}"), SOON * 2, || (guests(site) > 0).then_some(()));
+    wait_for(&format!("guests of {machine}"), A_GUEST_RUN, || (guests(site) > 0).then_some(()));
     running
 }
 
@@ -257,7 +257,7 @@ fn two_tasks_run_at_once_in_two_guests_of_one_machine() {
     site.bootstrap(&[TINY]);
     let scene = two_targets(TINY, "stages.run = 'cat /etc/machine-id; sleep 3'");
     let running = two_of(&site, &scene, TINY);
-    wait_for("two guests", SOON * 2, || (guests(&site) == 2).then_some(()));
+    wait_for("two guests", A_GUEST_RUN, || (guests(&site) == 2).then_some(()));
     let ended = running.end(A_GUEST_RUN).expect_code(0).expect_tasks(2, "success");
     assert_ne!(
         ended.results.file("a", "log"),

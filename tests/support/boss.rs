@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{A_RUN, SOON, read, run, wait_for};
+use super::{A_RUN, read, run, wait_for};
 
 /// A `crewboss` command that is being put together.
 #[derive(Debug)]
@@ -113,9 +113,9 @@ impl Running {
         self.boss.story()
     }
 
-    /// Waits for an event of this kind for which `wanted` holds.
+    /// Waits for an event of this kind for which `wanted` holds, as long as the boss runs.
     pub fn wait_for_event(&mut self, kind: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.wait_for_event_within(kind, SOON * 2, wanted)
+        self.wait_for_event_within(kind, A_RUN, wanted)
     }
 
     /// As [`Self::wait_for_event`], for as long as that.

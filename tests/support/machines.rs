@@ -24,7 +24,7 @@ pub const TINY: &str = "tiny";
 pub const PLAIN: &str = "plain";
 
 /// Long enough for a run with bootstraps, on a machine that is busy with other things and has no KVM.
-pub const A_GUEST_RUN: Duration = Duration::from_secs(240);
+pub const A_GUEST_RUN: Duration = Duration::from_secs(900);
 
 /// What every machine of the tests is made with: busybox alone, which takes seconds.
 const SMALL: [&str; 4] = ["--compiler", "none", "--free", "256M"];
