@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use support::boss::Ended;
 use support::lab::{Lab, User};
-use support::scene::Scene;
+use support::scene::{LIMITS, Scene};
 use support::{read, run, write};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
@@ -310,8 +310,7 @@ fn a_host_that_talks_nonsense_ends_with_a_clear_error() {
     ];
     for (name, line) in talkers {
         let crew = scene.crew_file(&format!(
-            "{}[ssh]\nconnect_timeout = \"5s\"\n[host.{name}]\ncommand = [\"sh\", \"-c\", \"{line}; :\"]\n",
-            support::scene::FAST_LIMITS
+            "{LIMITS}[ssh]\nconnect_timeout = \"5s\"\n[host.{name}]\ncommand = [\"sh\", \"-c\", \"{line}; :\"]\n",
         ));
         let mut boss = scene.build_local();
         boss.arg("--crew").arg(crew);

@@ -24,7 +24,7 @@ fn counting() -> Scene {
 
 /// Starts a run and waits until both hosts work.
 fn busy(scene: &Scene, lab: &Lab, user: User) -> Running {
-    let crew = scene.two_hosts(lab, user);
+    let crew = scene.two_hosts_that_may_fall_silent(lab, user);
     let mut running = scene.build(lab, &crew).start();
     running.wait_for_task_on("host1");
     running.wait_for_task_on("host2");
