@@ -9,6 +9,7 @@
 #![allow(clippy::print_stderr, reason = "shown when a test fails")]
 
 pub mod boss;
+pub mod clock;
 pub mod ground;
 pub mod lab;
 pub mod machines;
