@@ -296,7 +296,7 @@ fn ctrl_c_ends_guests_that_run_and_guests_that_boot() {
         };
         running.wait_for_event(when, wanted);
         running.signal("INT");
-        let ended = running.end(STOP_WITHIN).expect_code(130).expect_civil();
+        let ended = running.end_in_time(STOP_WITHIN).expect_code(130).expect_civil();
         assert!(ended.outcomes().values().all(|each| each == &["cancelled"]), "{ended:#?}");
         site.expect_no_guests();
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::clock::FairClock;
 use super::{A_RUN, read, run, wait_for};
 
 /// A `crewboss` command that is being put together.
@@ -137,6 +138,16 @@ impl Running {
     /// Whether it has not ended yet.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("its state").is_none()
+    }
+
+    /// Waits for its end, which must come within that, but for pauses of this machine.
+    #[must_use = "what it came to is what is tested"]
+    pub fn end_in_time(self, limit: Duration) -> Ended {
+        let clock = FairClock::start();
+        let ended = self.end(A_RUN);
+        let took = clock.elapsed();
+        assert!(took < limit, "the boss took {took:?} to its end, not {limit:?}: {ended:#?}");
+        ended
     }
 
     /// Waits for its end.
