@@ -66,11 +66,14 @@ fn a_second_signal_ends_the_boss_at_once() {
     let lab = Lab::shared();
     let scene = long();
     let mut running = busy(&scene, &lab, User::Root, "boss");
+    // After the first signal it is waited for.
+    lab.on("host2", "pkill -STOP -f '[c]rewboss'");
     running.signal("INT");
     // Two signals that wait to be taken are one.
     running.wait_for_event("stopping", |_| true);
     running.signal("INT");
     let ended = running.end_in_time(Duration::from_secs(3));
+    lab.on("host2", "pkill -CONT -f '[c]rewboss'");
     assert_eq!(ended.status.code(), Some(130), "{ended:#?}");
     lab.expect_clean(&HOSTS);
 }
