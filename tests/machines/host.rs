@@ -261,16 +261,14 @@ fn a_guest_that_finds_the_disk_of_the_host_full_is_ended_and_the_host_is_named()
     let site = Site::shared();
     make_second(&site);
     let machines = format!("slots = 2\nmachines = \"{SECOND}/machines\"");
-    let lines = "stages.run = 'echo it runs; sleep 4; dd if=/dev/urandom of=/big bs=1M count=100 && sync'";
-    let build =
-        format!("{BUILD}{}[target.here]\nstages.run = 'sleep 5; cat number'\n", target("guest", TINY, lines));
-    let scene = Scene::with_commits(&build, 1);
-    let mut running = site.build(&scene, &machines).start();
-    running.wait_for_event("task_output", |event| {
-        event["text"].as_str().is_some_and(|text| text.contains("it runs"))
-    });
-    site.on(&format!("dd if=/dev/zero of={SECOND}/filler bs=1M 2>/dev/null; sync; true"));
-    let ended = running.end(A_GUEST_RUN).expect_code(102).expect_civil();
+    let lines = "stages.run = 'echo it runs; dd if=/dev/urandom of=/big bs=1M count=100 && sync'";
+    let scene = Scene::with_commits(&format!("{BUILD}{}{HARMLESS}", target("guest", TINY, lines)), 1);
+    // Enough is left for a guest to come up, and less than it will write.
+    site.on(&format!(
+        "dd if=/dev/zero of={SECOND}/filler bs=1M 2>/dev/null; truncate -s -40M {SECOND}/filler; sync"
+    ));
+    let ended = site.build(&scene, &machines).start().end(A_GUEST_RUN).expect_code(102).expect_civil();
+    assert!(live(&ended, "guest").contains("it runs"), "{ended:#?}");
     site.on(&format!("rm {SECOND}/filler"));
     assert_eq!(ended.outcome_of("here"), "success", "unharmed: {ended:#?}");
     assert_eq!(ended.outcome_of("guest"), "infrastructure", "{ended:#?}");
