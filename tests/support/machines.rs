@@ -103,10 +103,15 @@ impl Site {
         PathBuf::from(format!("{}/root{path}", self.first_process()))
     }
 
+    /// The network of `host1`.
+    pub fn network(&self) -> PathBuf {
+        PathBuf::from(format!("{}/ns/net", self.first_process()))
+    }
+
     /// A command that is on the network of `host1`, and in nothing else of it.
     pub fn on_network(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}/ns/net", self.first_process())).arg(program);
+        command.arg(format!("--net={}", self.network().display())).arg(program);
         command
     }
 

@@ -10,6 +10,7 @@
 
 pub mod boss;
 pub mod clock;
+pub mod gate;
 pub mod ground;
 pub mod lab;
 pub mod machines;
