@@ -382,7 +382,7 @@ fn without_our_agent_a_guest_is_kept_with_its_console() {
 
 #[test]
 fn a_task_waits_for_a_person_before_a_stage() {
-    let lines = "timeout = '20s'\nstages.first = 'true'\nstages.second = 'cat number; grep -q person number'";
+    let lines = "stages.first = 'true'\nstages.second = 'cat number; grep -q person number'";
     let run = Run::new(&target("wait", TINY, lines));
     let mut boss = run.boss(&["wait", "--interactive=second"]).start();
     let waiting = boss.wait_for_event("task_waiting", |_| true);
