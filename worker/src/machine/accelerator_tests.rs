@@ -1,5 +1,5 @@
 use super::*;
-use std::os::unix::fs::PermissionsExt as _;
+use crate::testing::write_script;
 
 /// Answers to `--version` as QEMU does; `$fd` is the trial's console in the rest.
 const FAKE: &str = r#"#!/bin/bash
@@ -20,8 +20,7 @@ impl Scene {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let program = at("qemu-system-x86_64");
-        fs::write(&program, format!("{FAKE}{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&program, &format!("{FAKE}{script}\n"));
         fs::write(at("kvm"), "").unwrap();
         let program = Program::find_on(directory.path().as_os_str(), Path::new("/nowhere")).unwrap();
         let limits = (Duration::from_millis(500), Duration::from_secs(20));
@@ -117,7 +116,7 @@ fn a_qemu_that_runs_nothing_is_an_error_that_says_what_was_tried() {
 fn a_program_that_is_no_qemu_or_too_old_or_missing_is_told() {
     let fake = |text: &str| {
         let scene = Scene::new("");
-        fs::write(scene.host.program.path(), text).unwrap();
+        write_script(scene.host.program.path(), text);
         scene.auto().unwrap_err().to_string()
     };
     let old = fake("#!/bin/sh\necho QEMU emulator version 5.2.0\n");

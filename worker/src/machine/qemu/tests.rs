@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -246,8 +245,7 @@ fn programs_that_are_no_qemu_are_told_apart() {
     let scene = Scene::new();
     let start = |script: &str| {
         let path = scene.path("qemu-system-x86_64");
-        fs::write(&path, format!("#!/bin/bash\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::testing::write_script(&path, &format!("#!/bin/bash\n{script}\n"));
         let program = Program::find_on(scene.directory.path().as_os_str(), Path::new("/nowhere")).unwrap();
         let mut qemu = Qemu::start(&program, &scene.config, scene.directory.path(), Vec::new()).unwrap();
         qemu.wait_ready(Instant::now() + Duration::from_secs(2)).unwrap_err()
