@@ -4,7 +4,6 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use support::boss::Ended;
 use support::lab::{Lab, User};
@@ -154,7 +153,6 @@ fn ten_thousand_targets_are_planned() {
     // However thousands are set off.
     let digits: String = ended.stdout.chars().filter(|c| !matches!(c, ',' | '_' | '\'' | ' ')).collect();
     assert!(digits.contains("10000"), "{}", ended.stdout);
-    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
 }
 
 #[test]

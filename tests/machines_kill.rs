@@ -369,7 +369,7 @@ fn a_guest_whose_qemu_is_killed_is_noticed_long_before_its_stage_ends() {
     guests[0].signal("KILL");
     let ended = boss.end(A_WHILE).expect_code(100).expect_tasks(1, "abnormal").expect_said("signal 9");
     let done = ended.of_kind("task_done")[0]["time_ms"].as_u64().expect("a time");
-    // It takes milliseconds; silence of a guest would be noticed after two minutes.
+    // It takes milliseconds; the silence of a guest is noticed after two minutes.
     assert!(done.saturating_sub(killed) < 60_000, "noticed after {} ms", done.saturating_sub(killed));
     place.expect_clean(&ended);
 }
