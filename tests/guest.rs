@@ -405,14 +405,14 @@ fn a_service_says_what_the_task_needs_and_is_missed_when_it_ends() {
     guest.send(&serve);
     assert!(guest.failed().contains("etc/crewboss/service cannot be started"));
     let service = guest.root().join("etc/crewboss/service");
-    write(
-        &service,
-        format!(
-            "#!/bin/sh\nexport {MARK}='{}'\necho URL=http://$CREWBOSS_MACHINE/\necho ready\nread x < fifo\n",
-            guest.mark
-        ),
+    let text = format!(
+        "#!/bin/sh\nexport {MARK}='{}'\necho URL=http://$CREWBOSS_MACHINE/\necho ready\nread x < fifo\n",
+        guest.mark
     );
-    support::run(Command::new("chmod").arg("755").arg(&service));
+    fs::create_dir_all(service.parent().unwrap()).unwrap();
+    // By a child: while another thread starts a program, that has open what this process writes, and nobody can run it.
+    let script = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+    support::run(Command::new("sh").args(["-c", script]).arg(&service).arg(text));
     let fifo = guest.root().join("crewboss/fifo");
     support::run(Command::new("mkfifo").arg(&fifo));
     guest.send(&serve);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use support::boss::Ended;
-use support::scene::{FAST_LIMITS, Scene};
+use support::scene::{LIMITS, Scene};
 use support::{run, write};
 
 const BUILD: &str = "commits = 'HEAD'\n[target.t]\nstages.run = ['/bin/true']\n";
@@ -67,7 +67,7 @@ fn told(lies: &Lies) -> (Scene, Ended) {
     write(&scene.path("fake"), text);
     let tree = run(Command::new("git").arg("-C").arg(scene.repo()).args(["rev-parse", "HEAD^{tree}"]));
     let crew = scene.crew_file(&format!(
-        "{FAST_LIMITS}[host.fake]\ncommand = [\"sh\", {:?}, {:?}]\n",
+        "{LIMITS}[host.fake]\ncommand = [\"sh\", {:?}, {:?}]\n",
         scene.path("fake").display().to_string(),
         tree.trim()
     ));

@@ -4,11 +4,10 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use support::boss::Ended;
 use support::lab::{Lab, User};
-use support::scene::Scene;
+use support::scene::{LIMITS, Scene};
 use support::{read, run, write};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
@@ -154,7 +153,6 @@ fn ten_thousand_targets_are_planned() {
     // However thousands are set off.
     let digits: String = ended.stdout.chars().filter(|c| !matches!(c, ',' | '_' | '\'' | ' ')).collect();
     assert!(digits.contains("10000"), "{}", ended.stdout);
-    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
 }
 
 #[test]
@@ -310,8 +308,7 @@ fn a_host_that_talks_nonsense_ends_with_a_clear_error() {
     ];
     for (name, line) in talkers {
         let crew = scene.crew_file(&format!(
-            "{}[ssh]\nconnect_timeout = \"5s\"\n[host.{name}]\ncommand = [\"sh\", \"-c\", \"{line}; :\"]\n",
-            support::scene::FAST_LIMITS
+            "{LIMITS}[ssh]\nconnect_timeout = \"5s\"\n[host.{name}]\ncommand = [\"sh\", \"-c\", \"{line}; :\"]\n",
         ));
         let mut boss = scene.build_local();
         boss.arg("--crew").arg(crew);

@@ -2,29 +2,43 @@
 
 mod support;
 
-use std::time::Duration;
-
+use serde_json::Value;
 use support::boss::{Ended, Running};
 use support::lab::{Lab, User};
 use support::scene::Scene;
-use support::{A_RUN, SOON, wait_for};
+use support::{A_RUN, SOON, read, wait_for};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
 
 /// Tasks in a plan of `counting`.
 const COUNT: usize = 8;
 
-/// As many targets as `COUNT`, a second each, so that both hosts are busy for a while.
+/// As many targets as `COUNT`. None comes to its end before `go`.
 fn counting() -> Scene {
+    let wait = "until [ -e /tmp/go ] || [ -e /tmp/go-$CREWBOSS_TARGET ]; do sleep 0.1; done";
     let targets: String = (0..COUNT)
-        .map(|n| format!("[target.t{n}]\nstages.run = \"sleep 1; echo $CREWBOSS_TARGET\"\n"))
+        .map(|n| format!("[target.t{n}]\nstages.run = \"{wait}; echo $CREWBOSS_TARGET\"\n"))
         .collect();
     Scene::with_commits(&format!("commits = \"HEAD\"\nenvironment = \"directory\"\n{targets}"), 1)
 }
 
+/// Lets the tasks on this host come to their end.
+fn go(lab: &Lab, host: &str) {
+    lab.on(host, "touch /tmp/go");
+}
+
+/// What becomes of a run after a loss.
+fn end(lab: &Lab, running: Running) -> Ended {
+    HOSTS.iter().for_each(|host| go(lab, host));
+    running.end(A_RUN)
+}
+
 /// Starts a run and waits until both hosts work.
 fn busy(scene: &Scene, lab: &Lab, user: User) -> Running {
-    let crew = scene.two_hosts(lab, user);
+    for host in HOSTS {
+        lab.on(host, "rm -f /tmp/go*");
+    }
+    let crew = scene.two_hosts_that_may_fall_silent(lab, user);
     let mut running = scene.build(lab, &crew).start();
     running.wait_for_task_on("host1");
     running.wait_for_task_on("host2");
@@ -50,7 +64,7 @@ fn a_worker_that_is_killed_loses_nothing() {
         let scene = counting();
         let running = busy(&scene, &lab, user);
         lab.on("host2", "pkill -9 -f '[c]rewboss worker'");
-        expect_complete(running.end(A_RUN));
+        expect_complete(end(&lab, running));
         // What the dead worker left is swept by the next one that starts there, or was by its guardian.
         scene
             .build(&lab, &scene.path("crew.toml"))
@@ -67,7 +81,7 @@ fn a_link_that_is_cut_loses_nothing() {
     let scene = counting();
     let running = busy(&scene, &lab, User::Root);
     lab.lab("cut", &["host2"]);
-    expect_complete(running.end(A_RUN));
+    expect_complete(end(&lab, running));
     // The worker there notices by itself that its boss is gone, and ends everything. The link is still down.
     wait_for("the cut-off host to be clean", SOON, || {
         let left = lab.leftovers("host2");
@@ -85,7 +99,7 @@ fn an_sshd_that_is_killed_loses_nothing() {
     let scene = counting();
     let running = busy(&scene, &lab, User::Plain);
     lab.lab("kill-sshd", &["host2"]);
-    expect_complete(running.end(A_RUN));
+    expect_complete(end(&lab, running));
     lab.lab("start-sshd", &["host2"]);
     lab.expect_clean(&HOSTS);
 }
@@ -96,7 +110,7 @@ fn a_host_that_falls_silent_loses_nothing() {
     let scene = counting();
     let running = busy(&scene, &lab, User::Root);
     lab.on("host2", "pkill -STOP -f '[c]rewboss'");
-    expect_complete(running.end(A_RUN));
+    expect_complete(end(&lab, running));
     lab.on("host2", "pkill -CONT -f '[c]rewboss' || true");
     lab.expect_clean(&HOSTS);
 }
@@ -107,6 +121,7 @@ fn a_host_that_loses_power_loses_nothing() {
     let scene = counting();
     let running = busy(&scene, &lab, User::Root);
     lab.lab("off", &["host2"]);
+    go(&lab, "host1");
     expect_complete(running.end(A_RUN));
     lab.expect_clean(&["host1"]);
 }
@@ -117,9 +132,11 @@ fn a_link_that_heals_is_used_again() {
     let scene = counting();
     let mut running = busy(&scene, &lab, User::Root);
     lab.lab("kill-sshd", &["host2"]);
-    running.wait_for_event("host_lost", |event| event["host"] == "host2");
+    let lost = running.wait_for_event("host_lost", |event| event["host"] == "host2");
     lab.lab("start-sshd", &["host2"]);
-    expect_complete(running.end(A_RUN));
+    let later = |event: &Value| event["time_ms"].as_u64() > lost["time_ms"].as_u64();
+    running.wait_for_event("task_started", |event| event["host"] == "host2" && later(event));
+    expect_complete(end(&lab, running));
     lab.expect_clean(&HOSTS);
 }
 
@@ -129,6 +146,8 @@ fn a_boss_that_is_killed_goes_on_where_it_stopped() {
     for user in User::BOTH {
         let scene = counting();
         let mut running = busy(&scene, &lab, user);
+        let first = running.wait_for_task_on("host1")["target"].as_str().expect("a name").to_owned();
+        lab.on("host1", &format!("touch /tmp/go-{first}"));
         running.wait_for_event("task_done", |_| true);
         running.signal("KILL");
         let killed = running.end(SOON);
@@ -136,8 +155,9 @@ fn a_boss_that_is_killed_goes_on_where_it_stopped() {
         // Nobody tells the workers, and still they stop and clean up.
         lab.expect_clean(&HOSTS);
         let done = killed.results.tasks.len();
-        assert!((1..COUNT).contains(&done), "killed in the middle: {done} of {COUNT}");
+        assert_eq!(done, 1, "killed in the middle: {killed:#?}");
 
+        HOSTS.iter().for_each(|host| go(&lab, host));
         let ended = scene.build(&lab, &scene.path("crew.toml")).run().expect_code(0);
         assert_eq!(ended.results.tasks.len(), COUNT);
         assert!(
@@ -177,12 +197,16 @@ stages.run = ["/bin/true"]
 #[test]
 fn one_dead_host_delays_nobody() {
     let lab = Lab::shared();
-    lab.lab("cut", &["host2"]);
+    // It takes connections and never says a word.
+    lab.on("host2", "kill -STOP $(cat /run/lab/sshd.pid)");
     let scene = Scene::with_commits("commits = 'HEAD'\n[target.t]\nstages.run = ['/bin/true']\n", 1);
-    let crew = scene.two_hosts(&lab, User::Root);
+    // Nobody would wait for that long.
+    let crew = read(&scene.two_hosts(&lab, User::Root));
+    let crew = scene.crew_file(&crew.replace("[ssh]", "[ssh]\nconnect_timeout = '1h'"));
     let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(1, "success");
-    assert!(ended.took < Duration::from_secs(10), "{:?}", ended.took);
-    lab.lab("heal", &["host2"]);
+    let of_host2 = ended.events.iter().filter(|event| event["host"] == "host2");
+    assert_eq!(of_host2.map(|event| &event["event"]).collect::<Vec<_>>(), ["host_connecting"], "{ended:#?}");
+    lab.on("host2", "kill -CONT $(cat /run/lab/sshd.pid)");
     lab.expect_clean(&HOSTS);
 }
 
@@ -190,6 +214,7 @@ fn one_dead_host_delays_nobody() {
 fn a_full_disk_puts_a_host_out_of_the_run() {
     let lab = Lab::up(&["2", "--disk", "300M"]);
     lab.lab("fill", &["host2"]);
+    go(&lab, "host1");
     let scene = counting();
     // Enough source that the little room that is left will not do.
     let noise: String = (0..2_000_000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
@@ -198,7 +223,7 @@ fn a_full_disk_puts_a_host_out_of_the_run() {
     let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(COUNT, "success").expect_civil();
     assert_eq!(ended.hosts(), ["host1"]);
     let out = ended.of_kind("host_failed");
-    let told = |event: &&serde_json::Value| event["reason"].as_str().is_some_and(|why| why.contains("space"));
+    let told = |event: &&Value| event["reason"].as_str().is_some_and(|why| why.contains("space"));
     assert!(out.iter().any(|event| event["host"] == "host2" && told(event)), "{ended:#?}");
     assert!(ended.stdout.contains("No space left"), "{ended:#?}");
 }

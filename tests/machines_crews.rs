@@ -24,7 +24,7 @@ const TWIN: &str = "twin";
 const STAGE_MS: u64 = 1000;
 
 /// Long enough for all of it, on a machine that is busy with other things and has no KVM.
-const WITHIN: Duration = Duration::from_secs(480);
+const WITHIN: Duration = Duration::from_secs(1800);
 
 /// Short against the life of any guest.
 const LOOK_EVERY: Duration = Duration::from_millis(10);

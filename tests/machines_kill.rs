@@ -25,7 +25,7 @@ use Way::{Bootstrap, Hold, Interactive, Save, Served, Task, Tftp, Warm};
 const AT_ONCE: usize = 3;
 
 /// Long enough for a boot or two, beside other cases, on a machine that is busy with other things and has no KVM.
-const A_WHILE: Duration = Duration::from_secs(240);
+const A_WHILE: Duration = Duration::from_secs(900);
 
 /// With this, only cases in whose names it occurs are tried: `CREWBOSS_TEST_ONLY=Hold-saving`.
 const ONLY: &str = "CREWBOSS_TEST_ONLY";
@@ -361,8 +361,7 @@ fn a_guest_whose_qemu_is_killed_is_noticed_long_before_its_stage_ends() {
                  stages.run = 'echo it runs; sleep 600'\n";
     let scene = Scene::with_commits(build, 1);
     let mut boss = place.build(&scene, 1, &[]).start();
-    let runs = |event: &Value| event["text"].as_str().is_some_and(|text| text.contains("it runs"));
-    boss.wait_for_event_within("task_output", A_WHILE, runs);
+    boss.wait_for_output("it runs");
     let killed = now_ms();
     let processes = place.processes();
     let guests: Vec<&Process> = processes.iter().filter(|one| one.is_qemu()).collect();
@@ -370,8 +369,8 @@ fn a_guest_whose_qemu_is_killed_is_noticed_long_before_its_stage_ends() {
     guests[0].signal("KILL");
     let ended = boss.end(A_WHILE).expect_code(100).expect_tasks(1, "abnormal").expect_said("signal 9");
     let done = ended.of_kind("task_done")[0]["time_ms"].as_u64().expect("a time");
-    // It takes milliseconds; silence of a guest would be noticed after two minutes.
-    assert!(done.saturating_sub(killed) < 10_000, "noticed after {} ms", done.saturating_sub(killed));
+    // It takes milliseconds; the silence of a guest is noticed after two minutes.
+    assert!(done.saturating_sub(killed) < 60_000, "noticed after {} ms", done.saturating_sub(killed));
     place.expect_clean(&ended);
 }
 

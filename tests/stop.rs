@@ -46,7 +46,7 @@ fn one_signal_stops_everything_everywhere() {
         let scene = long();
         let running = busy(&scene, &lab, user, "boss");
         running.signal(signal);
-        let ended = running.end(STOP_WITHIN).expect_code(130).expect_civil();
+        let ended = running.end_in_time(STOP_WITHIN).expect_code(130).expect_civil();
         for (name, path) in &ended.results.tasks {
             assert!(path.join("done").exists(), "{name} is there, so it is whole");
         }
@@ -65,10 +65,15 @@ fn one_signal_stops_everything_everywhere() {
 fn a_second_signal_ends_the_boss_at_once() {
     let lab = Lab::shared();
     let scene = long();
-    let running = busy(&scene, &lab, User::Root, "boss");
+    let mut running = busy(&scene, &lab, User::Root, "boss");
+    // After the first signal it is waited for.
+    lab.on("host2", "pkill -STOP -f '[c]rewboss'");
     running.signal("INT");
+    // Two signals that wait to be taken are one.
+    running.wait_for_event("stopping", |_| true);
     running.signal("INT");
-    let ended = running.end(Duration::from_secs(3));
+    let ended = running.end_in_time(Duration::from_secs(3));
+    lab.on("host2", "pkill -CONT -f '[c]rewboss'");
     assert_eq!(ended.status.code(), Some(130), "{ended:#?}");
     lab.expect_clean(&HOSTS);
 }
@@ -88,7 +93,7 @@ fn kill_workers_cleans_what_is_dead_and_spares_what_lives() {
     forced.run().expect_code(0).expect_said("host1").expect_said("host2");
     // The boss has lost its workers and may have started new ones by now.
     running.signal("INT");
-    let ended = running.end(STOP_WITHIN);
+    let ended = running.end_in_time(STOP_WITHIN);
     assert!(ended.status.code().is_some(), "{ended:#?}");
     lab.expect_clean(&HOSTS);
 }
@@ -157,7 +162,7 @@ fn work_goes_elsewhere_while_others_hold_all_slots_of_a_host() {
     let ended = scene.build(&lab, &crew).run().expect_code(0).expect_tasks(6, "success");
     assert_eq!(ended.hosts(), ["host2"]);
     holding.signal("INT");
-    holding.end(STOP_WITHIN).expect_code(130);
+    holding.end_in_time(STOP_WITHIN).expect_code(130);
     lab.expect_clean(&HOSTS);
 }
 

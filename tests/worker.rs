@@ -1,6 +1,8 @@
 //! Real workers, driven like a boss would: through their standard input and output.
 #![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
+mod support;
+
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,8 +16,9 @@ use crewboss_protocol::{
     CleanReport, Environment, FromWorker, Outcome, PROTOCOL_VERSION, Target, TaskRef, ToWorker, TreeId, codec,
 };
 use crewboss_worker::process::{KILL, ProcessId, TERM, descendants, with_variable};
+use support::clock::FairClock;
 
-const WITHIN: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(120);
 const TREE: TreeId = TreeId([7; 20]);
 
 struct Worker {
@@ -287,11 +290,13 @@ fn what_a_task_leaves_running_dies_with_it() {
 #[test]
 fn timeout_and_cancel_end_even_the_deaf() {
     let mut worker = Worker::start("stop");
-    let begin = Instant::now();
-    let done =
-        worker.run(Target { timeout_ms: 200, ..shell(&format!("{HIDERS} trap '' TERM; wait; sleep 1004")) });
-    assert_eq!(done.outcome, Outcome::Timeout);
-    assert!(worker.marked().is_empty() && begin.elapsed() < Duration::from_secs(8));
+    let deaf = format!("{HIDERS} trap '' TERM; wait; sleep 1004");
+    let at = worker.order(Target { timeout_ms: 200, ..shell(&deaf) });
+    worker.hear("started", |message| matches!(message, FromWorker::Started { .. }).then_some(()));
+    let clock = FairClock::start();
+    assert_eq!(worker.done(at).outcome, Outcome::Timeout);
+    assert!(clock.elapsed() < Duration::from_secs(8), "it took {:?}", clock.elapsed());
+    assert!(worker.marked().is_empty());
     let at = worker.order(shell("sleep 1000"));
     worker.wait_for_marked(1);
     worker.send(&ToWorker::Cancel { at });
@@ -402,8 +407,12 @@ fn the_end_of_input_silence_and_sigterm_stop_everything_in_time() {
             }
         });
         worker.order(shell(&format!("{HIDERS} sleep 1000")));
-        worker.wait_for_marked(4);
-        let begin = Instant::now();
+        until("processes of the task", || {
+            // The silence begins only when they are there.
+            worker.send(&ToWorker::Ping { number: 1 });
+            (worker.marked().len() >= 4).then_some(())
+        });
+        let clock = FairClock::start();
         match way {
             "eof" => worker.stdin = None,
             "term" => {
@@ -413,7 +422,7 @@ fn the_end_of_input_silence_and_sigterm_stop_everything_in_time() {
         }
         until(way, || worker.child.try_wait().unwrap());
         let limit = if way == "silence" { 7_000 } else { 4_000 };
-        assert!(begin.elapsed() < Duration::from_millis(limit), "{way} took {:?}", begin.elapsed());
+        assert!(clock.elapsed() < Duration::from_millis(limit), "{way} took {:?}", clock.elapsed());
         assert!(worker.marked().is_empty() && !worker.directory().exists());
     }
 }

@@ -14,6 +14,9 @@ echo "picky 1.0" >"$CREWBOSS_VERSIONS"
 /// A toolchain that never comes to its end.
 const ENDLESS: &str = "#!/bin/sh\necho it begins\nsleep 600\n";
 
+/// Two slots, or one where there is no second processor, and another worker on the same host, which is never without one.
+const AND_BESIDE: &str = "slots = 2\n[host.beside]\nssh = \"root@host1\"\nwork = \"/tmp/beside\"\nslots = 1";
+
 /// Makes a toolchain of the host.
 fn toolchain(site: &Site, name: &str, script: &str) {
     let at = format!("{MACHINES}/toolchains/{name}");
@@ -92,7 +95,7 @@ fn a_bootstrap_that_takes_too_long_is_ended_and_holds_up_nobody_else() {
     toolchain(&site, "quick", "#!/bin/sh\ntrue");
     let scene = Scene::with_commits(&format!("commits = 'HEAD'\n{slow}{stays}{here}"), 1);
 
-    let ended = site.build(&scene, "slots = 3").start().end(A_GUEST_RUN).expect_code(102).expect_civil();
+    let ended = site.build(&scene, AND_BESIDE).start().end(A_GUEST_RUN).expect_code(102).expect_civil();
     for name in ["a", "b", "c"] {
         assert_eq!(ended.outcome_of(name), "success");
     }
@@ -113,5 +116,5 @@ fn a_bootstrap_that_takes_too_long_is_ended_and_holds_up_nobody_else() {
     for name in ["slow", "stays"] {
         site.remove(name);
     }
-    site.on(&format!("rm -r {MACHINES}/toolchains/endless {MACHINES}/toolchains/quick"));
+    site.on(&format!("rm -r {MACHINES}/toolchains/endless {MACHINES}/toolchains/quick /tmp/beside"));
 }

@@ -2,6 +2,7 @@
 //! goes on.
 
 use crate::support::boss::Ended;
+use crate::support::gate::Gate;
 use crate::support::lab::User;
 use crate::support::machines::{A_GUEST_RUN, PLAIN, Site, TINY, directory, live, target};
 use crate::support::scene::Scene;
@@ -130,12 +131,11 @@ fn qemu_that_is_missing_too_old_or_refuses_is_said_as_such() {
 fn packets_from_elsewhere_are_no_part_of_a_transfer_and_are_told() {
     let site = Site::shared();
     site.bootstrap(&[PLAIN]);
-    let lines = "stages.run = 'echo it runs; sleep 6'";
-    let scene = Scene::with_commits(&format!("{BUILD}{}", target("t", PLAIN, lines)), 1);
+    let gate = Gate::new(&site);
+    let lines = format!("stages.run = 'echo it runs; {}'", gate.line());
+    let scene = Scene::with_commits(&format!("{BUILD}{}", target("t", PLAIN, &lines)), 1);
     let mut running = site.build(&scene, "slots = 1").start();
-    running.wait_for_event("task_output", |event| {
-        event["text"].as_str().is_some_and(|text| text.contains("it runs"))
-    });
+    running.wait_for_output("it runs");
     let port = site.on("tr '\\0' '\\n' <\"/proc/$(pgrep -xo qemu-system-x86)/cmdline\" | sed -n 's/.*crewboss.tftp=10.0.2.2:\\([0-9]*\\).*/\\1/p'");
     let port = port.trim();
     assert!(port.parse::<u16>().is_ok(), "{port:?}");
@@ -144,9 +144,10 @@ fn packets_from_elsewhere_are_no_part_of_a_transfer_and_are_told() {
         "cd /tmp; echo evil >evil
         timeout 3 busybox tftp -g -r task -l got 127.0.0.1 {port} 2>&1 || echo no answer
         timeout 3 busybox tftp -p -r result -l evil 127.0.0.1 {port} 2>&1 || echo no answer
-        head -c 1000 /dev/urandom >/dev/udp/127.0.0.1/{port} 2>/dev/null || true; ls got 2>/dev/null || echo nothing"
+        bash -c 'head -c 1000 /dev/urandom >/dev/udp/127.0.0.1/{port}' && echo rubbish; ls got 2>/dev/null || echo nothing"
     ));
-    assert!(got.matches("no answer").count() == 2, "{got}");
+    assert!(got.matches("no answer").count() == 2 && got.contains("rubbish"), "{got}");
+    gate.open();
     let ended = running.end(A_GUEST_RUN).expect_code(0).expect_tasks(1, "success");
     let log = ended.results.file("t", "log");
     assert!(log.contains("which is not the guest") && log.contains("127.0.0.1"), "{log}");
@@ -233,15 +234,21 @@ fn a_disk_that_is_unmounted_mid_build_is_swept_when_it_is_back() {
     let site = Site::shared();
     make_second(&site);
     let machines = format!("slots = 2\nmachines = \"{SECOND}/machines\"");
-    let lines = "stages.run = 'echo it runs; sleep 4; echo made >$CREWBOSS_OUT/made'\nartifacts = ['made']";
-    let build =
-        format!("{BUILD}{}[target.here]\nstages.run = 'sleep 3; cat number'\n", target("guest", TINY, lines));
+    site.on(&format!(
+        "sed -i 's/^network = .*/network = \"user\"/' {SECOND}/machines/local/tiny/tiny-[1d]*/manifest.toml"
+    ));
+    let gate = Gate::new(&site);
+    let guest = format!(
+        "stages.run = 'echo it runs; {}; echo made >$CREWBOSS_OUT/made'\nartifacts = ['made']",
+        gate.line()
+    );
+    let here = "[target.here]\nstages.run = 'until [ -e /srv/unmounted ]; do sleep 0.1; done'\n";
+    let build = format!("{BUILD}{}{here}", target("guest", TINY, &guest));
     let scene = Scene::with_commits(&build, 1);
     let mut running = site.build(&scene, &machines).start();
-    running.wait_for_event("task_output", |event| {
-        event["text"].as_str().is_some_and(|text| text.contains("it runs"))
-    });
-    site.on(&format!("umount -l {SECOND}"));
+    running.wait_for_output("it runs");
+    site.on(&format!("umount -l {SECOND}; touch /srv/unmounted"));
+    gate.open();
     let ended = running.end(A_GUEST_RUN).expect_code(102).expect_civil();
     assert_eq!(ended.outcome_of("here"), "success", "unharmed: {ended:#?}");
     assert_eq!(ended.outcome_of("guest"), "infrastructure", "{ended:#?}");
@@ -253,6 +260,7 @@ fn a_disk_that_is_unmounted_mid_build_is_swept_when_it_is_back() {
     let again = site.build(&scene, &machines).args(&["--force"]).start().end(A_GUEST_RUN);
     drop(again.expect_code(0).expect_tasks(2, "success"));
     assert_eq!(left(&site), NOTHING);
+    site.on("rm /srv/unmounted");
     remove_second(&site);
 }
 
@@ -261,16 +269,14 @@ fn a_guest_that_finds_the_disk_of_the_host_full_is_ended_and_the_host_is_named()
     let site = Site::shared();
     make_second(&site);
     let machines = format!("slots = 2\nmachines = \"{SECOND}/machines\"");
-    let lines = "stages.run = 'echo it runs; sleep 4; dd if=/dev/urandom of=/big bs=1M count=100 && sync'";
-    let build =
-        format!("{BUILD}{}[target.here]\nstages.run = 'sleep 5; cat number'\n", target("guest", TINY, lines));
-    let scene = Scene::with_commits(&build, 1);
-    let mut running = site.build(&scene, &machines).start();
-    running.wait_for_event("task_output", |event| {
-        event["text"].as_str().is_some_and(|text| text.contains("it runs"))
-    });
-    site.on(&format!("dd if=/dev/zero of={SECOND}/filler bs=1M 2>/dev/null; sync; true"));
-    let ended = running.end(A_GUEST_RUN).expect_code(102).expect_civil();
+    let lines = "stages.run = 'echo it runs; dd if=/dev/urandom of=/big bs=1M count=100 && sync'";
+    let scene = Scene::with_commits(&format!("{BUILD}{}{HARMLESS}", target("guest", TINY, lines)), 1);
+    // Enough is left for a guest to come up, and less than it will write.
+    site.on(&format!(
+        "dd if=/dev/zero of={SECOND}/filler bs=1M 2>/dev/null; truncate -s -40M {SECOND}/filler; sync"
+    ));
+    let ended = site.build(&scene, &machines).start().end(A_GUEST_RUN).expect_code(102).expect_civil();
+    assert!(live(&ended, "guest").contains("it runs"), "{ended:#?}");
     site.on(&format!("rm {SECOND}/filler"));
     assert_eq!(ended.outcome_of("here"), "success", "unharmed: {ended:#?}");
     assert_eq!(ended.outcome_of("guest"), "infrastructure", "{ended:#?}");

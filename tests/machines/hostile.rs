@@ -96,14 +96,19 @@ fn run_odd(site: &Site, all: &[Odd]) -> Kept {
     let mut build = BUILD.to_owned();
     for Odd(by, name, ..) in all {
         let append = format!("append = \"{append} odd={name}\"");
-        let startup = if matches!(*name, "never-asks" | "floods-at-once") { "6s" } else { "60s" };
+        // What floods its console has to come to it first.
+        let startup = match *name {
+            "never-asks" => "6s",
+            "floods-at-once" => "25s",
+            _ => "5m",
+        };
         let limits = format!("limits = {{ startup = \"{startup}\", misboots = 0 }}");
         let (network, exchange) = match by {
             By::Port => ("network = \"none\"", "exchange = \"agent\""),
             By::Tftp => ("network = \"user\"", "exchange = \"tftp\""),
         };
         site.variant(ODD, name, &[&append, &limits, network, exchange]);
-        let timeout = if matches!(*name, "asks-forever" | "silent-stage") { "4s" } else { "100s" };
+        let timeout = if matches!(*name, "asks-forever" | "silent-stage") { "4s" } else { "10m" };
         let artifacts = if *name == "names-that-lead-out" { "artifacts = ['*']" } else { "" };
         let lines = format!("timeout = '{timeout}'\n{artifacts}\nstages.run = 'true'");
         build += &target(name, name, &lines);
@@ -205,7 +210,7 @@ fn stages_that_ruin_their_guest_ruin_nothing_else() {
     let mut build = BUILD.to_owned();
     for (name, _, line, _) in STAGES {
         for machine in [TINY, PLAIN] {
-            let timeout = if name == "floods" { "5s" } else { "60s" };
+            let timeout = if name == "floods" { "5s" } else { "10m" };
             let lines =
                 format!("timeout = '{timeout}'\nstages.run = \"\"\"{}\"\"\"", line.replace('\\', "\\\\"));
             build += &target(&format!("{name}-{machine}"), machine, &lines);

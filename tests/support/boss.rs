@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{A_RUN, SOON, read, run, wait_for};
+use super::clock::FairClock;
+use super::{A_RUN, read, run, wait_for};
 
 /// A `crewboss` command that is being put together.
 #[derive(Debug)]
@@ -113,9 +114,9 @@ impl Running {
         self.boss.story()
     }
 
-    /// Waits for an event of this kind for which `wanted` holds.
+    /// Waits for an event of this kind for which `wanted` holds, as long as the boss runs.
     pub fn wait_for_event(&mut self, kind: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.wait_for_event_within(kind, SOON * 2, wanted)
+        self.wait_for_event_within(kind, A_RUN, wanted)
     }
 
     /// As [`Self::wait_for_event`], for as long as that.
@@ -125,8 +126,43 @@ impl Running {
         within: Duration,
         wanted: impl Fn(&Value) -> bool,
     ) -> Value {
-        let found = wait_for_event(&self.boss, kind, within, &wanted, &mut self.child);
-        found.unwrap_or_else(|why| panic!("no event {kind}: {why}\n{}", self.boss.story()))
+        self.wait_for_events(&format!("event {kind}"), within, |events| {
+            events.iter().find(|event| event["event"] == kind && wanted(event)).cloned()
+        })
+    }
+
+    /// Waits until a task has shown this text, which may come in pieces.
+    pub fn wait_for_output(&mut self, text: &str) {
+        self.wait_for_events(&format!("output {text:?}"), A_RUN, |events| {
+            let mut shown = BTreeMap::<String, String>::new();
+            for event in events.iter().filter(|event| event["event"] == "task_output") {
+                let piece = event["text"].as_str().unwrap_or_default();
+                shown.entry(event["at"].to_string()).or_default().push_str(piece);
+            }
+            shown.values().any(|shown| shown.contains(text)).then_some(())
+        });
+    }
+
+    /// Waits until all events together are what `look` wants.
+    fn wait_for_events<T>(
+        &mut self,
+        what: &str,
+        within: Duration,
+        mut look: impl FnMut(&[Value]) -> Option<T>,
+    ) -> T {
+        let (boss, child) = (&self.boss, &mut self.child);
+        let look = || {
+            // The state first: what it wrote before its end must be seen.
+            let ended = child.try_wait().expect("its state");
+            match (look(&boss.read_events()), ended) {
+                (Some(found), _) => Some(Ok(found)),
+                (None, Some(status)) => Some(Err(format!("the boss ended before: {status}"))),
+                (None, None) => None,
+            }
+        };
+        let waiting = std::panic::AssertUnwindSafe(move || wait_for(what, within, look));
+        let found = std::panic::catch_unwind(waiting).unwrap_or_else(|_| Err("the time is up".to_owned()));
+        found.unwrap_or_else(|why| panic!("no {what}: {why}\n{}", self.boss.story()))
     }
 
     /// Waits until a task has started on this host.
@@ -137,6 +173,16 @@ impl Running {
     /// Whether it has not ended yet.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("its state").is_none()
+    }
+
+    /// Waits for its end, which must come within that, but for pauses of this machine.
+    #[must_use = "what it came to is what is tested"]
+    pub fn end_in_time(self, limit: Duration) -> Ended {
+        let clock = FairClock::start();
+        let ended = self.end(A_RUN);
+        let took = clock.elapsed();
+        assert!(took < limit, "the boss took {took:?} to its end, not {limit:?}: {ended:#?}");
+        ended
     }
 
     /// Waits for its end.
@@ -169,27 +215,6 @@ impl Drop for Running {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-fn wait_for_event(
-    boss: &Boss,
-    kind: &str,
-    within: Duration,
-    wanted: &impl Fn(&Value) -> bool,
-    child: &mut Child,
-) -> Result<Value, String> {
-    let look = || {
-        // The state first: what it wrote before its end must be seen.
-        let ended = child.try_wait().expect("its state");
-        let found = boss.read_events().into_iter().find(|event| event["event"] == kind && wanted(event));
-        match (found, ended) {
-            (Some(event), _) => Some(Ok(event)),
-            (None, Some(status)) => Some(Err(format!("the boss ended before: {status}"))),
-            (None, None) => None,
-        }
-    };
-    let waiting = std::panic::AssertUnwindSafe(move || wait_for(&format!("event {kind}"), within, look));
-    std::panic::catch_unwind(waiting).unwrap_or_else(|_| Err("the time is up".to_owned()))
 }
 
 impl Boss {

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::boss::{Boss, Running};
-use super::scene::{FAST_LIMITS, Scene};
+use super::scene::{LIMITS, Scene};
 use super::{LOOK_EVERY, SOON, run};
 
 /// What processes carry, with the name of their place.
@@ -130,7 +130,7 @@ impl Place {
     pub fn crew(&self, scene: &Scene, slots: u32) -> PathBuf {
         let (work, machines) = (&self.work, &self.machines);
         scene.crew_file(&format!(
-            "{FAST_LIMITS}[host.here]\nlocal = true\nslots = {slots}\naccel = \"tcg\"\nwork = {work:?}\nmachines = {machines:?}\n"
+            "{LIMITS}[host.here]\nlocal = true\nslots = {slots}\naccel = \"tcg\"\nwork = {work:?}\nmachines = {machines:?}\n"
         ))
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{SOON, output, read, run, wait_for};
+use super::{A_RUN, SOON, output, read, run, wait_for};
 
 /// A lab that is up. It goes down when this is dropped, and also when this process ends in any other way: it lives only
 /// as long as the other end of its standard input is open.
@@ -71,7 +71,7 @@ impl Lab {
             .spawn()
             .expect("scripts/lab can be started");
         let mut lab = Self { dir, holder };
-        wait_for("the lab to come up", SOON * 2, || {
+        wait_for("the lab to come up", A_RUN, || {
             let ended = lab.holder.try_wait().expect("the lab's state");
             assert!(ended.is_none(), "the lab did not come up: {}", read(&log));
             read(&log).contains("lab up").then_some(())

@@ -24,7 +24,7 @@ pub const TINY: &str = "tiny";
 pub const PLAIN: &str = "plain";
 
 /// Long enough for a run with bootstraps, on a machine that is busy with other things and has no KVM.
-pub const A_GUEST_RUN: Duration = Duration::from_secs(240);
+pub const A_GUEST_RUN: Duration = Duration::from_secs(900);
 
 /// What every machine of the tests is made with: busybox alone, which takes seconds.
 const SMALL: [&str; 4] = ["--compiler", "none", "--free", "256M"];
@@ -103,10 +103,15 @@ impl Site {
         PathBuf::from(format!("{}/root{path}", self.first_process()))
     }
 
+    /// The network of `host1`.
+    pub fn network(&self) -> PathBuf {
+        PathBuf::from(format!("{}/ns/net", self.first_process()))
+    }
+
     /// A command that is on the network of `host1`, and in nothing else of it.
     pub fn on_network(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}/ns/net", self.first_process())).arg(program);
+        command.arg(format!("--net={}", self.network().display())).arg(program);
         command
     }
 

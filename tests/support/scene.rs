@@ -7,9 +7,13 @@ use super::boss::Boss;
 use super::lab::{Lab, User};
 use super::write;
 
-/// How soon a lost host is noticed in the tests. Each is a round number and keeps the rule that silence is at least
-/// three heartbeats.
+/// No host is taken for lost because this machine stands still for a while.
+pub const LIMITS: &str = "[limits]\nheartbeat = \"1s\"\nsilence = \"2m\"\n";
+
+/// For tests in which a host falls silent: it is soon noticed.
 pub const FAST_LIMITS: &str = "[limits]\nheartbeat = \"1s\"\nsilence = \"4s\"\n";
+
+const TWO_HOSTS: [(&str, &str); 2] = [("host1", "slots = 1"), ("host2", "slots = 1")];
 
 /// A directory with all that one test needs, removed at its end.
 #[derive(Debug)]
@@ -76,8 +80,13 @@ impl Scene {
 
     /// Writes a crew file with hosts of a lab: `hosts` names them and adds further lines to each.
     pub fn crew(&self, lab: &Lab, user: User, hosts: &[(&str, &str)]) -> PathBuf {
+        self.crew_with(LIMITS, lab, user, hosts)
+    }
+
+    /// The same with other limits.
+    pub fn crew_with(&self, limits: &str, lab: &Lab, user: User, hosts: &[(&str, &str)]) -> PathBuf {
         let config = lab.dir().join("ssh_config");
-        let mut text = format!("{FAST_LIMITS}[ssh]\nconfig = {:?}\n", config.display().to_string());
+        let mut text = format!("{limits}[ssh]\nconfig = {:?}\n", config.display().to_string());
         for (host, more) in hosts {
             text += &format!(
                 "[host.{host}]\nssh = \"{}@{host}\"\nwork = \"{}\"\n{more}\n",
@@ -90,7 +99,12 @@ impl Scene {
 
     /// Both hosts of a shared lab with one slot each.
     pub fn two_hosts(&self, lab: &Lab, user: User) -> PathBuf {
-        self.crew(lab, user, &[("host1", "slots = 1"), ("host2", "slots = 1")])
+        self.crew(lab, user, &TWO_HOSTS)
+    }
+
+    /// The same, for tests in which one of them falls silent.
+    pub fn two_hosts_that_may_fall_silent(&self, lab: &Lab, user: User) -> PathBuf {
+        self.crew_with(FAST_LIMITS, lab, user, &TWO_HOSTS)
     }
 
     /// Writes a crew file.

@@ -1,8 +1,9 @@
 //! What tests of this crate share: a btrfs of their own, and repositories made of a few words.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crewboss_protocol::TreeId;
 use git2::{ObjectType, Oid, Repository};
@@ -57,6 +58,16 @@ impl Drop for Mount {
 pub(crate) fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?} (as root?): {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Writes a script that can be run at once. A child does it: while this process has a file open for writing, a program that
+/// another thread starts has it open too, and nobody can run it.
+pub(crate) fn write_script(path: &Path, text: &str) {
+    let mut shell = Command::new("sh");
+    let shell = shell.args(["-c", r#"cat >"$1" && chmod 755 "$1""#, "sh"]).arg(path).stdin(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    shell.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success(), "cannot write {}", path.display());
 }
 
 /// Stores a tree in `objects.git`. Files are `path`, `mode`, `content`.

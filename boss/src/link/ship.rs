@@ -497,7 +497,7 @@ fn keep(stray: &mut String, line: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
     use std::process::Command;
 
     use super::*;
@@ -520,8 +520,9 @@ mod tests {
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         let program = real.join("bin/abc/crewboss");
         std::fs::create_dir_all(real.join("bin/abc")).unwrap();
-        std::fs::write(&program, "#!/bin/sh\necho started\n").unwrap();
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        // By a child: while another thread starts a program, that has open what this process writes, and nobody can run it.
+        let write = r##"printf '#!/bin/sh\necho started\n' >"$0" && chmod 755 "$0""##;
+        assert!(Command::new("sh").args(["-c", write]).arg(&program).status().unwrap().success());
         symlink(&real, &link).unwrap();
 
         let start = start_script("abc", "");

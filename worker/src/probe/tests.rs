@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::*;
@@ -29,8 +28,7 @@ fn hello(toolchains: &[(&str, &Path)]) -> Hello {
 }
 
 fn script(path: &Path, text: &str) {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    crate::testing::write_script(path, &format!("#!/bin/sh\n{text}\n"));
 }
 
 #[test]

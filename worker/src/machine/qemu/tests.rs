@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -244,20 +243,19 @@ fn a_killed_guest_is_gone_and_so_is_one_that_is_dropped() {
 #[test]
 fn programs_that_are_no_qemu_are_told_apart() {
     let scene = Scene::new();
-    let start = |script: &str| {
+    let start = |script: &str, patience: u64| {
         let path = scene.path("qemu-system-x86_64");
-        fs::write(&path, format!("#!/bin/bash\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::testing::write_script(&path, &format!("#!/bin/bash\n{script}\n"));
         let program = Program::find_on(scene.directory.path().as_os_str(), Path::new("/nowhere")).unwrap();
         let mut qemu = Qemu::start(&program, &scene.config, scene.directory.path(), Vec::new()).unwrap();
-        qemu.wait_ready(Instant::now() + Duration::from_secs(2)).unwrap_err()
+        qemu.wait_ready(Instant::now() + Duration::from_secs(patience)).unwrap_err()
     };
     let monitor = r#"fd=$(printf '%s' "$*" | sed -n 's/.*id=monitor,fd=\([0-9]*\).*/\1/p')"#;
-    assert!(matches!(start("exec sleep 1000"), QemuError::Monitor(QmpError::Deadline { .. })));
-    assert!(matches!(start("exit 3"), QemuError::Silent { how } if how == "exit code 3"));
-    let garbage = start(&format!("{monitor}; echo 'login:' >&$fd; exec sleep 1000"));
+    assert!(matches!(start("exec sleep 1000", 1), QemuError::Monitor(QmpError::Deadline { .. })));
+    assert!(matches!(start("exit 3", 60), QemuError::Silent { how } if how == "exit code 3"));
+    let garbage = start(&format!("{monitor}; echo 'login:' >&$fd; exec sleep 1000"), 60);
     assert!(matches!(garbage, QemuError::Monitor(QmpError::Garbage(_))), "{garbage:?}");
     let greeting = r#"{"QMP": {"version": {"qemu": {"major": 6, "minor": 1, "micro": 0}}}}"#;
-    let old = start(&format!("{monitor}; echo '{greeting}' >&$fd; exec sleep 1000"));
+    let old = start(&format!("{monitor}; echo '{greeting}' >&$fd; exec sleep 1000"), 60);
     assert!(matches!(old, QemuError::TooOld { .. }), "{old:?}");
 }

@@ -212,8 +212,10 @@ fn a_guest_in_qemu_gets_and_puts_and_nobody_else_does() {
     assert!(events.contains(&refused("../source.tar", Refusal::Upwards)), "{events:?}");
     assert!(events.contains(&refused("/small", Refusal::Absolute)), "{events:?}");
     let bytes = 4 * content.len() as u64 + report.len() as u64;
-    let counts = Counts { got: 2, put: 3, bytes, refused: 2, foreign: 1, ..Counts::default() };
-    assert_eq!(server.counts(), counts);
+    let counts = Counts { got: 2, put: 3, bytes, foreign: 1, ..Counts::default() };
+    assert_eq!(Counts { refused: 0, ..server.counts() }, counts);
+    // Who waits long for an answer asks again.
+    assert!(server.counts().refused >= 2, "{:?}", server.counts());
     stranger.set_nonblocking(true).unwrap();
     assert!(stranger.recv(&mut [0; 100]).is_err(), "a stranger was answered");
 }

@@ -301,7 +301,7 @@ fn options_are_granted_within_limits() {
 #[test]
 fn a_silent_guest_is_given_up() {
     let mut limits = Limits { reserve: 0, ..Limits::default() };
-    (limits.pace.first, limits.pace.patience) = (Duration::from_millis(20), Duration::from_millis(300));
+    (limits.pace.first, limits.pace.patience) = (Duration::from_millis(20), Duration::from_secs(2));
     let mut lab = Lab::with(&[("task", b"x")], &[("log", 10)], limits, None);
     let (getter, putter) = (lab.client(), lab.client());
     getter.ask(Way::Get, "task", Options::default());
