@@ -75,8 +75,7 @@ impl Shell {
         facts: HostFacts,
         mut session: Option<Session>,
     ) -> Result<Self, String> {
-        let total = facts.slots;
-        let (mut pool, mut slots) = (None, None);
+        let (total, mut pool, mut slots) = (facts.slots, None, None);
         if let Some(session) = &mut session {
             let preparer = Preparer::new(layout.clone()).map_err(|error| chain(&error))?;
             pool = Some(Pool::new(preparer, session.take_aside()).map_err(|error| error.to_string())?);

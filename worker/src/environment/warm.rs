@@ -229,15 +229,16 @@ fn numbers(root: &Path) -> Vec<u64> {
 
 /// Removes good directories that are neither current nor read. What cannot be removed is tried again next time.
 fn collect(root: &Path) {
-    let current = current(root);
     for number in numbers(root) {
         let good = root.join(format!("good-{number}"));
-        if current.as_ref() == Some(&good) {
+        let Ok(file) = File::open(&good) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }
-        let Ok(file) = File::open(&good) else { continue };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _held = Held::new(file);
+        let held = Held::new(file);
+        // Only now: who publishes one holds its lock until it is current. And one that another has removed meanwhile may
+        // have a successor of its name.
+        if current(root).as_ref() != Some(&good) && held.is_at(&good).unwrap_or(false) {
             drop(remove_tree(&good));
         }
     }

@@ -22,6 +22,7 @@ use super::hold::shelf::Kept;
 use super::manifest::{Boot, DiskFormat, Exchange, Manifest, Network};
 use super::new_guest::NewGuest;
 use super::qemu::command::{self, Access, Backing, Disk, Format, GuestConfig, Link, Nic};
+use super::qemu::error::QemuError;
 use super::qemu::firmware::Uefi;
 use super::qemu::process::Qemu;
 use super::qemu::saved;
@@ -150,7 +151,10 @@ impl Plan<'_> {
         }
         // What QEMU has against a guest it says before its greeting, and it comes of the manifest mostly.
         let greeted = qemu.wait_ready(Instant::now() + GREETING_WITHIN);
-        let version = greeted.map_err(|error| Stop::Machine(chain(&error)))?;
+        let version = greeted.map_err(|error| match error {
+            QemuError::Killed => Stop::host(&error),
+            error => Stop::Machine(chain(&error)),
+        })?;
         let kept = self.kept(config, &version.to_string());
         Ok(Guest::new(Parts {
             machines: self.machines.clone(),

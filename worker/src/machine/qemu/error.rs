@@ -104,6 +104,9 @@ pub enum QemuError {
         /// Exit code or signal.
         how: String,
     },
+    /// Somebody else killed it before there was a guest: the kernel mostly.
+    #[error("QEMU was killed before there was a guest; the host may lack memory")]
+    Killed,
     /// No accelerator runs the trial guest.
     #[error("no trial guest ran: {why}")]
     Trial {

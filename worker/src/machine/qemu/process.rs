@@ -112,6 +112,9 @@ impl Qemu {
 
     /// What it means that QEMU ended before there was a guest.
     pub fn early_end(&mut self, ended: Ended) -> QemuError {
+        if ended == Ended::Signal(libc::SIGKILL) {
+            return QemuError::Killed;
+        }
         self.child.hear();
         QemuError::of_early_end(&ended.to_string(), &self.child.said())
     }

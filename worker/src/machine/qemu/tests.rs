@@ -197,6 +197,19 @@ fn a_disk_of_the_host_that_is_full_leaves_no_half_of_a_state() {
 }
 
 #[test]
+fn a_qemu_that_somebody_kills_at_its_start_is_told_as_that() {
+    let mut scene = Scene::new();
+    // Stopped before it greets: it waits for somebody to connect.
+    let options = ["-chardev", "socket,id=late,host=127.0.0.1,port=0,server=on,wait=on"];
+    scene.config.options = options.map(str::to_owned).to_vec();
+    let mut guest = scene.start();
+    let pid = ProcessId::of(guest.qemu.child.pid()).unwrap();
+    assert!(pid.signal(crate::process::KILL));
+    let error = guest.qemu.wait_ready(soon()).unwrap_err();
+    assert!(matches!(error, QemuError::Killed), "{error}");
+}
+
+#[test]
 fn options_and_files_that_qemu_refuses_are_told_in_its_words() {
     let refusal = |change: fn(&mut Scene)| {
         let mut scene = Scene::new();
