@@ -57,7 +57,8 @@ fn hello(session: &str) -> Hello {
         host: "lab".parse().unwrap(),
         priority: 0,
         heartbeat_ms: 5_000,
-        silence_ms: 20_000,
+        // The tests send no pings.
+        silence_ms: 600_000,
         slots: Some(2),
         toolchains: Default::default(),
         machines: None,
