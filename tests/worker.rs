@@ -16,6 +16,7 @@ use crewboss_protocol::{
     CleanReport, Environment, FromWorker, Outcome, PROTOCOL_VERSION, Target, TaskRef, ToWorker, TreeId, codec,
 };
 use crewboss_worker::process::{KILL, ProcessId, TERM, descendants, with_variable};
+use rustix::process::Signal;
 use support::clock::FairClock;
 
 const WITHIN: Duration = Duration::from_secs(120);
@@ -57,7 +58,8 @@ fn hello(session: &str) -> Hello {
         host: "lab".parse().unwrap(),
         priority: 0,
         heartbeat_ms: 5_000,
-        silence_ms: 20_000,
+        // The tests send no pings.
+        silence_ms: 600_000,
         slots: Some(2),
         toolchains: Default::default(),
         machines: None,
@@ -337,6 +339,13 @@ fn a_killed_runner_costs_its_task_only() {
     assert_eq!(worker.run(shell("true")).outcome, Outcome::Success);
 }
 
+/// Kills all of them, so that none acts on the death of another.
+fn kill(victims: &[&ProcessId]) {
+    for signal in [Signal::STOP, KILL] {
+        assert!(victims.iter().all(|victim| victim.signal(signal)), "somebody was gone before");
+    }
+}
+
 #[test]
 fn whoever_is_killed_the_others_leave_nothing() {
     for victims in ["guardian", "proper", "guardian runner", "proper runner", "guardian proper"] {
@@ -345,9 +354,9 @@ fn whoever_is_killed_the_others_leave_nothing() {
         worker.wait_for_marked(4);
         let (proper, runner) = worker.roles();
         let guardian = ProcessId::of(worker.child.id()).unwrap();
-        for (name, process) in [("guardian", &guardian), ("proper", &proper), ("runner", &runner)] {
-            assert!(!victims.contains(name) || process.signal(KILL));
-        }
+        let named = [("guardian", &guardian), ("proper", &proper), ("runner", &runner)];
+        let dying = named.into_iter().filter(|(name, _)| victims.contains(name));
+        kill(&dying.map(|(_, process)| process).collect::<Vec<_>>());
         let _status = worker.child.wait();
         until(victims, || worker.marked().is_empty().then_some(()));
         if victims == "guardian proper" {
@@ -366,9 +375,7 @@ fn when_all_are_killed_at_once_the_next_sweep_does_it() {
     worker.wait_for_marked(4);
     let (proper, runner) = worker.roles();
     let guardian = ProcessId::of(worker.child.id()).unwrap();
-    for process in [&runner, &proper, &guardian] {
-        process.signal(KILL);
-    }
+    kill(&[&runner, &proper, &guardian]);
     worker.child.wait().unwrap();
     until("all are dead", || (!proper.is_alive() && !runner.is_alive()).then_some(()));
     let report = clean(worker.work.path(), false);
