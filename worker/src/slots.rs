@@ -136,8 +136,8 @@ impl Slots {
 
     fn stop_waiting(&mut self) {
         self.next_try = None;
-        if self.waiting.take().is_some() {
-            // The lock is gone with the descriptor; a file without a lock counts for nobody.
+        if let Some((_held, _)) = self.waiting.take() {
+            // While it is locked, so that whoever finds a file of this name unlocked knows that it stays the same.
             let _left = std::fs::remove_file(self.layout.waiting(&self.session));
         }
     }
