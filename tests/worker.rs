@@ -465,22 +465,25 @@ fn who_only_looks_makes_nothing() {
 #[test]
 fn two_bosses_share_the_slots_of_a_host() {
     let mut one = Worker::start_with("one", |hello| hello.slots = Some(1));
-    let first = one.order(shell("sleep 0.05"));
+    let go = one.work.path().join("go");
+    let line = format!("until [ -e {} ]; do sleep 0.01; done; sleep 0.05; date +%s%N", go.display());
+    one.order(shell(&line));
     for _ in 0..20 {
         one.order_again(0);
     }
-    one.done(first);
+    one.hear("started", |message| matches!(message, FromWorker::Started { .. }).then_some(()));
     let work = tempfile::tempdir().unwrap();
     std::fs::remove_dir(work.path()).unwrap();
     std::os::unix::fs::symlink(one.work.path(), work.path()).unwrap();
     let session = format!("two-{}.1", std::process::id());
     let mut two = Worker::spawn(work, session.clone());
     two.send(&ToWorker::Hello(Hello { slots: Some(1), ..hello(&session) }));
-    assert_eq!(two.run(shell("true")).outcome, Outcome::Success);
-    // The other one was not through by then: it let us in between.
-    let finished = one.early.len();
-    one.done("21.1".parse().unwrap());
-    assert!(finished < 21);
+    let other = two.order(shell("date +%s%N"));
+    two.hear("it waits", |message| matches!(message, FromWorker::Slots { .. }).then_some(()));
+    std::fs::write(&go, "").unwrap();
+    let time = |done: Done| done.log.text.unwrap().trim().parse::<u64>().unwrap();
+    let (other, last) = (time(two.done(other)), time(one.done("21.1".parse().unwrap())));
+    assert!(other < last, "it was let in only when the first one was through");
     two.send(&ToWorker::Quit);
     two.hear("finished", |message| matches!(message, FromWorker::Finished).then_some(()));
     std::fs::remove_file(two.work.path()).unwrap();
