@@ -466,17 +466,20 @@ fn who_only_looks_makes_nothing() {
 #[test]
 fn two_bosses_share_the_slots_of_a_host() {
     let mut one = Worker::start_with("one", |hello| hello.slots = Some(1));
-    let first = one.order(shell("sleep 0.05"));
+    let go = one.work.path().join("go");
+    let line = format!("until [ -e {} ]; do sleep 0.01; done; sleep 0.05; date +%s%N", go.display());
+    one.order(shell(&line));
     for _ in 0..20 {
         one.order_again(0);
     }
-    one.done(first);
+    one.hear("started", |message| matches!(message, FromWorker::Started { .. }).then_some(()));
     let mut two = beside(&one, "two", |hello| hello.slots = Some(1));
-    assert_eq!(two.run(shell("true")).outcome, Outcome::Success);
-    // The other one was not through by then: it let us in between.
-    let finished = one.early.len();
-    one.done("21.1".parse().unwrap());
-    assert!(finished < 21);
+    let other = two.order(shell("date +%s%N"));
+    two.hear("it waits", |message| matches!(message, FromWorker::Slots { .. }).then_some(()));
+    std::fs::write(&go, "").unwrap();
+    let time = |done: Done| done.log.text.unwrap().trim().parse::<u64>().unwrap();
+    let (other, last) = (time(two.done(other)), time(one.done("21.1".parse().unwrap())));
+    assert!(other < last, "it was let in only when the first one was through");
     leave(&mut two);
 }
 

@@ -178,7 +178,8 @@ mod tests {
         fs::create_dir_all(layout.sources().join(".new-1-0")).unwrap();
         let user = crate::slots::lock_as_user(&layout).unwrap();
         assert!(set_aside(&layout).unwrap().graves.is_empty());
-        drop(user);
+        // Closing is not enough: a program that another thread is just starting may have it open as well.
+        user.unlock().unwrap();
         assert_eq!(set_aside(&layout).unwrap().graves, [layout.sources().join(".new-1-0")]);
         // Nor does it keep others out once it is done.
         crate::slots::lock_as_user(&layout).unwrap();

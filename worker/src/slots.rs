@@ -64,16 +64,20 @@ impl Slots {
     /// If a lock file cannot be opened.
     pub fn aim(&mut self, want: u32, now: Instant) -> io::Result<()> {
         let want = want.min(self.total);
-        while self.held() > want {
-            self.held.pop();
-            // Who gives up a slot to others does not run for it again at once.
-            self.next_try = Some(now + RETRY * 3);
-        }
+        let gives = self.held() > want;
+        self.held.truncate(want as usize);
         if self.held() == want {
             self.stop_waiting();
+            if gives && !self.waiters().is_empty() {
+                // Who gives up a slot to others does not run for it again at once.
+                self.next_try = Some(now + RETRY * 3);
+            }
             return Ok(());
         }
         if self.next_try.is_some_and(|next| now < next) {
+            if self.waiting.is_none() {
+                self.wait()?;
+            }
             return Ok(());
         }
         for slot in 0..self.total {
@@ -326,6 +330,25 @@ mod tests {
         one.aim(2, now).unwrap();
         two.aim(4, two.next_try().unwrap()).unwrap();
         assert_eq!((one.held(), two.held()), (2, 2));
+    }
+
+    #[test]
+    fn who_gives_up_a_slot_to_others_does_not_take_it_back_at_once() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let (mut one, mut two) = (slots(&layout, "a.1", 1, 1), slots(&layout, "b.1", 2, 1));
+        let now = Instant::now();
+        one.aim(1, now).unwrap();
+        two.aim(1, now).unwrap();
+        for want in [0, 1] {
+            one.aim(want, now).unwrap();
+            assert_eq!(one.held(), 0);
+        }
+        two.aim(1, two.next_try().unwrap()).unwrap();
+        assert_eq!((one.held(), two.held()), (0, 1));
+        two.aim(0, now).unwrap();
+        one.aim(1, one.next_try().unwrap()).unwrap();
+        assert_eq!(one.held(), 1, "it has its turn again");
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl StoreError {
 pub struct OutDir {
     root: PathBuf,
     scratch: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl OutDir {
@@ -63,7 +63,7 @@ impl OutDir {
         remove_scratch(root)?;
         let scratch = root.join(format!(".part-{run}"));
         fs::create_dir(&scratch).map_err(StoreError::io("create", &scratch))?;
-        Ok(Self { root: root.to_owned(), scratch, _lock: lock })
+        Ok(Self { root: root.to_owned(), scratch, lock })
     }
 
     /// The directory itself.
@@ -81,6 +81,10 @@ impl Drop for OutDir {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.scratch) {
             tracing::warn!(path = %self.scratch.display(), %error, "could not remove");
+        }
+        // Closing is not enough: a program that another thread is just starting may have it open as well.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(path = %self.root.display(), %error, "could not unlock");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A bulk channel: receives git packs, checks trees out, sends logs and artifacts.
 //!
 //! One process serves one channel, one request after the other, with blocking reads and writes. Every failure is answered
-//! with its kind; only a channel that cannot be read, or in which our place is lost, ends it.
+//! with its kind; only a channel that cannot be read, or in which our place is lost, ends it, and the end of its session.
 
 mod pack;
 mod send;
@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
@@ -21,6 +22,9 @@ use crate::layout::Layout;
 use crate::source::{self, Objects, SourceError, Sources};
 use crate::storage::{Way, is_no_space};
 use stream::{Input, Output};
+
+/// Between two looks whether the session is still there.
+const SESSION_EVERY: Duration = Duration::from_secs(2);
 
 /// Why a request ends without success.
 #[derive(Debug)]
@@ -78,8 +82,26 @@ impl From<&SourceError> for Failure {
 pub fn main(work: Option<PathBuf>, session: SessionId) -> ExitCode {
     // Without a directory to work in there is nothing to say either: the worker has said why.
     let Ok(layout) = Layout::resolve(work) else { return ExitCode::FAILURE };
+    end_with_session(layout.session(&session));
     let (input, output) = (io::stdin(), io::stdout());
     if serve(layout, session, input.as_fd(), output.as_fd()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Ends this process soon after the session's directory has gone: behind a link that was cut nobody would ever say that the
+/// channel has ended, and it would be in use for ever.
+#[expect(clippy::exit, reason = "whatever it waits for does not come any more")]
+fn end_with_session(directory: PathBuf) {
+    std::thread::spawn(move || {
+        let mut begun = false;
+        loop {
+            let there = directory.exists();
+            if begun && !there {
+                std::process::exit(1);
+            }
+            begun |= there;
+            std::thread::sleep(SESSION_EVERY);
+        }
+    });
 }
 
 /// Serves a channel; whether it ended in order.
