@@ -161,8 +161,6 @@ impl Supervisor {
         loop {
             let deadline = quitting.unwrap_or_else(|| live.heard + self.common.timing.silence);
             tokio::select! {
-                // What the worker has said comes before its silence, however late this is looked at.
-                biased;
                 read = live.stdout.read_buf(&mut buffer) => {
                     match self.take(live, &mut buffer, read).await {
                         Ok(()) => {}
@@ -184,10 +182,17 @@ impl Supervisor {
                 count = read_stderr(&mut live.guard, &mut complaints) => live.complain(&complaints[..count]),
                 _ = ping.tick() => live.ping(),
                 () = tokio::time::sleep_until(deadline) => {
-                    return match quitting {
-                        Some(_) => SessionError::Quit,
-                        None => SessionError::Silent { after: self.common.timing.silence },
-                    };
+                    if quitting.is_some() {
+                        return SessionError::Quit;
+                    }
+                    // A boss that stood still itself must not take that for silence. The order of the branches would do as
+                    // well, but then a worker that never stops talking would keep all others from their turn.
+                    match timeout(Duration::ZERO, live.stdout.read_buf(&mut buffer)).await {
+                        Ok(read) => if let Err(error) = self.take(live, &mut buffer, read).await {
+                            return error;
+                        },
+                        Err(_) => return SessionError::Silent { after: self.common.timing.silence },
+                    }
                 }
             }
         }

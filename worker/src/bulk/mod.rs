@@ -91,7 +91,7 @@ pub fn main(work: Option<PathBuf>, session: SessionId) -> ExitCode {
 /// channel has ended, and it would be in use for ever.
 #[expect(clippy::exit, reason = "whatever it waits for does not come any more")]
 fn end_with_session(directory: PathBuf) {
-    std::thread::spawn(move || {
+    let watch = move || {
         let mut begun = false;
         loop {
             let there = directory.exists();
@@ -101,7 +101,9 @@ fn end_with_session(directory: PathBuf) {
             begun |= there;
             std::thread::sleep(SESSION_EVERY);
         }
-    });
+    };
+    // Without it only the end of the input ends the channel.
+    drop(std::thread::Builder::new().name("session".to_owned()).spawn(watch));
 }
 
 /// Serves a channel; whether it ended in order.

@@ -19,8 +19,7 @@ const EVERY: Duration = Duration::from_millis(250);
 /// A task took too much.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "what it wrote takes {} MiB of the host's disk at {}, where {} MiB are left and {} MiB are kept for others; \
-     hint: have it write less, or say with `needs.disk` how much it takes",
+    "what it wrote takes {} MiB of the host's disk at {}, where {} MiB are left and {} MiB are kept for others",
     taken >> 20, path.display(), free >> 20, reserve >> 20
 )]
 pub struct Full {
@@ -131,8 +130,7 @@ mod tests {
         let text = taken.unwrap_err().to_string().replace(greedy.to_str().unwrap(), "/srv");
         assert_eq!(
             text,
-            "what it wrote takes 3 MiB of the host's disk at /srv, where 1 MiB are left and 2 MiB are kept for others; \
-             hint: have it write less, or say with `needs.disk` how much it takes"
+            "what it wrote takes 3 MiB of the host's disk at /srv, where 1 MiB are left and 2 MiB are kept for others"
         );
         assert_eq!(rooms[0].look(Instant::now()), Ok(()), "it has looked just before");
         assert_eq!(left(&disk.path()), RESERVE, "little is always tried");

@@ -59,7 +59,10 @@ pub enum Stop {
         why: String,
     },
     /// What comes out of it is too much for the host's disk.
-    #[error("the guest of {machine} was stopped in {phase}: {why}")]
+    #[error(
+        "the guest of {machine} was stopped in {phase}: {why}; \
+         hint: have it write less, or say with `needs.disk` how much it takes"
+    )]
     Full {
         /// Which machine.
         machine: Name,
@@ -230,6 +233,15 @@ mod tests {
             stop.to_string(),
             "stopped in its stages after 2000 ms; it last said that its load is 4.05, and 3 MiB of memory and \
              1024 MiB of its disk are free"
+        );
+        let (machine, why) =
+            ("debian".parse().unwrap(), "its log has 300 MiB, and the host has room for 256".to_owned());
+        let full = Stop::Full { machine, phase: Phase::Collection, why };
+        assert_eq!((full.outcome(), full.blames_machine()), (Outcome::Failure, false));
+        assert_eq!(
+            full.to_string(),
+            "the guest of debian was stopped in the collection of what it made: its log has 300 MiB, and the host has \
+             room for 256; hint: have it write less, or say with `needs.disk` how much it takes"
         );
         let (host, machine) = (Stop::Host("no QEMU".to_owned()), Stop::Machine("suspended".to_owned()));
         assert_eq!((host.outcome(), host.blames_machine()), (Outcome::Infrastructure, false));
