@@ -32,6 +32,12 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
+/// Foreign text as one harmless line, for a message.
+pub fn one_line(text: &str) -> String {
+    let clean = harmless(text.trim_end());
+    clean.chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).collect()
+}
+
 /// Whether a character does something else than to be seen.
 pub fn is_harmful(c: char) -> bool {
     let direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -106,6 +112,11 @@ mod tests {
         for (hostile, clean) in cases {
             assert_eq!(harmless(hostile), clean, "{hostile:?}");
         }
+    }
+
+    #[test]
+    fn a_message_has_one_line_of_it() {
+        assert_eq!(one_line("\x1b[1;31mred\x1b[0m\tand\nmore\x1b]0;t\x07\n"), "red and more");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::fmt;
 
 use bytesize::ByteSize;
 use crewboss_protocol::Outcome;
-pub use crewboss_protocol::harmless::harmless;
 use crewboss_protocol::harmless::is_harmful;
+pub use crewboss_protocol::harmless::{harmless, one_line};
 
 /// Last lines of output shown with a failure.
 pub const TAIL_LINES_MAX: usize = 20;
@@ -31,12 +31,6 @@ pub fn in_place(line: &str) -> String {
 /// Adds formatted text. Writing into a `String` cannot fail.
 pub fn put(into: &mut String, text: fmt::Arguments<'_>) {
     fmt::Write::write_fmt(into, text).unwrap_or_default();
-}
-
-/// Foreign text as one harmless line.
-pub fn one_line(text: &str) -> String {
-    let clean = harmless(text.trim_end());
-    clean.chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).collect()
 }
 
 /// At most so many characters, with `...` for what is left out at the end.

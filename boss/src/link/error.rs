@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crewboss_protocol::HostName;
+use crewboss_protocol::harmless::one_line;
 
 use super::channel::Exit;
 
@@ -229,7 +230,7 @@ pub(super) fn excerpt(log: &str) -> String {
         if !text.is_empty() {
             text.push_str("; ");
         }
-        text.extend(line.chars().filter(|c| !c.is_control()));
+        text.push_str(&one_line(line));
     }
     text
 }

@@ -1,5 +1,6 @@
 //! From a revision or range to commits.
 
+use crewboss_protocol::harmless::one_line;
 use git2::{ErrorCode, Oid, Repository, RevparseMode, Sort};
 
 use super::error::SourceError;
@@ -74,5 +75,5 @@ pub(super) fn commit(repository: &Repository, id: Oid) -> Result<Commit, SourceE
 fn subject(message: &[u8]) -> String {
     let text = String::from_utf8_lossy(message);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("");
-    line.chars().filter(|character| !character.is_control()).collect()
+    one_line(line)
 }

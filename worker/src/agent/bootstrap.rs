@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crewboss_protocol::guest::{FromGuest, GUEST_TOOLCHAIN};
+use crewboss_protocol::harmless::one_line;
 use crewboss_protocol::id::{Attempt, TaskId};
 use crewboss_protocol::{Name, TaskRef};
 use rustix::fs::{Access, access};
@@ -152,9 +153,7 @@ fn reported(path: &Path) -> io::Result<BTreeMap<String, String>> {
 }
 
 fn add(versions: &mut BTreeMap<String, String>, name: &str, version: &str) {
-    let plain = |text: &str| -> String {
-        text.trim().chars().filter(|c| !c.is_control()).take(VERSION_BYTES_MAX).collect()
-    };
+    let plain = |text: &str| -> String { one_line(text.trim()).chars().take(VERSION_BYTES_MAX).collect() };
     if !name.is_empty() {
         versions.insert(plain(name), plain(version));
     }

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crewboss_protocol::harmless::one_line;
+
 /// Kept from the beginning: the boot.
 const HEAD_BYTES: usize = 128 << 10;
 
@@ -55,10 +57,15 @@ impl Console {
     /// The last lines that say something, for a message. Of a kernel that panicked it is why, and not the registers.
     pub fn last_words(&self, lines: usize) -> String {
         let text = self.text();
-        let start = text.len().saturating_sub(LAST_BYTES);
+        let mut start = text.len().saturating_sub(LAST_BYTES);
+        // Not from the middle of a line: what is left of an escape sequence would pass for text.
+        if start > 0 {
+            start += text[start..].iter().position(|byte| *byte == b'\n').unwrap_or(0);
+        }
         let text = String::from_utf8_lossy(&text[start..]);
-        let plain = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-        let said: Vec<String> = text.lines().map(plain).filter(|line| !line.trim().is_empty()).collect();
+        // Line by line, so that a string that is never ended takes no other line with it.
+        let said: Vec<String> =
+            text.split('\n').map(one_line).filter(|line| !line.trim().is_empty()).collect();
         let panic = said.iter().rposition(|line| line.contains("Kernel panic - not syncing"));
         match panic {
             Some(panic) => said[panic].clone(),
@@ -93,6 +100,19 @@ mod tests {
         console
             .push(b"[    2.9] CPU: 0 PID: 1\r\n[    2.9]  </TASK>\r\n[    2.9] Kernel Offset: 0x7c00000\r\n");
         assert_eq!(console.last_words(3), "[    2.8] Kernel panic - not syncing: No working init found.");
+    }
+
+    #[test]
+    fn of_escape_sequences_nothing_is_left() {
+        let mut console = Console::default();
+        console.push(
+            b"\x1b]0;title\x07\x1b[1;31mmake: \x1bP1;2q~\x1b\\*** Error 2\x1b[0m\r\n\x1b[2K\r10%\r100%\r\n",
+        );
+        console.push(b"\x1b[?25hbye\r\n");
+        assert_eq!(console.last_words(9), "make: *** Error 2 | 100% | bye");
+        // One whose beginning is further back than what is looked at.
+        console.push(&[b"\x1b]0;".to_vec(), vec![b'x'; LAST_BYTES], b"\x07\r\nlast\r\n".to_vec()].concat());
+        assert_eq!(console.last_words(9), "last");
     }
 
     proptest! {
