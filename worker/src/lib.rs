@@ -10,7 +10,6 @@ pub mod cgroup;
 pub mod core;
 pub mod environment;
 pub mod guardian;
-pub mod held;
 pub mod layout;
 pub mod machine;
 pub mod overview;

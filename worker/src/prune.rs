@@ -9,10 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::held::Held;
 use crate::layout::Layout;
 use crate::source::{self, UNFINISHED};
 use crate::storage::remove_tree;
+use crewboss_ground::Held;
 
 /// Sources kept.
 const SOURCES_MAX: usize = 64;

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::{SessionId, SlotHolder};
 
-use crate::held::Held;
 use crate::layout::Layout;
+use crewboss_ground::Held;
 
 /// How often a waiting worker tries again: short against any real task, long against the cost of a try.
 pub const RETRY: Duration = Duration::from_millis(20);

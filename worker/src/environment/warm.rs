@@ -20,10 +20,10 @@ use crewboss_protocol::TreeId;
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::EnvError;
-use crate::held::Held;
 use crate::layout::Layout;
 use crate::source::{self, Objects};
 use crate::storage::{Way, remove_tree};
+use crewboss_ground::Held;
 
 /// What makes two builds start from the same directory: the hash, in hexadecimal, of everything but the source that
 /// decides what is built.

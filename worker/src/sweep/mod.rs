@@ -14,7 +14,6 @@ use crewboss_protocol::{SessionId, codec};
 use rustix::process::Signal;
 
 use crate::cgroup;
-use crate::held::Held;
 use crate::layout::Layout;
 use crate::machine;
 use crate::machine::directory::Machines;
@@ -22,6 +21,7 @@ use crate::machine::sweep::HeldGuests;
 use crate::owner::{Owner, sessions};
 use crate::process::{KILL_WITHIN, ProcessId, with_variable};
 use crate::storage::remove_tree;
+use crewboss_ground::Held;
 
 /// The variable that every process of a task carries.
 pub const MARK: &str = "CREWBOSS_SESSION";

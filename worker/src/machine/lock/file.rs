@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::held::Held;
+use crewboss_ground::Held;
 
 /// How often a file that was removed under our hands is opened again. Each time somebody else has just let go of it.
 const TRIES: usize = 16;

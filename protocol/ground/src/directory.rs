@@ -1,0 +1,90 @@
+//! Directories: ours, or not used.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Fault};
+use crate::open::open_at;
+use crate::owner;
+
+/// The permissions of a directory that is made: what we keep is nobody else's business.
+const MODE: u32 = 0o700;
+
+/// An open directory that belongs to this user or root, and that no other user can write to: what has a name in it was
+/// put there by this user. A sticky one such as `/tmp` is none: everybody can put things there.
+#[derive(Debug)]
+pub struct Directory {
+    open: OwnedFd,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Opens a directory that a person has named: it may be a link to one.
+    ///
+    /// # Errors
+    /// If there is none, it is somebody else's, or others can write to it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::checked(CWD, path, path, OFlags::empty())
+    }
+
+    /// As [`Self::open`], and makes it with all that is missing above it. One that is there keeps its mode.
+    ///
+    /// # Errors
+    /// As for [`Self::open`], and if it cannot be made.
+    pub fn make(path: &Path) -> Result<Self, Error> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| Error::new(parent, error))?;
+        }
+        make_at(CWD, path).map_err(|fault| Error::new(path, fault))?;
+        Self::open(path)
+    }
+
+    /// Opens a directory in this one. A link to one is refused.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn child(&self, name: &str) -> Result<Self, Error> {
+        Self::checked(self.as_fd(), Path::new(name), &self.path.join(name), OFlags::NOFOLLOW)
+    }
+
+    /// As [`Self::child`], and makes it if it is missing.
+    ///
+    /// # Errors
+    /// As for [`Self::make`].
+    pub fn make_child(&self, name: &str) -> Result<Self, Error> {
+        let made = make_at(self.as_fd(), Path::new(name));
+        made.map_err(|fault| Error::new(&self.path.join(name), fault))?;
+        self.child(name)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn checked(at: BorrowedFd<'_>, name: &Path, path: &Path, follow: OFlags) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
+        let opened = open_at(at, name, flags, 0, FileType::Directory).and_then(|open| {
+            owner::check(open.as_fd(), &rustix::fs::fstat(&open)?, &[])?;
+            Ok(open)
+        });
+        let open = opened.map_err(|fault| Error::new(path, fault))?;
+        Ok(Self { open, path: path.to_owned() })
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.open.as_fd()
+    }
+}
+
+fn make_at(at: BorrowedFd<'_>, name: &Path) -> Result<(), Fault> {
+    match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(MODE)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,35 @@
+//! The ground that everything else stands on: files and directories that are found by a fixed name.
+//!
+//! What lies behind a fixed name may have been put there by anybody who can write into its directory: by another user, by
+//! a build, by a repository. So such a name is opened in one way only, which is here. A link in the last place is not
+//! followed, nothing is waited for (a FIFO would have us wait for ever), and what is open is looked at before it is used:
+//! it must be of the kind that it should be, belong to this user or to root, and nobody else may write to it.
+//! Whatever is wrong is an [`Error`] that names the path; "cannot be read" is never taken for "is not there".
+//!
+//! | to | use |
+//! |---|---|
+//! | read, append to, make a file | [`Open`] |
+//! | read a small file whole | [`read_record`] |
+//! | open the file of a lock, hold the lock | [`Open::lock`], [`Held`] |
+//! | make or check a directory, name things in it | [`Directory`] |
+//! | write a file whole or not at all | [`Replace`] |
+//! | ask how long ago something was | [`age`] |
+#![forbid(unsafe_code)]
+
+mod age;
+mod directory;
+mod error;
+mod held;
+mod open;
+mod owner;
+mod replace;
+#[cfg(test)]
+mod tests;
+
+pub use age::{age, is_younger};
+pub use directory::Directory;
+pub use error::{Error, Fault};
+pub use held::Held;
+pub use open::{Open, read_record};
+pub use owner::user_name;
+pub use replace::Replace;
