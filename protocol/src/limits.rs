@@ -40,6 +40,14 @@ pub const TARGETS_MAX: usize = 100_000;
 /// Stages of one target.
 pub const STAGES_MAX: usize = 64;
 
+/// Longest word of a command, and longest variable with its name: what Linux gives to a program in one piece, which is
+/// 128 KiB with the NUL behind it.
+pub const WORD_BYTES_MAX: usize = (128 << 10) - 1;
+
+/// Largest definition of a target, as it is sent. All variables and the words of a command go to a program together, for
+/// which there are 2 MiB on most systems; this leaves room for what a build adds.
+pub const TARGET_BYTES_MAX: usize = 512 << 10;
+
 /// Tasks in one message (`recall`, `returned`).
 pub const TASKS_PER_MESSAGE_MAX: usize = 4096;
 
@@ -100,4 +108,5 @@ const _: () = assert!(SILENCE.as_millis() >= 3 * HEARTBEAT.as_millis());
 const _: () = assert!(KILL_GRACE.as_millis() + 2000 <= STOP_WITHIN.as_millis());
 // Even if every byte of both inlined logs is escaped to six, the line holds, with room for the rest.
 const _: () = assert!(2 * 6 * INLINE_LOG_BYTES_MAX + (256 << 10) <= LINE_BYTES_MAX);
+const _: () = assert!(TARGET_BYTES_MAX + 1024 <= LINE_BYTES_MAX);
 const _: () = assert!(6 * LIVE_CHUNK_BYTES_MAX + 1024 <= LINE_BYTES_MAX);

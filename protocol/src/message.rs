@@ -12,7 +12,7 @@ use crate::host::{HostFacts, Load};
 use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
 use crate::limits::{
     ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, MACHINES_MAX, NUMBER_MAX, STAGES_MAX,
-    TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX, VERSIONS_MAX,
+    TARGET_BYTES_MAX, TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX, VERSIONS_MAX, WORD_BYTES_MAX,
 };
 use crate::machine::{AccelChoice, HeldGuest, MachineResult};
 use crate::outcome::{Outcome, StageResult};
@@ -524,6 +524,23 @@ impl Validate for Target {
         Invalid::check(!self.variables.iter().any(|(k, v)| !is_variable(k) || nul(v)), "variables", || {
             "a name is not made of letters, digits and `_`, or a value has a NUL".to_owned()
         })?;
+        for (name, value) in &self.variables {
+            let bytes = name.len() + 1 + value.len();
+            Invalid::check(bytes <= WORD_BYTES_MAX, "variables", || {
+                format!(
+                    "{name} has {bytes} bytes with its name, and at most {WORD_BYTES_MAX} can be given to a program"
+                )
+            })?;
+        }
+        let bytes = serde_json::to_string(self).map_or(usize::MAX, |text| text.len());
+        Invalid::check(bytes <= TARGET_BYTES_MAX, "variables", || {
+            format!(
+                "target {} has {} KiB of variables and stages, and at most {} KiB can be given to its programs",
+                self.name,
+                bytes.div_ceil(1024),
+                TARGET_BYTES_MAX >> 10
+            )
+        })?;
         Invalid::check(self.timeout_ms > 0, "timeout_ms", || "it is 0".to_owned())
     }
 }
@@ -543,7 +560,13 @@ impl Validate for Command {
         let empty = words.first().is_none_or(|program| program.trim().is_empty());
         Invalid::check(!empty, "command", || "it is empty".to_owned())?;
         let nul = words.iter().any(|word| word.contains('\0'));
-        Invalid::check(!nul, "command", || "it has a NUL".to_owned())
+        Invalid::check(!nul, "command", || "it has a NUL".to_owned())?;
+        let longest = words.iter().map(String::len).max().unwrap_or(0);
+        Invalid::check(longest <= WORD_BYTES_MAX, "command", || {
+            format!(
+                "it has {longest} bytes in one piece, and at most {WORD_BYTES_MAX} can be given to a program"
+            )
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use crate::terminal::bars::Bars;
 use crate::terminal::events::{Events, EventsEnd};
 use crate::terminal::plain::{Lines, Plain};
 use crate::terminal::plan::{self, PlannedTarget};
+use crate::terminal::screen;
 use crate::terminal::summary;
 use crate::terminal::text::Palette;
 
@@ -127,7 +128,7 @@ fn sinks(
         end = Some(its_end);
     }
     // Bars are drawn on standard error. If either of the two goes into a file, plain lines are what is wanted.
-    let watched = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
+    let watched = std::io::stdout().is_terminal() && screen::can_draw();
     if watched && verbosity > Verbosity::Quiet {
         let lines = Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Normal };
         let bars =

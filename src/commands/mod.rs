@@ -19,6 +19,7 @@ use crate::cli::CommonArgs;
 use crate::config::{self, ConfigError};
 use crate::exit::Exit;
 use crate::output::complain_with_hint;
+use crate::terminal::screen;
 use crate::terminal::text::Palette;
 use crate::terminal::way_in;
 
@@ -122,8 +123,7 @@ pub fn working_directory() -> Result<PathBuf, ConfigError> {
 /// Colours, if they are wanted and can be seen.
 pub fn palette(common: &CommonArgs, is_terminal: bool) -> Palette {
     let refused = common.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-    Palette { colour: is_terminal && !refused && !dumb }
+    Palette { colour: is_terminal && !refused && !screen::is_dumb() }
 }
 
 /// Who asks: `user@computer`, for people on the other side.

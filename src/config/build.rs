@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crewboss_boss::plan::{Needs, Selection, TargetPlan, UploadCommand};
-use crewboss_protocol::limits::{HOLD, STAGES_MAX, TARGETS_MAX};
+use crewboss_protocol::limits::{HOLD, STAGES_MAX, TARGETS_MAX, WORD_BYTES_MAX};
 use crewboss_protocol::message::is_variable;
 use crewboss_protocol::{Command, Environment, Feature, Name, Stage, Target, Validate};
 use serde::Deserialize;
@@ -332,6 +332,13 @@ fn variables(
                 None,
             ));
         }
+        let bytes = name.len() + 1 + value.get_ref().len();
+        if bytes > WORD_BYTES_MAX {
+            let message =
+                format!("{name} has {bytes} bytes with its name; a variable can have {WORD_BYTES_MAX}");
+            let hint = "put it into a file of the repository".to_owned();
+            return Err(document.wrong(value.span(), message, Some(hint)));
+        }
         all.insert(name.clone(), value.get_ref().clone());
     }
     Ok(all)
@@ -366,5 +373,42 @@ impl<'de> Visitor<'de> for CommandVisitor {
             words.push(word);
         }
         Ok(Command::Words(words))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("build.toml");
+        std::fs::write(&path, text).unwrap();
+        load_build(&path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_no_program_could_be_given_is_refused_with_what_is_allowed() {
+        let target = "[target.big]\nstages.build = \"make\"\n";
+        let long = "x".repeat(3 << 20);
+        let one = refused(&format!("{target}variables.LONG = \"{long}\"\n"));
+        assert!(
+            one.contains("3:18: LONG has 3145733 bytes with its name; a variable can have 131071"),
+            "{one:.300}"
+        );
+        assert!(one.contains("hint: put it into a file"), "{one:.900}");
+        let many: String =
+            (0..30).map(|n| format!("variables.V{n} = \"{}\"\n", "x".repeat(100_000))).collect();
+        let many = refused(&format!("{target}{many}"));
+        assert!(
+            many.contains(
+                "1:9: variables: target big has 2931 KiB of variables and stages, and at most 512 KiB"
+            ),
+            "{many}"
+        );
+        let stage = refused(&format!("[target.big]\nstages.build = \"{long}\"\n"));
+        assert!(stage.contains("stage build: command: it has 3145728 bytes in one piece"), "{stage:.300}");
+        let nul = refused("[target.t]\nstages.build = \"a\\u0000b\"\n");
+        assert!(nul.contains("2:16: stage build: command: it has a NUL"), "{nul}");
     }
 }

@@ -27,8 +27,11 @@ impl Document {
     /// Reads a file. Directories, unreadable files and files that are no text are refused.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let bytes = read_bytes(path)?;
+        if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes.as_slice() {
+            return Err(ConfigError::Utf16 { path: path.to_owned() });
+        }
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { path: path.to_owned(), text }),
+            Ok(text) => Ok(Self { path: path.to_owned(), text: normalised(text) }),
             Err(error) => {
                 let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
                 let line = valid.split(|byte| *byte == b'\n').count();
@@ -57,6 +60,13 @@ impl Document {
     pub fn directory(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("."))
     }
+}
+
+/// Without the byte-order mark and the carriage returns that some editors put into files: a shell that is given the lines
+/// of a stage would take them for parts of its words. A carriage return that is meant is written `\r`.
+fn normalised(text: String) -> String {
+    let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+    if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text }
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
@@ -144,5 +154,37 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for OrderedVisitor<V> {
         // The parser keeps tables sorted by name; the order of the file is in the places of the keys.
         entries.sort_by_key(|(key, _)| key.span().start);
         Ok(Ordered(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Document, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("build.toml");
+        std::fs::write(&path, bytes).unwrap();
+        Document::read(&path)
+    }
+
+    #[test]
+    fn no_shell_sees_what_an_editor_put_at_the_ends_of_lines() {
+        let text =
+            "\u{feff}a = \"\"\"\r\nmake\r\ntrue\"\"\"\r\nb = '''one\r\ntwo'''\r\nc = \"meant\\r\\n\"\r\n";
+        let document = read(text.as_bytes()).unwrap();
+        let table: toml::Table = document.parse(&[]).unwrap();
+        assert_eq!(table["a"].as_str(), Some("make\ntrue"));
+        assert_eq!(table["b"].as_str(), Some("one\ntwo"));
+        assert_eq!(table["c"].as_str(), Some("meant\r\n"));
+        let wrong = read(b"\xef\xbb\xbfa = 1\r\nb = =\r\n").unwrap().parse::<toml::Table>(&[]).unwrap_err();
+        assert!(wrong.to_string().contains("build.toml:2:5: "), "{wrong}");
+    }
+
+    #[test]
+    fn what_windows_calls_unicode_is_named() {
+        let utf16 = [0xff, 0xfe].into_iter().chain("a = 1".encode_utf16().flat_map(u16::to_le_bytes));
+        let error = read(&utf16.collect::<Vec<u8>>()).unwrap_err().to_string();
+        assert!(error.ends_with("is UTF-16 text\n  hint: save it as UTF-8"), "{error}");
     }
 }

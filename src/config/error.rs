@@ -29,6 +29,12 @@ pub enum ConfigError {
         /// Its place in the line in bytes, from 1.
         column: usize,
     },
+    /// The file is text of the kind that Windows makes.
+    #[error("{} is UTF-16 text\n  hint: save it as UTF-8", path.display())]
+    Utf16 {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The file is larger than anybody writes by hand or by script.
     #[error("{} is larger than {max} bytes, which is no configuration", path.display())]
     TooLong {

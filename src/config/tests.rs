@@ -524,10 +524,10 @@ build.toml:1:10: invalid type: integer `5`, expected a table
 1 | target = 5
   |          ^
 
-build.toml:1:3: key with no value, expected `=`
+build.toml:1:2: key with no value, expected `=`
   |
-1 | ??[2J = 5
-  |   ^
+1 | ?[2J = 5
+  |  ^
 "#);
 }
 

@@ -9,6 +9,7 @@ pub mod machines;
 pub mod plain;
 pub mod plan;
 pub mod progress;
+pub mod screen;
 pub mod status;
 pub mod summary;
 pub mod table;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crewboss_protocol::message::{Done, LogEnd};
-use crewboss_protocol::{HostName, Outcome, RunId, TaskId, TaskRef};
+use crewboss_protocol::{HostName, Outcome, RunId, StageExit, TaskId, TaskRef};
 
 use crate::event::{Matched, TaskDone};
 use crate::run::events::unix_ms;
@@ -78,7 +78,12 @@ impl Collected {
         let done = &self.done;
         match done.stages.last() {
             Some(last) if done.message.is_empty() && !last.exit.is_success() => {
-                format!("stage {}: {}", last.name, last.exit)
+                let meant = match last.exit {
+                    StageExit::Code(127) => ", by which a shell says that a program is not there",
+                    StageExit::Code(126) => ", by which a shell says that a file cannot be executed",
+                    _ => "",
+                };
+                format!("stage {}: {}{meant}", last.name, last.exit)
             }
             _ => done.message.clone(),
         }

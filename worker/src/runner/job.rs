@@ -23,6 +23,9 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 /// `size` reads headers only; what takes longer hangs.
 const SIZE_WITHIN: Duration = Duration::from_secs(60);
 
+/// Runs the lines of stages.
+const SHELL: &str = "/bin/sh";
+
 /// What a shell says when a command is not there.
 pub(crate) const NOT_FOUND: StageExit = StageExit::Code(127);
 
@@ -101,16 +104,17 @@ impl Attempt<'_> {
                 let output = &mut self.output;
                 let mut sink = |link: &mut Link, stream, bytes: &[u8]| output.take(link, stream, bytes);
                 run(command, self.job.at, deadline, link, &mut kept.buffer, &mut sink)
+                    .map_err(|error| (not_started(&stage.command, &error), error))
             }
             Err(program) => {
-                Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not on the PATH")))
+                Err((format!("{program} is not on the PATH"), io::Error::from(io::ErrorKind::NotFound)))
             }
         };
         match started {
             Ok(ended) => self.after(stage, ended),
-            Err(error) => {
+            Err((why, error)) => {
                 kill_all_descendants(|_| ());
-                let text = format!("stage {} cannot be started: {error}", stage.name);
+                let text = format!("stage {} cannot be started: {why}", stage.name);
                 self.output.say(link, &text);
                 self.message = text;
                 self.stages.push(StageResult {
@@ -262,6 +266,18 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Why a program was not started, with its name. Of a script without its interpreter the system says that it is not there.
+fn not_started(command: &StageCommand, error: &io::Error) -> String {
+    let program = match command {
+        StageCommand::Shell(_) => SHELL,
+        StageCommand::Words(words) => words.first().map_or("", String::as_str),
+    };
+    if error.kind() == io::ErrorKind::NotFound && Path::new(program).exists() {
+        return format!("{program} is there, but not the interpreter or loader that it names: {error}");
+    }
+    format!("{program}: {error}")
+}
+
 /// Whether the host, and not the task, is to blame that a program could not be started.
 fn is_of_the_host(error: &io::Error) -> bool {
     matches!(
@@ -278,7 +294,7 @@ pub(crate) fn command(
 ) -> Result<Command, String> {
     match command {
         StageCommand::Shell(line) => {
-            let mut command = Command::new("/bin/sh");
+            let mut command = Command::new(SHELL);
             command.args(["-e", "-c", line]);
             Ok(command)
         }
