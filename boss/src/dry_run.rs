@@ -7,7 +7,7 @@ use crewboss_protocol::{HostName, Name};
 use crate::probe::{Probed, probe};
 use crate::run::{Division, Plan, RunError, RunRequest, confirmed, divide, make_plan, offer, requirements};
 use crate::scheduler::{HostIndex, Input, Millis, Scheduler};
-use crate::store::Journal;
+use crate::store::{History, Journal};
 
 /// What a run would do.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct DryRun {
     pub commits: Vec<(String, String)>,
     /// Per target: its name, tasks that would be built, tasks that are done, and for each host whether it can take them.
     pub targets: Vec<DryTarget>,
+    /// What a person should know of the journal, if it is damaged.
+    pub damage: Option<String>,
 }
 
 /// What a run would do with one target.
@@ -41,7 +43,7 @@ pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
     let planned = make_plan(request.repository, request.selection, request.targets);
     let (probed, planned) = tokio::join!(probed, planned);
     let (probed, (_, plan)) = (probed?, planned?);
-    let recorded = Journal::read(&request.out)?;
+    let History { recorded, damage } = Journal::read(&request.out)?;
     let division = divide(&plan, &recorded, &request.out, request.force);
     let mut scheduler = Scheduler::new(u32::try_from(crew.hosts.len()).unwrap_or(u32::MAX));
     for (index, (host, answer)) in (0..).map(HostIndex).zip(crew.hosts.iter().zip(&probed)) {
@@ -67,7 +69,7 @@ pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
             .map(|(host, answer)| (host.name.clone(), answer.map_err(|why| why.to_string())))
             .collect(),
     });
-    Ok(DryRun { commits, targets: targets.collect() })
+    Ok(DryRun { commits, targets: targets.collect(), damage })
 }
 
 /// How many tasks of each target are done already.

@@ -104,6 +104,11 @@ pub enum EventKind {
         /// What.
         text: String,
     },
+    /// Something a person should know about what is here, and about no host.
+    Notice {
+        /// What.
+        text: String,
+    },
     /// The host is there; its state.
     HostLoad {
         /// Which host.

@@ -22,7 +22,7 @@ use crate::terminal::plain::{Lines, Plain};
 use crate::terminal::plan::{self, PlannedTarget};
 use crate::terminal::screen;
 use crate::terminal::summary;
-use crate::terminal::text::Palette;
+use crate::terminal::text::{Palette, one_line};
 
 /// The directory of results beside build.toml.
 const OUT_DEFAULT: &str = "crewboss-results";
@@ -142,7 +142,10 @@ fn sinks(
 
 /// Shows the plan. The exit code says whether every task can be run.
 fn dry_run(request: RunRequest) -> Result<Exit, CommandError> {
-    let (commits, targets) = in_runtime(plan_only(request))?;
+    let (commits, targets, damage) = in_runtime(plan_only(request))?;
+    if let Some(damage) = damage {
+        print(&format!("{}\n", one_line(&damage)));
+    }
     print(&plan::render(commits, &targets));
     let impossible = targets.iter().any(PlannedTarget::is_impossible);
     Ok(if impossible { Exit::CouldNotRun } else { Exit::Good })
@@ -163,12 +166,12 @@ async fn execute(
     Ok(run::run(request, sinks, stop).await?)
 }
 
-/// The plan alone: number of commits, and the targets.
-async fn plan_only(request: RunRequest) -> Result<(u32, Vec<PlannedTarget>), CommandError> {
+/// The plan alone: number of commits, and the targets; and what is damaged in the journal.
+async fn plan_only(request: RunRequest) -> Result<(u32, Vec<PlannedTarget>, Option<String>), CommandError> {
     let plan = plan_run(request).await?;
     let commits = u32::try_from(plan.commits.len()).unwrap_or(u32::MAX);
     let targets = plan.targets.into_iter();
     let planned =
         targets.map(|DryTarget { name, tasks, done, hosts }| PlannedTarget { name, tasks, done, hosts });
-    Ok((commits, planned.collect()))
+    Ok((commits, planned.collect(), plan.damage))
 }

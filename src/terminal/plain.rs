@@ -171,6 +171,7 @@ impl Lines {
             EventKind::HostPaused { host, reason, pause_ms } => {
                 self.host(host, &format!("gets nothing for {}", duration(*pause_ms)), reason, into);
             }
+            EventKind::Notice { text } => line!(into, "{}", one_line(text)),
             EventKind::HostNotice { host, text } => line!(into, "host {host}: {}", one_line(text)),
             EventKind::TaskRetried { host, target, commit, reason, .. } => {
                 line!(

@@ -117,6 +117,7 @@ fn beginning() -> Vec<EventKind> {
             host: host("lab1"),
             text: "no btrfs here:\x1b[2J copies are made".to_owned(),
         },
+        EventKind::Notice { text: "the journal is damaged in line 3".to_owned() },
         EventKind::TasksImpossible {
             target: name("sparc"),
             tasks: 1,

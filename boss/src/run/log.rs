@@ -121,6 +121,7 @@ impl EventSink for BossLog {
             EventKind::HostPaused { host, reason, pause_ms } => {
                 self.line(at, format_args!("{host}: paused for {pause_ms} ms: {reason}"));
             }
+            EventKind::Notice { text } => self.line(at, format_args!("{text}")),
             EventKind::HostNotice { host, text } => self.line(at, format_args!("{host}: {text}")),
             EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms } => self.line(
                 at,

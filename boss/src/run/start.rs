@@ -24,7 +24,7 @@ use crate::link::{Connector, LinkError, ShipError};
 use crate::plan::{Selection, TargetPlan, Uploads};
 use crate::scheduler::HostIndex;
 use crate::source::{Source, SourceError};
-use crate::store::{Journal, JournalError, OutDir, StoreError, Writer};
+use crate::store::{History, Journal, JournalError, OutDir, StoreError, Writer};
 
 /// Reports that may wait for the run loop; each holds what one read brought. Sessions wait when it is full.
 const REPORTS_WAITING: usize = 256;
@@ -146,7 +146,7 @@ pub(super) async fn start(
     let (source, plan) = make_plan(request.repository, request.selection, request.targets).await?;
     let plan = plan.with_guests(request.guests);
     let out = OutDir::open(&request.out, &run)?;
-    let (mut journal, recorded) = Journal::open(out.root())?;
+    let (mut journal, History { recorded, damage }) = Journal::open(out.root())?;
     journal.begin(&run, unix_ms())?;
     events.log_to(BossLog::open(out.root())?);
     // Reads a result of each task that is done.
@@ -158,13 +158,13 @@ pub(super) async fn start(
         // If the run loop is gone, the process is about to end.
         replies.send(reply).ok();
     });
-    let store = store.map_err(RunError::Thread)?;
+    let store = store?;
     let (ends, uploaded) = mpsc::unbounded_channel();
     let uploader = Uploader::new(request.uploads, ends);
     let plan = Arc::new(plan);
     work.send_replace(Some(Arc::new(Work { plan: plan.clone(), source, root: out.root().to_owned() })));
     let mut dispatcher = Dispatcher::new(run, plan, hosts, events, out, store, uploader);
-    dispatcher.begin();
+    dispatcher.begin(damage);
     dispatcher.add(division);
     Ok(Started { dispatcher, inbox: Inbox { reports, stored, uploaded }, supervisors })
 }

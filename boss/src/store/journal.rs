@@ -1,21 +1,27 @@
-//! The journal `run.jsonl`: append-only, synced at each result. From it a later boss knows what is done.
+//! The journal `run.jsonl`: appended to, and synced at each batch of results. From it a later boss knows what is done.
 //!
-//! A line is written whole or torn off by a crash; a torn last line is expected and cut away. Any other line that
-//! cannot be read is an error: guessing what is done would be worse than asking a person.
+//! It ends with a whole record, always: what could not be written whole is cut off again. What a disk or a cut of power has
+//! damaged nevertheless is told and taken out; every record that is whole stays.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use crewboss_protocol::{Attempt, HostName, Name, Outcome, RunId};
-use serde::{Deserialize, Serialize};
+use crewboss_protocol::RunId;
 
-use super::result::{MachineInputs, TaskKey};
+use super::durable::sync_directory;
+use super::record::{Contents, Damage, JOURNAL_SCHEMA, Record, Recorded, read};
+use super::result::TaskKey;
 
-/// Version of the journal. A newer one is refused, since it may say things that this build does not know.
-const JOURNAL_SCHEMA: u32 = 1;
+/// Its name in the result directory.
+const NAME: &str = "run.jsonl";
+
+/// What it was before damage was taken out.
+const DAMAGED: &str = "run.jsonl.damaged";
+
+/// Damaged places that are told one by one.
+const DAMAGES_TOLD: usize = 3;
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,20 +37,6 @@ pub enum JournalError {
         #[source]
         source: io::Error,
     },
-    /// A line in the middle cannot be understood.
-    #[error(
-        "line {line} of the journal {} cannot be read; hint: move the file away to start anew, results stay where they are",
-        path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What the parser says.
-        #[source]
-        source: serde_json::Error,
-    },
     /// Written by a newer crewboss.
     #[error(
         "the journal {} has version {found}, this crewboss reads up to {JOURNAL_SCHEMA}; hint: use the newer crewboss, or another --out",
@@ -58,44 +50,13 @@ pub enum JournalError {
     },
 }
 
-/// One line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line {
-    /// A run begins.
-    Run { schema: u32, run: RunId, started_ms: u64, crewboss: String },
-    /// A task has its result, and its directory is in place.
-    Result(Recorded),
-    /// A run ended in order.
-    End { run: RunId, ended_ms: u64 },
-}
-
-/// A result as the journal knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Recorded {
-    /// What was built: tree and target.
-    pub key: TaskKey,
-    /// With which toolchain version, if the target names a toolchain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub toolchain: Option<String>,
-    /// In which machine, if the target runs in one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub machine: Option<MachineInputs>,
-    /// The target, for readers.
-    pub target: Name,
-    /// The commit, for readers.
-    pub commit: Arc<str>,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Which attempt it was.
-    pub attempt: Attempt,
-    /// Where it ran.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<HostName>,
-    /// How long it took.
-    pub wall_ms: u64,
-    /// The task's directory below the result directory.
-    pub path: Arc<str>,
+/// What a journal says.
+#[derive(Debug, Default)]
+pub struct History {
+    /// The last result for each key, toolchain and machine.
+    pub recorded: HashMap<TaskKey, Vec<Recorded>>,
+    /// What a person should know about it, if it is damaged.
+    pub damage: Option<String>,
 }
 
 /// The open journal.
@@ -103,131 +64,158 @@ pub struct Recorded {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    /// Its length up to the last record that is on the disk. There is nothing behind it, unless cutting that off failed.
+    whole: u64,
+    torn: bool,
     buffer: Vec<u8>,
 }
 
 impl Journal {
-    /// Opens the journal of a result directory and reads what is recorded: the last result for each key, toolchain and machine.
-    pub fn open(root: &Path) -> Result<(Self, HashMap<TaskKey, Vec<Recorded>>), JournalError> {
-        let path = root.join("run.jsonl");
+    /// Opens the journal of a result directory, takes out what is damaged and gives what is recorded.
+    pub fn open(root: &Path) -> Result<(Self, History), JournalError> {
+        let path = root.join(NAME);
         let error = |action| {
             let path = path.clone();
             move |source| JournalError::Io { action, path, source }
         };
-        let (text, whole) = load(&path)?;
-        let recorded = read(&text[..whole], &path)?;
-        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(error("open"))?;
-        if whole < text.len() {
-            tracing::info!(path = %path.display(), "cut off a torn last line");
-            file.set_len(whole as u64).map_err(error("repair"))?;
+        let text = load(&path)?;
+        let contents = parse(&text, &path)?;
+        let mended = contents.mended(&text);
+        // What the end alone has lost is worth nothing; in all other cases the file is kept as it was.
+        let cut = text.starts_with(&mended);
+        if !cut {
+            mend(root, &text, &mended).map_err(error("mend"))?;
         }
-        Ok((Self { path, file, buffer: Vec::new() }, recorded))
+        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(error("open"))?;
+        let whole = mended.len() as u64;
+        if cut && mended.len() < text.len() {
+            file.set_len(whole).map_err(error("mend"))?;
+        }
+        sync_directory(root).map_err(error("sync"))?;
+        let history = History::new(&path, contents, (!cut).then_some(DAMAGED));
+        Ok((Self { path, file, whole, torn: false, buffer: Vec::new() }, history))
     }
 
     /// What is recorded in a result directory, which may not exist. Nothing is changed.
-    pub fn read(root: &Path) -> Result<HashMap<TaskKey, Vec<Recorded>>, JournalError> {
-        let path = root.join("run.jsonl");
-        let (text, whole) = load(&path)?;
-        read(&text[..whole], &path)
+    pub fn read(root: &Path) -> Result<History, JournalError> {
+        let path = root.join(NAME);
+        let text = load(&path)?;
+        Ok(History::new(&path, parse(&text, &path)?, None))
     }
 
     /// Notes that a run begins.
     pub fn begin(&mut self, run: &RunId, started_ms: u64) -> Result<(), JournalError> {
-        self.push(&Line::Run {
-            schema: JOURNAL_SCHEMA,
-            run: run.clone(),
-            started_ms,
-            crewboss: env!("CARGO_PKG_VERSION").to_owned(),
-        });
+        let crewboss = env!("CARGO_PKG_VERSION").to_owned();
+        Record::Run { schema: JOURNAL_SCHEMA, run: run.clone(), started_ms, crewboss }
+            .write(&mut self.buffer);
         self.sync()
     }
 
     /// Adds a result, to be written by the next [`Self::sync`].
     pub fn add(&mut self, recorded: Recorded) {
-        self.push(&Line::Result(recorded));
+        Record::Result(recorded).write(&mut self.buffer);
     }
 
     /// Notes that a run ended in order.
     pub fn end(&mut self, run: &RunId, ended_ms: u64) -> Result<(), JournalError> {
-        self.push(&Line::End { run: run.clone(), ended_ms });
+        Record::End { run: run.clone(), ended_ms }.write(&mut self.buffer);
         self.sync()
     }
 
-    /// Writes what was added and waits until it is on the disk.
+    /// Writes what was added and waits until it is on the disk. After a failure the journal is what it was before, and
+    /// what was added is forgotten.
     pub fn sync(&mut self) -> Result<(), JournalError> {
-        let error = |action| {
-            let path = self.path.clone();
-            move |source| JournalError::Io { action, path, source }
-        };
-        self.file.write_all(&self.buffer).map_err(error("write"))?;
-        self.buffer.clear();
-        self.file.sync_data().map_err(error("sync"))
+        let added = std::mem::take(&mut self.buffer);
+        if self.torn {
+            self.cut_back().map_err(self.error("repair"))?;
+        }
+        let written = self.file.write_all(&added).map_err(self.error("write"));
+        let synced = written.and_then(|()| self.file.sync_data().map_err(self.error("sync")));
+        match synced {
+            Ok(()) => self.whole += added.len() as u64,
+            Err(_) => {
+                self.torn = true;
+                if let Err(error) = self.cut_back() {
+                    tracing::warn!(path = %self.path.display(), %error, "could not cut off a torn record");
+                }
+            }
+        }
+        synced
     }
 
-    fn push(&mut self, line: &Line) {
-        // Writing to memory cannot fail, and the types have string keys only.
-        if serde_json::to_writer(&mut self.buffer, line).is_ok() {
-            self.buffer.push(b'\n');
-        }
+    fn cut_back(&mut self) -> io::Result<()> {
+        self.file.set_len(self.whole)?;
+        self.file.sync_data()?;
+        self.torn = false;
+        Ok(())
+    }
+
+    fn error(&self, action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
+        let path = self.path.clone();
+        move |source| JournalError::Io { action, path, source }
     }
 }
 
-/// The file, and how much of it is whole lines.
-fn load(path: &Path) -> Result<(Vec<u8>, usize), JournalError> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(source) => return Err(JournalError::Io { action: "read", path: path.to_owned(), source }),
-    };
-    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-    Ok((text, whole))
-}
-
-fn read(text: &[u8], path: &Path) -> Result<HashMap<TaskKey, Vec<Recorded>>, JournalError> {
-    let mut recorded: HashMap<TaskKey, Vec<Recorded>> = HashMap::new();
-    for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
-        if line.is_empty() {
-            continue;
-        }
-        if let Some(found) = newer_schema(line) {
-            return Err(JournalError::Newer { path: path.to_owned(), found });
-        }
-        let line: Line = serde_json::from_slice(line).map_err(|source| JournalError::Damaged {
-            path: path.to_owned(),
-            line: index + 1,
-            source,
-        })?;
-        if let Line::Result(result) = line {
+impl History {
+    fn new(path: &Path, contents: Contents, kept: Option<&str>) -> Self {
+        let damage = (!contents.damages.is_empty()).then(|| tell(path, &contents, kept));
+        let mut recorded: HashMap<TaskKey, Vec<Recorded>> = HashMap::new();
+        for record in contents.records {
+            let Record::Result(result) = record else { continue };
             let known = recorded.entry(result.key).or_default();
             known.retain(|earlier| {
                 (&earlier.toolchain, &earlier.machine) != (&result.toolchain, &result.machine)
             });
             known.push(result);
         }
+        Self { recorded, damage }
     }
-    Ok(recorded)
 }
 
-/// Looks at the version before anything else of the line has to be understood.
-fn newer_schema(line: &[u8]) -> Option<u32> {
-    #[derive(Deserialize)]
-    struct Run {
-        run: Schema,
+/// What is said of damage: where it is, and that it costs nothing else.
+fn tell(path: &Path, contents: &Contents, kept: Option<&str>) -> String {
+    let damages = &contents.damages;
+    let told: Vec<String> = damages.iter().take(DAMAGES_TOLD).map(Damage::to_string).collect();
+    let more = match damages.len().saturating_sub(DAMAGES_TOLD) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let kept = kept.map(|name| format!("; as it was it is kept beside it, as {name}")).unwrap_or_default();
+    format!(
+        "the journal {} is damaged in {}{more}: what was recorded there is built again, its {} whole records count{kept}",
+        path.display(),
+        told.join(", "),
+        contents.records.len(),
+    )
+}
+
+fn load(path: &Path) -> Result<Vec<u8>, JournalError> {
+    match fs::read(path) {
+        Ok(text) => Ok(text),
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(JournalError::Io { action: "read", path: path.to_owned(), source }),
     }
-    #[derive(Deserialize)]
-    struct Schema {
-        schema: u32,
+}
+
+fn parse(text: &[u8], path: &Path) -> Result<Contents, JournalError> {
+    read(text).map_err(|found| JournalError::Newer { path: path.to_owned(), found })
+}
+
+/// Puts a journal without damage in the place of the damaged one, which is kept under another name.
+fn mend(root: &Path, damaged: &[u8], mended: &[u8]) -> io::Result<()> {
+    for (name, text) in [(DAMAGED, damaged), (NAME, mended)] {
+        let mut file = tempfile::Builder::new().prefix(".part-").tempfile_in(root)?;
+        file.write_all(text)?;
+        file.as_file().sync_all()?;
+        file.persist(root.join(name)).map_err(|error| error.error)?;
     }
-    if !line.starts_with(b"{\"run\"") {
-        return None;
-    }
-    let run: Run = serde_json::from_slice(line).ok()?;
-    (run.run.schema > JOURNAL_SCHEMA).then_some(run.run.schema)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crewboss_protocol::{Attempt, Outcome};
 
     fn recorded(key: u8, outcome: Outcome, toolchain: Option<&str>) -> Recorded {
         Recorded {
@@ -264,7 +252,7 @@ mod tests {
             recorded(2, Outcome::Timeout, None),
         ];
         let dir = written(&lines);
-        let (_, read) = Journal::open(dir.path()).unwrap();
+        let read = Journal::open(dir.path()).unwrap().1.recorded;
         assert_eq!(read[&TaskKey([1; 32])], lines[1..3]);
         assert_eq!(read[&TaskKey([2; 32])], lines[3..]);
     }
@@ -272,32 +260,101 @@ mod tests {
     #[test]
     fn a_torn_last_line_is_cut_off_wherever_it_was_torn() {
         let dir = written(&[recorded(1, Outcome::Success, None), recorded(2, Outcome::Success, None)]);
-        let path = dir.path().join("run.jsonl");
+        let path = dir.path().join(NAME);
         let whole = fs::read(&path).unwrap();
         let last = whole[..whole.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
         for cut in last..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
-            let (mut journal, read) = Journal::open(dir.path()).unwrap();
-            assert_eq!(read.len(), 1, "cut at {cut}");
+            let (mut journal, history) = Journal::open(dir.path()).unwrap();
+            // Without its line break alone, it is whole.
+            let known = if cut == whole.len() - 1 { 2 } else { 1 };
+            assert_eq!(history.recorded.len(), known, "cut at {cut}");
+            assert_eq!(history.damage.is_some(), cut > last && known == 1, "cut at {cut}");
             journal.add(recorded(3, Outcome::Success, None));
             journal.sync().unwrap();
-            assert_eq!(Journal::open(dir.path()).unwrap().1.len(), 2, "cut at {cut}");
+            let (_, history) = Journal::open(dir.path()).unwrap();
+            assert_eq!((history.recorded.len(), history.damage), (known + 1, None), "cut at {cut}");
         }
     }
 
     #[test]
-    fn a_damaged_or_newer_journal_is_refused_and_left_alone() {
-        let dir = written(&[recorded(1, Outcome::Success, None)]);
-        let path = dir.path().join("run.jsonl");
+    fn what_is_damaged_is_told_taken_out_and_kept_beside() {
+        let dir = written(&[recorded(1, Outcome::Success, None), recorded(2, Outcome::Success, None)]);
+        let path = dir.path().join(NAME);
         let mut text = fs::read(&path).unwrap();
-        text.extend_from_slice(b"garbage\n");
+        let second = text.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+        text[second..second + 20].fill(0);
         fs::write(&path, &text).unwrap();
-        let error = Journal::open(dir.path()).unwrap_err();
-        assert!(matches!(error, JournalError::Damaged { line: 3, .. }), "{error}");
+        let seen = Journal::read(dir.path()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), text);
+        let third = second + text[second..].iter().position(|&byte| byte == b'\n').unwrap();
+        let (journal, history) = Journal::open(dir.path()).unwrap();
+        assert_eq!(history.recorded.keys().collect::<Vec<_>>(), [&TaskKey([2; 32])]);
+        assert_eq!(seen.recorded, history.recorded);
+        let told = format!(
+            "the journal {} is damaged in line 2 (bytes {second} to {third}): what was recorded there is built again, its \
+             2 whole records count",
+            path.display()
+        );
+        assert_eq!(seen.damage.as_deref(), Some(&*told));
+        let kept = "; as it was it is kept beside it, as run.jsonl.damaged";
+        assert_eq!(history.damage, Some(told + kept));
+        assert_eq!(fs::read(dir.path().join(DAMAGED)).unwrap(), text);
+        assert_eq!(journal.whole, fs::metadata(&path).unwrap().len());
+        assert_eq!(Journal::open(dir.path()).unwrap().1.damage, None);
+    }
 
-        fs::write(&path, "{\"run\":{\"schema\":9,\"new\":true}}\n").unwrap();
+    #[test]
+    fn a_newer_journal_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, text) = (dir.path().join(NAME), "{\"run\":{\"schema\":9,\"new\":true}}\ngarbage\n");
+        fs::write(&path, text).unwrap();
         let error = Journal::open(dir.path()).unwrap_err();
         assert!(matches!(error, JournalError::Newer { found: 9, .. }), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
+
+    /// A journal on a file that takes no more than so many bytes.
+    fn limited(dir: &Path, bytes: u64) -> std::process::Output {
+        // The limit is a process's own, so another process is needed; SIGXFSZ is ignored there, and EFBIG is an error like any.
+        let test = "store::journal::tests::writes_until_the_limit";
+        std::process::Command::new("sh")
+            .args(["-c", r#"trap "" XFSZ; exec prlimit --fsize="$0" "$@""#, &bytes.to_string()])
+            .arg(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--ignored", "--nocapture"])
+            .env("CREWBOSS_TEST_JOURNAL", dir)
+            .output()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_whole_records_and_what_comes_later_is_whole() {
+        for bytes in (700..1200).step_by(61) {
+            let dir = tempfile::tempdir().unwrap();
+            let output = limited(dir.path(), bytes);
+            assert!(output.status.success(), "{output:?}");
+            let text = fs::read(dir.path().join(NAME)).unwrap();
+            assert!(text.ends_with(b"\n") && text.len() as u64 <= bytes, "{bytes}");
+            let (_, history) = Journal::open(dir.path()).unwrap();
+            assert_eq!(history.damage, None, "{bytes}");
+            assert!((1..10).contains(&history.recorded.len()), "{bytes}: {history:?}");
+        }
+    }
+
+    #[test]
+    #[ignore = "run by another test, in a process that may not write long files"]
+    fn writes_until_the_limit() {
+        let Some(dir) = std::env::var_os("CREWBOSS_TEST_JOURNAL") else { return };
+        let (mut journal, _) = Journal::open(Path::new(&dir)).unwrap();
+        let run = "r1".parse().unwrap();
+        journal.begin(&run, 1).unwrap();
+        let mut failed = 0;
+        for key in 0..10 {
+            journal.add(recorded(key, Outcome::Success, None));
+            failed += u32::from(journal.sync().is_err());
+        }
+        assert!(failed > 0);
+        // Shorter than a result, it may still fit.
+        journal.end(&run, 2).ok();
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crewboss_protocol::{Name, RunId, TaskRef};
 
+use super::durable::make_directories;
+
 /// Longest part of a commit's subject in a directory name.
 const SUBJECT_CHARS_MAX: usize = 40;
 
@@ -37,7 +39,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
@@ -54,7 +56,7 @@ pub struct OutDir {
 impl OutDir {
     /// Makes the directory if need be, takes its lock and removes what a killed boss left half done.
     pub fn open(root: &Path, run: &RunId) -> Result<Self, StoreError> {
-        fs::create_dir_all(root).map_err(StoreError::io("create", root))?;
+        make_directories(root).map_err(StoreError::io("create", root))?;
         let lock = lock(root)?;
         let ignore = root.join(".gitignore");
         if !ignore.exists() {
@@ -112,7 +114,9 @@ fn remove_scratch(root: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(root).map_err(StoreError::io("read", root))? {
         let entry = entry.map_err(StoreError::io("read", root))?;
         if entry.file_name().to_string_lossy().starts_with(".part-") {
-            fs::remove_dir_all(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let remove = if is_directory { fs::remove_dir_all::<PathBuf> } else { fs::remove_file };
+            remove(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
         }
     }
     Ok(())

@@ -1,21 +1,27 @@
-//! The thread that puts results into place. It takes all that is waiting at once, so that one sync of the journal
-//! serves many results when they come fast.
+//! The thread that puts results into place. It takes all that is waiting at once, so that bringing one result to the disk and
+//! bringing many there costs about the same when they come fast.
+//!
+//! The order makes a power cut harmless: the files of a batch are on the disk before a name leads to them, the names before the
+//! journal says so, and the journal before anybody is told.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use super::journal::{Journal, JournalError, Recorded};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::durable::Disk;
+use super::journal::{Journal, JournalError};
 use super::layout::StoreError;
+use super::record::Recorded;
 use super::result::ResultFile;
 use crewboss_protocol::{RunId, TaskId};
 
-/// Results that are put into place between two syncs.
-const BATCH_MAX: usize = 256;
+/// Results that are brought to the disk together.
+const BATCH_MAX: usize = 1024;
 
 /// A result to be stored.
 #[derive(Debug)]
@@ -80,14 +86,19 @@ impl Writer {
     /// Starts the thread. `reply` is called from it.
     ///
     /// The queue has no limit of its own: the run loop stops listening to hosts while too much waits in it.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened, or the thread not be started.
     pub fn start(
         root: PathBuf,
         journal: Journal,
         reply: impl FnMut(StoreReply) + Send + 'static,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StoreError> {
+        let disk = Disk::of(&root)?;
         let (submit, submissions) = mpsc::channel();
-        let work = move || Work { root, journal, parents: HashSet::new(), reply }.run(&submissions);
-        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(work)?;
+        let failed = StoreError::io("start a thread for", &root);
+        let work = move || Work { root, disk, journal, parents: BTreeSet::new(), reply }.run(&submissions);
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(work).map_err(failed)?;
         Ok(Self { submit: Some(submit), thread: Some(thread) })
     }
 
@@ -108,16 +119,17 @@ impl Writer {
 
 struct Work<R> {
     root: PathBuf,
+    disk: Disk,
     journal: Journal,
-    /// Commit directories that exist.
-    parents: HashSet<PathBuf>,
+    /// Directories of commits that exist and are on the disk, or are about to be.
+    parents: BTreeSet<PathBuf>,
     reply: R,
 }
 
 impl<R: FnMut(StoreReply)> Work<R> {
     fn run(mut self, submissions: &mpsc::Receiver<Submission>) -> Journal {
         while let Ok(first) = submissions.recv() {
-            let batch = std::iter::once(first).chain(submissions.try_iter()).take(BATCH_MAX);
+            let batch = std::iter::once(first).chain(submissions.try_iter()).take(BATCH_MAX).collect();
             match self.store(batch) {
                 Ok(stored) => (self.reply)(StoreReply::Stored(stored)),
                 Err(error) => {
@@ -129,11 +141,16 @@ impl<R: FnMut(StoreReply)> Work<R> {
         self.journal
     }
 
-    fn store(&mut self, batch: impl Iterator<Item = Submission>) -> Result<Vec<Stored>, WriteError> {
+    fn store(&mut self, batch: Vec<Submission>) -> Result<Vec<Stored>, WriteError> {
+        batch.iter().try_for_each(complete)?;
+        self.disk.sync_trees(batch.iter().map(|submission| &*submission.part))?;
+        let mut changed = BTreeSet::new();
+        for submission in &batch {
+            self.publish(submission, &mut changed)?;
+        }
+        self.disk.sync_names(changed.iter().map(PathBuf::as_path))?;
         let mut stored = Vec::new();
-        for submission in batch {
-            self.place(&submission)?;
-            let Submission { task, result, recorded, .. } = submission;
+        for Submission { task, result, recorded, .. } in batch {
             stored.push(Stored { task, bytes: result.log_bytes + result.artifacts.bytes });
             self.journal.add(recorded);
         }
@@ -141,42 +158,25 @@ impl<R: FnMut(StoreReply)> Work<R> {
         Ok(stored)
     }
 
-    /// Completes the directory and moves it into place.
-    fn place(&mut self, submission: &Submission) -> Result<(), StoreError> {
+    /// Moves a result into place, and notes in which directories there are new names.
+    fn publish(
+        &mut self,
+        submission: &Submission,
+        changed: &mut BTreeSet<PathBuf>,
+    ) -> Result<(), StoreError> {
+        let place = self.root.join(&*submission.recorded.path);
+        if let Some(parent) = place.parent() {
+            if self.parents.insert(parent.to_owned()) {
+                match fs::create_dir(parent) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !parent.is_dir() => {
+                        return Err(StoreError::io("create", parent)(error));
+                    }
+                    _ => changed.insert(self.root.clone()),
+                };
+            }
+            changed.insert(parent.to_owned());
+        }
         let part = &submission.part;
-        if !submission.fetched {
-            fs::create_dir(part).map_err(StoreError::io("create", part))?;
-        }
-        write(part, "done", format!("{}\n", submission.result.return_code()).as_bytes())?;
-        if let Some(log) = &submission.log {
-            write(part, "log", log.as_bytes())?;
-        }
-        if !submission.log_more.is_empty() {
-            append(part, "log", submission.log_more.as_bytes())?;
-        }
-        match &submission.err {
-            Some(err) if !err.is_empty() => write(part, "err", err.as_bytes())?,
-            _ => {}
-        }
-        if !submission.sizes.is_empty() {
-            write(part, "sizes", submission.sizes.as_bytes())?;
-        }
-        let mut json = serde_json::to_vec_pretty(&submission.result)
-            .map_err(io::Error::from)
-            .map_err(StoreError::io("write", &part.join("result.json")))?;
-        json.push(b'\n');
-        write(part, "result.json", &json)?;
-        self.publish(part, &submission.recorded.path)
-    }
-
-    fn publish(&mut self, part: &Path, path: &Arc<str>) -> Result<(), StoreError> {
-        let place = self.root.join(&**path);
-        if let Some(parent) = place.parent()
-            && !self.parents.contains(parent)
-        {
-            fs::create_dir_all(parent).map_err(StoreError::io("create", parent))?;
-            self.parents.insert(parent.to_owned());
-        }
         match fs::rename(part, &place) {
             Ok(()) => Ok(()),
             Err(error)
@@ -192,11 +192,42 @@ impl<R: FnMut(StoreReply)> Work<R> {
     }
 }
 
-/// Puts a new result where an older one is. In between there is none, never a half one.
+/// Writes what did not come as files.
+fn complete(submission: &Submission) -> Result<(), StoreError> {
+    let part = &submission.part;
+    if !submission.fetched {
+        fs::create_dir(part).map_err(StoreError::io("create", part))?;
+    }
+    write(part, "done", format!("{}\n", submission.result.return_code()).as_bytes())?;
+    if let Some(log) = &submission.log {
+        write(part, "log", log.as_bytes())?;
+    }
+    if !submission.log_more.is_empty() {
+        append(part, "log", submission.log_more.as_bytes())?;
+    }
+    match &submission.err {
+        Some(err) if !err.is_empty() => write(part, "err", err.as_bytes())?,
+        _ => {}
+    }
+    if !submission.sizes.is_empty() {
+        write(part, "sizes", submission.sizes.as_bytes())?;
+    }
+    let mut json = serde_json::to_vec_pretty(&submission.result)
+        .map_err(io::Error::from)
+        .map_err(StoreError::io("write", &part.join("result.json")))?;
+    json.push(b'\n');
+    write(part, "result.json", &json)
+}
+
+/// Puts a new result where an older one is: one of them is there at any time, where the filesystem can exchange names, and else
+/// one or none; never a half one.
 fn replace(part: &Path, place: &Path) -> Result<(), StoreError> {
-    let old = part.with_extension("old");
-    fs::rename(place, &old).map_err(StoreError::io("move away", place))?;
-    fs::rename(part, place).map_err(StoreError::io("move a result to", place))?;
+    let mut old = part.to_owned();
+    if renameat_with(CWD, part, CWD, place, RenameFlags::EXCHANGE).is_err() {
+        old.set_extension("old");
+        fs::rename(place, &old).map_err(StoreError::io("move away", place))?;
+        fs::rename(part, place).map_err(StoreError::io("move a result to", place))?;
+    }
     fs::remove_dir_all(&old).map_err(StoreError::io("remove", &old))
 }
 
@@ -301,7 +332,7 @@ mod tests {
         let text = fs::read(place.join("result.json")).unwrap();
         let result: ResultFile = serde_json::from_slice(&text).unwrap();
         assert_eq!(result.outcome, Outcome::Success);
-        assert_eq!(Journal::open(root).unwrap().1[&TaskKey([3; 32])][0].outcome, Outcome::Success);
+        assert_eq!(Journal::open(root).unwrap().1.recorded[&TaskKey([3; 32])][0].outcome, Outcome::Success);
         let mut left: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["01_of_01_g0101010_x", "run.jsonl"]);
@@ -315,6 +346,6 @@ mod tests {
         let replies = store(root, vec![submission(root, Outcome::Success, StageExit::Code(0))]);
         let [StoreReply::Failed(error)] = replies.as_slice() else { panic!("{replies:?}") };
         assert!(error.to_string().starts_with("cannot create"), "{error}");
-        assert!(Journal::open(root).unwrap().1.is_empty());
+        assert!(Journal::open(root).unwrap().1.recorded.is_empty());
     }
 }

@@ -107,8 +107,8 @@ impl Dispatcher {
         }
     }
 
-    /// Says that the run begins.
-    pub fn begin(&mut self) {
+    /// Says that the run begins, and what a person should know of earlier ones.
+    pub fn begin(&mut self, notice: Option<String>) {
         let hosts = self.hosts.iter().map(|host| host.name.clone()).collect();
         self.events.emit(EventKind::RunStarted {
             schema: crate::event::EVENT_SCHEMA,
@@ -119,6 +119,9 @@ impl Dispatcher {
             hosts,
             out: self.out.root().display().to_string(),
         });
+        if let Some(text) = notice {
+            self.events.emit(EventKind::Notice { text });
+        }
     }
 
     /// Takes the tasks: those that are done are announced, candidates wait for hosts, the rest is handed out.
@@ -264,8 +267,12 @@ impl Dispatcher {
 
     /// Notes the end of the run in journal and event stream, and gives the summary.
     pub fn finish(mut self) -> Result<Summary, JournalError> {
-        let ended = self.store.finish(&self.run, super::events::unix_ms());
+        let mut ended = self.store.finish(&self.run, super::events::unix_ms());
         let mut summary = self.events.summary(self.stopped.take());
+        if matches!(summary.stopped, Some(Stopped::Error(_))) {
+            // What stopped the run has been told, and explains this too.
+            ended = Ok(());
+        }
         for host in &self.hosts {
             let entry: &mut HostSummary = summary.hosts.entry(host.name.clone()).or_default();
             entry.bytes_sent = host.traffic.sent.load(Ordering::Relaxed);
