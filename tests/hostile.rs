@@ -148,7 +148,7 @@ fn artifacts_that_leave_the_directory_or_lie_about_their_size_are_refused() {
         (r#""path":"evil","bytes":5"#, "evil"),
     ] {
         let bulk = format!(
-            r#"case $line in *'"artifacts"'*) say '{{"artifact":{{{announced},"executable":true}}}}'; frame;
+            r#"case $line in *'"artifacts"'*) say '{{"artifact":{{{announced},"mode":493}}}}'; frame;
 say '{{"checksum":{{"blake3":"{}"}}}}'; say '"complete"' ;; esac"#,
             "0".repeat(64)
         );

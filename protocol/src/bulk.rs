@@ -3,7 +3,7 @@
 //! A bulk channel is a further process on the host, `crewboss bulk`, that serves one request after the other. Requests
 //! and answers are lines like those of the control channel; data follows in frames: a length of four bytes, most
 //! significant first, and that many bytes. A frame of length 0 ends the data; the length [`BROKEN`] says that it cannot
-//! be completed, and a line with [`BulkAnswer::Failed`] follows. Nothing but frames and our own lines comes after the
+//! be completed, and a line with [`BulkAnswer::Failed`] follows; [`HOLE`] stands for zeros that are not sent. Nothing but frames and our own lines comes after the
 //! first [`BulkAnswer::Open`].
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,12 @@ use crate::message::{Invalid, Validate};
 
 /// Instead of a length: the data cannot be completed.
 pub const BROKEN: u32 = u32::MAX;
+
+/// Instead of a length: a hole in an artifact. Its length follows in eight bytes, most significant first.
+pub const HOLE: u32 = u32::MAX - 1;
+
+/// The longest hole that is told at once: both ends hash its zeros, and are to be heard of meanwhile.
+pub const HOLE_BYTES_MAX: u64 = 1 << 30;
 
 /// From the boss.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,8 +83,8 @@ pub enum BulkAnswer {
         path: RelPath,
         /// Its length, unless it changes while it is read.
         bytes: u64,
-        /// Whether it may be executed.
-        executable: bool,
+        /// Who may do what with it: permission bits, and no others.
+        mode: u32,
     },
     /// The file that was just sent.
     Checksum {
@@ -140,6 +146,9 @@ impl Validate for BulkAnswer {
         match self {
             BulkAnswer::Has { trees } if trees.len() > 1024 => {
                 Err(Invalid { field: "trees", why: format!("{} is over the limit of 1024", trees.len()) })
+            }
+            BulkAnswer::Artifact { mode, .. } if mode & !0o777 != 0 => {
+                Err(Invalid { field: "mode", why: format!("{mode:o} has more than permissions") })
             }
             BulkAnswer::Checksum { blake3 } if blake3.len() != 64 => {
                 Err(Invalid { field: "blake3", why: "it does not have 64 digits".to_owned() })

@@ -9,6 +9,7 @@ use crewboss_boss::plan::{Needs, Selection, TargetPlan, UploadCommand};
 use crewboss_protocol::limits::{HOLD, STAGES_MAX, TARGETS_MAX, WORD_BYTES_MAX};
 use crewboss_protocol::message::is_variable;
 use crewboss_protocol::{Command, Environment, Feature, Name, Stage, Target, Validate};
+use crewboss_worker::runner::pattern::Pattern;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
@@ -265,21 +266,10 @@ impl Reader<'_> {
     fn globs(&self, globs: &[Spanned<String>]) -> Result<Vec<String>, ConfigError> {
         let check = |glob: &Spanned<String>| {
             let text = glob.get_ref();
-            let why = if text.is_empty() {
-                "it is empty".to_owned()
-            } else if text.starts_with('/') {
-                "it is absolute; it is looked for below $CREWBOSS_OUT and $CREWBOSS_SRC".to_owned()
-            } else if text.split('/').any(|part| part == "..") {
-                "it has a `..`".to_owned()
-            } else if text.chars().any(char::is_control) {
-                "it has a control character".to_owned()
-            } else if let Err(error) = globset::Glob::new(text) {
-                error.kind().to_string()
-            } else {
-                return Ok(text.clone());
-            };
-            let message = format!("{text:?} cannot name files of a task: {why}");
-            Err(self.document.wrong(glob.span(), message, None))
+            Pattern::parse(text).map(|_| text.clone()).map_err(|error| {
+                let message = format!("{text:?} cannot name files of a task: {error}");
+                self.document.wrong(glob.span(), message, error.hint)
+            })
         };
         globs.iter().map(check).collect()
     }

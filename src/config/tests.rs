@@ -207,6 +207,7 @@ fn a_build_file_that_is_wrong_is_refused_with_place_and_hint() {
         "variables.N = 1\n",
         &format!("[target.x]\n{stage}\nartifacts = [\"ok\", \"../x\"]\n"),
         &format!("[target.x]\n{stage}\nsizes = [\"/etc/passwd\"]\n"),
+        &format!("[target.x]\n{stage}\nartifacts = [\"a\", \"build/.\"]\n"),
         &format!("[target.x]\n{stage}\nartifacts = [\"a[\"]\n"),
         &format!("[target.x]\n{stage}\nartifacts = \"a\"\n"),
         &format!("[target.x]\n{stage}\nneeds.features = [\"btfrs\"]\n"),
@@ -449,11 +450,19 @@ build.toml:3:20: "../x" cannot name files of a task: it has a `..`
   |
 3 | artifacts = ["ok", "../x"]
   |                    ^^^^^^
+  hint: a stage can copy what lies elsewhere to $CREWBOSS_OUT
 
-build.toml:3:10: "/etc/passwd" cannot name files of a task: it is absolute; it is looked for below $CREWBOSS_OUT and $CREWBOSS_SRC
+build.toml:3:10: "/etc/passwd" cannot name files of a task: it is absolute, and looked for below $CREWBOSS_OUT and $CREWBOSS_SRC
   |
 3 | sizes = ["/etc/passwd"]
   |          ^^^^^^^^^^^^^
+  hint: a stage can copy what lies elsewhere to $CREWBOSS_OUT
+
+build.toml:3:19: "build/." cannot name files of a task: it has an empty or `.` part, or a slash at its end
+  |
+3 | artifacts = ["a", "build/."]
+  |                   ^^^^^^^^^
+  hint: "build/**" matches all files below a directory
 
 build.toml:3:14: "a[" cannot name files of a task: unclosed character class; missing ']'
   |

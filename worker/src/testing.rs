@@ -60,6 +60,19 @@ pub(crate) fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?} (as root?): {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Does something with no more rights on files than a stranger has, also where the tests run as root: in a thread of its own,
+/// of which alone the kernel then thinks so.
+pub(crate) fn as_stranger<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    const NOBODY: u32 = 65_534;
+    let stranger = || {
+        // SAFETY: changes numbers of this thread and touches no memory.
+        unsafe { libc::syscall(libc::SYS_setfsuid, NOBODY) };
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(stranger).join())
+        .unwrap_or_else(|why| std::panic::resume_unwind(why))
+}
+
 /// Writes a script that can be run at once. A child does it: while this process has a file open for writing, a program that
 /// another thread starts has it open too, and nobody can run it.
 pub(crate) fn write_script(path: &Path, text: &str) {

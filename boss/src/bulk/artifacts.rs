@@ -1,7 +1,7 @@
 //! Artifacts as they arrive: into a directory, and nowhere else.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
 
 use super::error::BulkError;
-use super::wire::Wire;
+use super::wire::{Piece, Wire};
 
 /// What the worker announced when the task was done. More is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +29,8 @@ pub struct StoredArtifact {
     pub path: RelPath,
     /// Its length.
     pub bytes: u64,
-    /// Whether it may be executed.
-    pub executable: bool,
+    /// Its permissions, before the umask of this computer.
+    pub mode: u32,
     /// BLAKE3 of its data in hexadecimal.
     pub blake3: String,
 }
@@ -50,8 +50,8 @@ pub(super) fn receive(
     let mut stored: Vec<StoredArtifact> = Vec::new();
     let mut room = limits.bytes;
     loop {
-        let (path, bytes, executable) = match wire.answer()? {
-            BulkAnswer::Artifact { path, bytes, executable } => (path, bytes, executable),
+        let (path, bytes, mode) = match wire.answer()? {
+            BulkAnswer::Artifact { path, bytes, mode } => (path, bytes, mode),
             BulkAnswer::Complete => return Ok(stored),
             other => return Err(wire.unexpected(&other)),
         };
@@ -64,7 +64,7 @@ pub(super) fn receive(
                 limits.bytes
             ))
         })?;
-        let artifact = one(wire, &mut target, path, bytes, executable)?;
+        let artifact = one(wire, &mut target, path, bytes, mode)?;
         stored.push(artifact);
     }
 }
@@ -74,20 +74,28 @@ fn one(
     target: &mut Target<'_>,
     path: RelPath,
     announced: u64,
-    executable: bool,
+    mode: u32,
 ) -> Result<StoredArtifact, BulkError> {
-    let mut file = target.create(&path, executable).map_err(|refusal| match refusal {
+    let mut file = target.create(&path, mode).map_err(|refusal| match refusal {
         Refusal::Double => wire.rule(format!("artifact {path} came twice, or is also a directory")),
         Refusal::Io(errno) => cannot_store(wire.host(), target.path, &path, errno),
     })?;
     let mut hash = blake3::Hasher::new();
     let what = format!("artifact {path}");
     let host = wire.host().clone();
-    let bytes = wire.frames(&what, announced, |data| {
-        hash.update(data);
-        // Each error of a file has a number.
-        let number = |error: &io::Error| Errno::from_io_error(error).unwrap_or(Errno::IO);
-        file.write_all(data).map_err(|error| cannot_store(&host, target.path, &path, number(&error)))
+    // Each error of a file has a number.
+    let number = |error: &io::Error| Errno::from_io_error(error).unwrap_or(Errno::IO);
+    let failed = |error: io::Error| cannot_store(&host, target.path, &path, number(&error));
+    let bytes = wire.frames(&what, announced, |piece| match piece {
+        Piece::Data(data) => {
+            hash.update(data);
+            file.write_all(data).map_err(failed)
+        }
+        Piece::Hole(bytes) => {
+            hash_zeros(&mut hash, bytes);
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            file.seek(SeekFrom::Current(bytes)).and_then(|end| file.set_len(end)).map_err(failed)
+        }
     })?;
     let checksum = match wire.answer()? {
         BulkAnswer::Checksum { blake3 } => blake3,
@@ -100,7 +108,16 @@ fn one(
     if !checksum.eq_ignore_ascii_case(&blake3) {
         return Err(BulkError::Checksum { host: wire.host().clone(), name: path.to_string() });
     }
-    Ok(StoredArtifact { path, bytes, executable, blake3 })
+    Ok(StoredArtifact { path, bytes, mode, blake3 })
+}
+
+fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    while count > 0 {
+        let piece = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
+        hasher.update(&ZEROS[..piece]);
+        count -= piece as u64;
+    }
 }
 
 enum Refusal {
@@ -142,12 +159,13 @@ impl<'a> Target<'a> {
         Ok(Self { path, root, last: None })
     }
 
-    fn create(&mut self, path: &RelPath, executable: bool) -> Result<File, Refusal> {
+    /// Its owner may read it, whatever the host says: who else could look at the result?
+    fn create(&mut self, path: &RelPath, mode: u32) -> Result<File, Refusal> {
         let (parent, name) = match path.as_str().rsplit_once('/') {
             Some((parent, name)) => (Some(parent), name),
             None => (None, path.as_str()),
         };
-        let mode = Mode::from_raw_mode(if executable { 0o755 } else { 0o644 });
+        let mode = Mode::from_raw_mode(mode & 0o777) | Mode::RUSR;
         let parent = match parent {
             None => &self.root,
             Some(parent) => self.descend(parent)?,

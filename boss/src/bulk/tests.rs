@@ -1,8 +1,8 @@
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use crewboss_protocol::bulk::{BROKEN, BulkErrorKind};
+use crewboss_protocol::bulk::{BROKEN, BulkErrorKind, HOLE, HOLE_BYTES_MAX};
 use crewboss_protocol::{Attempt, RelPath, TaskId};
 use tempfile::TempDir;
 
@@ -72,8 +72,7 @@ impl Far {
     /// By hand, since our own types refuse to hold a bad path.
     fn announce(&mut self, path: &str, bytes: u64) {
         let path = serde_json::to_string(path).unwrap();
-        let line =
-            format!("@cb {{\"artifact\":{{\"path\":{path},\"bytes\":{bytes},\"executable\":true}}}}\n");
+        let line = format!("@cb {{\"artifact\":{{\"path\":{path},\"bytes\":{bytes},\"mode\":493}}}}\n");
         self.output.write_all(line.as_bytes()).unwrap();
     }
 }
@@ -228,6 +227,40 @@ fn artifacts_arrive_with_their_content_and_mode() {
     let mode = std::fs::metadata(directory.path().join("a/d")).unwrap().permissions().mode();
     assert_eq!(mode & 0o700, 0o700);
     let _: &RelPath = &stored[0].path;
+}
+
+#[test]
+fn a_file_arrives_with_its_holes_and_its_mode_and_can_be_read() {
+    const HOLE_BYTES: u64 = 400_000;
+    let whole = [vec![0; 400_000], b"data".to_vec(), vec![0; 400_000]].concat();
+    let (expected, sent) = (whole.clone(), blake3::hash(&whole).to_hex().to_string());
+    let hole = |far: &mut Far, bytes: u64| {
+        far.output.write_all(&HOLE.to_be_bytes()).unwrap();
+        far.output.write_all(&bytes.to_be_bytes()).unwrap();
+    };
+    let (result, directory) = fetch(move |far| {
+        let path = "sparse".parse().unwrap();
+        far.say(&BulkAnswer::Artifact { path, bytes: whole.len() as u64, mode: 0o050 });
+        hole(far, HOLE_BYTES);
+        far.frame(b"data");
+        hole(far, HOLE_BYTES);
+        far.frame(b"");
+        far.say(&BulkAnswer::Checksum { blake3: sent });
+        far.say(&BulkAnswer::Complete);
+    });
+    result.unwrap();
+    let file = directory.path().join("sparse");
+    assert!(std::fs::read(&file).unwrap() == expected);
+    let state = std::fs::metadata(&file).unwrap();
+    assert!(state.blocks() * 512 < HOLE_BYTES, "{} blocks", state.blocks());
+    assert_eq!(state.permissions().mode() & 0o7777, 0o450);
+    for (hole_bytes, announced) in [(0, 10), (HOLE_BYTES_MAX + 1, 10), (u64::MAX, 10), (11, 10)] {
+        let (refused, _directory) = fetch(move |far| {
+            far.announce("a", announced);
+            hole(far, hole_bytes);
+        });
+        assert!(matches!(refused, Err(BulkError::Rule { .. } | BulkError::Length { .. })), "{refused:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::sync::PoisonError;
 
 use crewboss_protocol::HostName;
-use crewboss_protocol::bulk::{BROKEN, BulkAnswer, BulkRequest};
+use crewboss_protocol::bulk::{BROKEN, BulkAnswer, BulkRequest, HOLE, HOLE_BYTES_MAX};
 use crewboss_protocol::codec::{self, Line, LineDecoder};
 use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LINE_BYTES_MAX};
 
@@ -16,6 +16,14 @@ const BUFFER_BYTES: usize = BULK_CHUNK_BYTES_MAX + 4;
 
 /// What is read as the length of a frame if there is an answer instead of data: that there is none. No frame is so long.
 const ANSWER: u32 = u32::from_be_bytes(*b"@cb ");
+
+/// A piece of incoming data.
+#[derive(Debug)]
+pub(super) enum Piece<'a> {
+    Data(&'a [u8]),
+    /// So many zeros.
+    Hole(u64),
+}
 
 /// The thread's view of a channel.
 pub(super) struct Wire {
@@ -191,16 +199,34 @@ impl Wire {
         &mut self,
         what: &str,
         max: u64,
-        mut take: impl FnMut(&[u8]) -> Result<(), BulkError>,
+        mut take: impl FnMut(Piece<'_>) -> Result<(), BulkError>,
     ) -> Result<u64, BulkError> {
-        let mut total = 0;
+        let mut total: u64 = 0;
+        let add = |wire: &Self, total: u64, count: u64| match total.saturating_add(count) {
+            bytes if bytes > max => {
+                let (host, what) = (wire.host.clone(), what.to_owned());
+                Err(BulkError::Length { host, what, announced: max, bytes })
+            }
+            bytes => Ok(bytes),
+        };
         loop {
-            let length = self.frame_length()?;
+            let length = u32::from_be_bytes(self.number()?);
             match length {
                 0 => return Ok(total),
                 BROKEN => {
                     let answer = self.answer()?;
                     return Err(self.unexpected(&answer));
+                }
+                HOLE => {
+                    let hole = u64::from_be_bytes(self.number()?);
+                    if hole == 0 || hole > HOLE_BYTES_MAX {
+                        return Err(
+                            self.rule(format!("a hole of {hole} bytes; the limit is {HOLE_BYTES_MAX}"))
+                        );
+                    }
+                    total = add(self, total, hole)?;
+                    take(Piece::Hole(hole))?;
+                    continue;
                 }
                 ANSWER if total == 0 => {
                     let answer = self.line().and_then(|rest| self.judge(&rest))?;
@@ -214,25 +240,21 @@ impl Wire {
                     self.rule(format!("a frame of {left} bytes; the limit is {BULK_CHUNK_BYTES_MAX}"))
                 );
             }
-            total += u64::from(length);
-            if total > max {
-                let (host, what) = (self.host.clone(), what.to_owned());
-                return Err(BulkError::Length { host, what, announced: max, bytes: total });
-            }
+            total = add(self, total, length.into())?;
             while left > 0 {
                 if self.start == self.end {
                     self.fill()?;
                 }
                 let count = left.min(self.end - self.start);
-                take(&self.buffer[self.start..self.start + count])?;
+                take(Piece::Data(&self.buffer[self.start..self.start + count]))?;
                 self.start += count;
                 left -= count;
             }
         }
     }
 
-    fn frame_length(&mut self) -> Result<u32, BulkError> {
-        let mut bytes = [0; 4];
+    fn number<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], BulkError> {
+        let mut bytes = [0; BYTES];
         for byte in &mut bytes {
             if self.start == self.end {
                 self.fill()?;
@@ -240,13 +262,17 @@ impl Wire {
             *byte = self.buffer[self.start];
             self.start += 1;
         }
-        Ok(u32::from_be_bytes(bytes))
+        Ok(bytes)
     }
 
     /// Receives a log whose request has been sent.
     pub(super) fn log<W: Write>(&mut self, mut sink: W) -> Result<(W, u64), BulkError> {
         self.open()?;
-        let bytes = self.frames("a log", u64::MAX, |data| sink.write_all(data).map_err(BulkError::Sink))?;
+        let host = self.host.clone();
+        let bytes = self.frames("a log", u64::MAX, |piece| match piece {
+            Piece::Data(data) => sink.write_all(data).map_err(BulkError::Sink),
+            Piece::Hole(_) => Err(BulkError::Rule { host: host.clone(), what: "a hole in a log".to_owned() }),
+        })?;
         sink.flush().map_err(BulkError::Sink)?;
         Ok((sink, bytes))
     }

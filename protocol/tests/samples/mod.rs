@@ -399,7 +399,7 @@ pub fn bulk_answer() -> Vec<BulkAnswer> {
         BulkAnswer::Has { trees: vec![] },
         BulkAnswer::Stored,
         BulkAnswer::CheckedOut { tree: tree() },
-        BulkAnswer::Artifact { path: name("u-boot.bin"), bytes: 650_000, executable: false },
+        BulkAnswer::Artifact { path: name("u-boot.bin"), bytes: 650_000, mode: 0o644 },
         BulkAnswer::Checksum {
             blake3: "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262".to_owned(),
         },

@@ -34,9 +34,11 @@ pub(super) fn run(
     mut result: ResultDocument,
 ) -> Result<FromGuest, AgentError> {
     let (out, src) = (place.out(), place.src());
-    let mut found = find(&task.artifacts, &[&out, &src]);
-    let uploads = find(&["upload/**".to_owned()], &[&out]);
-    let own = found.problems.drain(..).filter(|problem| !problem.starts_with(HOST_SEES));
+    let all = |patterns: &[String], roots: &[&Path]| find(patterns, roots).map_err(AgentError::at(&out));
+    let mut found = all(&task.artifacts, &[&out, &src])?;
+    let mut uploads = all(&["upload/**".to_owned()], &[&out])?;
+    let problems = found.problems.drain(..).chain(uploads.problems.drain(..));
+    let own = problems.filter(|problem| !problem.starts_with(HOST_SEES));
     result.problems = own.take(PROBLEMS_MAX).map(shortened).collect();
     for (name, file) in uploads.files {
         found.files.entry(name).or_insert(file);
@@ -93,7 +95,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// What `size` says of the files that the task names. The error is a sentence for a person.
 fn sizes(reporter: &mut Reporter, place: &Place, task: &TaskDocument) -> Result<String, String> {
     let (out, src) = (place.out(), place.src());
-    let found = find(&task.sizes, &[&out, &src]);
+    let found = find(&task.sizes, &[&out, &src]).map_err(|error| format!("no sizes: {error}"))?;
     let variables = variables::of_task(place, task, &Default::default());
     let prefix = ["CREWBOSS_CROSS", "CROSS_COMPILE"];
     let prefix = prefix.iter().find_map(|name| variables::get(&variables, name)).unwrap_or("");

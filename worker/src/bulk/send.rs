@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
+use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, HOLE_BYTES_MAX, LogStream};
 use crewboss_protocol::limits::{ARTIFACTS_MAX, PATH_BYTES_MAX};
 use crewboss_protocol::{RelPath, codec};
 use rustix::fs::OFlags;
@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use super::stream::{Input, Output};
 use super::{End, Failure};
+use crate::storage::next_data;
 
 /// How long a log that does not grow is left alone. Adds to the delay of live output, but nothing else waits for it.
 const LOG_PAUSE: Duration = Duration::from_millis(10);
@@ -118,22 +119,57 @@ fn artifact(listed: Listed, output: &mut Output<'_>) -> Result<(), End> {
     let file = open(&listed.file).map_err(|error| what(&error))?;
     let state = file.metadata().map_err(|error| what(&error))?;
     let bytes = state.len();
-    output.answer(&BulkAnswer::Artifact { path: listed.path, bytes, executable: state.mode() & 0o100 != 0 });
+    output.answer(&BulkAnswer::Artifact { path: listed.path, bytes, mode: state.mode() & 0o777 });
+    let hash = content(&file, bytes, output, what)?;
+    output.end_frames();
+    output.answer(&BulkAnswer::Checksum { blake3: hash.to_hex().to_string() });
+    output.relieve()
+}
+
+/// Sends the data of a file, and of its holes the lengths. Gives the hash of all that was sent.
+fn content(
+    file: &File,
+    bytes: u64,
+    output: &mut Output<'_>,
+    what: impl Fn(&io::Error) -> Failure,
+) -> Result<blake3::Hash, End> {
     let mut hasher = blake3::Hasher::new();
-    let mut rest = bytes;
-    while rest > 0 {
-        match output.frame_from(file.as_fd(), rest)? {
-            Ok([]) => break,
-            Ok(data) => {
-                hasher.update(data);
-                rest = rest.saturating_sub(data.len() as u64);
-            }
+    let mut at = 0;
+    while at < bytes {
+        let data = match next_data(file, at, bytes) {
+            Ok(Some(data)) => data,
+            // If it got shorter, there is no hole either; the boss sees it by what it gets.
+            Ok(None) if file.metadata().is_ok_and(|state| state.len() < bytes) => break,
+            Ok(None) => bytes..bytes,
             Err(error) => return Err(broken(output, what(&error))),
+        };
+        while at < data.start {
+            let hole = (data.start - at).min(HOLE_BYTES_MAX);
+            output.hole(hole)?;
+            hash_zeros(&mut hasher, hole);
+            at += hole;
+        }
+        while at < data.end {
+            match output.frame_from(file.as_fd(), data.end - at)? {
+                Ok([]) => return Ok(hasher.finalize()),
+                Ok(data) => {
+                    hasher.update(data);
+                    at += data.len() as u64;
+                }
+                Err(error) => return Err(broken(output, what(&error))),
+            }
         }
     }
-    output.end_frames();
-    output.answer(&BulkAnswer::Checksum { blake3: hasher.finalize().to_hex().to_string() });
-    output.relieve()
+    Ok(hasher.finalize())
+}
+
+fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    while count > 0 {
+        let piece = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
+        hasher.update(&ZEROS[..piece]);
+        count -= piece as u64;
+    }
 }
 
 /// Opens a regular file and nothing else: no link is followed, no FIFO waited for.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crewboss_protocol::bulk::{BROKEN, BulkAnswer, BulkErrorKind};
+use crewboss_protocol::bulk::{BROKEN, BulkAnswer, BulkErrorKind, HOLE, HOLE_BYTES_MAX};
 use crewboss_protocol::codec;
 use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LINE_BYTES_MAX};
 use rustix::buffer::spare_capacity;
@@ -168,6 +168,13 @@ impl<'a> Output<'a> {
         let length = u32::try_from(count).unwrap_or(BROKEN);
         self.buffer[head..from].copy_from_slice(&length.to_be_bytes());
         Ok(Ok(&self.buffer[from..]))
+    }
+
+    /// Tells of a hole in place of data, and lets the boss hear of it.
+    pub(super) fn hole(&mut self, bytes: u64) -> Result<(), End> {
+        self.raw(&HOLE.to_be_bytes());
+        self.raw(&bytes.to_be_bytes());
+        if bytes == HOLE_BYTES_MAX { self.flush() } else { self.relieve() }
     }
 
     /// Ends the data.

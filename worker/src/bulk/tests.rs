@@ -1,11 +1,12 @@
 use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread::JoinHandle;
 
 use crewboss_protocol::TaskRef;
-use crewboss_protocol::bulk::{BROKEN, LogStream};
+use crewboss_protocol::bulk::{BROKEN, HOLE, LogStream};
 use crewboss_protocol::limits::BULK_CHUNK_BYTES_MAX;
 use git2::Repository;
 use serde::Serialize;
@@ -17,6 +18,8 @@ use crate::testing::{Mount, content, run, tree_of};
 struct Boss {
     stream: UnixStream,
     server: Option<JoinHandle<bool>>,
+    /// Bytes that came as holes.
+    holes: u64,
     layout: Layout,
     _work: tempfile::TempDir,
 }
@@ -33,7 +36,7 @@ impl Boss {
         let at = layout.clone();
         let session = || "r.1".parse().unwrap();
         let server = std::thread::spawn(move || serve(at, session(), other.as_fd(), other.as_fd()));
-        let mut boss = Self { stream, server: Some(server), layout, _work: work };
+        let mut boss = Self { stream, server: Some(server), holes: 0, layout, _work: work };
         assert_eq!(boss.byte(), b'\n');
         assert_eq!(boss.answer(), BulkAnswer::Open);
         boss
@@ -76,6 +79,12 @@ impl Boss {
             match u32::from_be_bytes(head) {
                 0 => return (data, true),
                 BROKEN => return (data, false),
+                HOLE => {
+                    let mut hole = [0; 8];
+                    self.stream.read_exact(&mut hole).unwrap();
+                    self.holes += u64::from_be_bytes(hole);
+                    data.resize(data.len() + usize::try_from(u64::from_be_bytes(hole)).unwrap(), 0);
+                }
                 length => {
                     let from = data.len();
                     data.resize(from + usize::try_from(length).unwrap(), 0);
@@ -237,7 +246,7 @@ fn artifacts_come_with_checksums_and_links_are_refused() {
     for (name, data) in files {
         let bytes = data.len() as u64;
         let path = name.parse().unwrap();
-        assert_eq!(boss.answer(), BulkAnswer::Artifact { path, bytes, executable: false });
+        assert_eq!(boss.answer(), BulkAnswer::Artifact { path, bytes, mode: 0o644 });
         assert_eq!(boss.data(), (data.to_vec(), true));
         assert_eq!(boss.answer(), BulkAnswer::Checksum { blake3: blake3::hash(data).to_hex().to_string() });
     }
@@ -255,6 +264,28 @@ fn artifacts_come_with_checksums_and_links_are_refused() {
         boss.ask(&BulkRequest::Artifacts { at: at() });
         boss.fails(kind);
     }
+    assert!(boss.close());
+}
+
+#[test]
+fn holes_of_artifacts_are_told_and_modes_kept() {
+    let mut boss = Boss::new();
+    let attempt = boss.attempt();
+    let file = attempt.join("sparse");
+    let sparse = File::create(&file).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    sparse.write_all_at(b"data", 1 << 20).unwrap();
+    sparse.set_permissions(fs::Permissions::from_mode(0o4751)).unwrap();
+    let line = serde_json::json!({ "path": "sparse", "file": file });
+    fs::write(attempt.join("artifacts.list"), line.to_string()).unwrap();
+    boss.ask(&BulkRequest::Artifacts { at: at() });
+    let path = "sparse".parse().unwrap();
+    assert_eq!(boss.answer(), BulkAnswer::Artifact { path, bytes: 3 << 20, mode: 0o751 });
+    let (data, whole) = boss.data();
+    assert!(whole && data == fs::read(&file).unwrap());
+    assert!(boss.holes > 2 << 20, "only {} bytes came as holes", boss.holes);
+    assert_eq!(boss.answer(), BulkAnswer::Checksum { blake3: blake3::hash(&data).to_hex().to_string() });
+    assert_eq!(boss.answer(), BulkAnswer::Complete);
     assert!(boss.close());
 }
 

@@ -10,17 +10,17 @@ use crewboss_protocol::RelPath;
 use crewboss_protocol::guest::PROBLEMS_MAX;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
 use crewboss_protocol::message::ArtifactCount;
-use globset::{GlobBuilder, GlobMatcher};
+use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use super::message::ArtifactLine;
-
-/// Directories in each other that are looked through.
-const DEPTH_MAX: usize = 256;
+use super::pattern::Pattern;
+use super::walk::walk;
+use crate::storage::is_no_space;
 
 /// Bytes of all artifacts. A sparse file can be of any length, but the boss refuses a larger number, and the host with it.
 /// Archives of uploads and consoles, which are counted with them, take real space and do not come near the other half.
-const BYTES_MAX: u64 = NUMBER_MAX / 2;
+pub(super) const BYTES_MAX: u64 = NUMBER_MAX / 2;
 
 /// What was found for a list of patterns.
 #[derive(Debug, Default)]
@@ -102,23 +102,37 @@ fn first_below<'a, T>(files: &'a BTreeMap<String, T>, name: &str) -> Option<&'a 
     first.starts_with(&directory).then_some(first)
 }
 
-/// Looks for all patterns in the roots, in the first one first. A file found in an earlier root wins.
-pub fn find(patterns: &[String], roots: &[&Path]) -> Found {
+/// Looks for all patterns in the roots, in the first one first. A file found in an earlier root wins. What a task has made
+/// so that it cannot be found or read is a problem.
+///
+/// # Errors
+/// If the host fails at it, see [`is_of_host`].
+pub fn find(patterns: &[String], roots: &[&Path]) -> io::Result<Found> {
     let mut found = Found::default();
-    for pattern in patterns {
+    for text in patterns {
+        let pattern = match Pattern::parse(text) {
+            Ok(pattern) => pattern,
+            Err(error) => {
+                found.problem(format!("{text:?} cannot name files of a task: {error}"));
+                continue;
+            }
+        };
         let before = found.files.len() + found.problems.len();
         let mut seen = false;
-        for root in roots {
-            seen |= find_in(pattern, root, &mut found);
-            if seen {
-                break;
-            }
+        for root in roots.iter().filter_map(|root| root.canonicalize().ok()) {
+            seen = seen || walk(&root, &pattern, &mut found)?;
         }
         if !seen && before == found.files.len() + found.problems.len() {
-            found.problems.push(format!("nothing matches the artifact {pattern:?}"));
+            found.problem(format!("nothing matches the artifact {text:?}"));
         }
     }
-    found
+    Ok(found)
+}
+
+/// Whether an error comes from the host and not from what a task has made: its names, rights and files.
+pub fn is_of_host(error: &io::Error) -> bool {
+    let of_host = [Errno::IO, Errno::ROFS, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+    is_no_space(error) || Errno::from_io_error(error).is_some_and(|errno| of_host.contains(&errno))
 }
 
 /// Rewrites a list after directories have moved. That there is no list is fine.
@@ -144,80 +158,6 @@ pub fn move_list(path: &Path, moved: &[(&Path, &Path)]) -> io::Result<()> {
     list.flush()
 }
 
-fn find_in(pattern: &str, root: &Path, found: &mut Found) -> bool {
-    let Ok(root) = root.canonicalize() else { return false };
-    if !pattern.contains(['*', '?', '[', '{', '\\']) {
-        return add(&root, Path::new(pattern), found, true);
-    }
-    let glob = match GlobBuilder::new(pattern).literal_separator(true).build() {
-        Ok(glob) => glob.compile_matcher(),
-        Err(error) => {
-            found.problems.push(format!("{pattern:?} is no pattern: {error}"));
-            return true;
-        }
-    };
-    walk(&root, &glob, found)
-}
-
-fn walk(root: &Path, glob: &GlobMatcher, found: &mut Found) -> bool {
-    let mut seen = false;
-    let mut open = vec![PathBuf::new()];
-    while let Some(directory) = open.pop() {
-        let Ok(entries) = std::fs::read_dir(root.join(&directory)) else { continue };
-        for entry in entries.flatten() {
-            let path = directory.join(entry.file_name());
-            let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_dir() {
-                if path.components().count() < DEPTH_MAX {
-                    open.push(path);
-                }
-            } else if glob.is_match(&path) {
-                seen |= add(root, &path, found, false);
-            }
-        }
-    }
-    seen
-}
-
-/// Takes one file up. Links are followed only as far as they stay below the root. Returns whether the pattern has
-/// been answered, if only by a problem.
-fn add(root: &Path, path: &Path, found: &mut Found, named: bool) -> bool {
-    let shown = path.to_string_lossy().into_owned();
-    let Ok(file) = root.join(path).canonicalize() else { return false };
-    let Ok(meta) = file.metadata() else { return false };
-    let name = path.to_str().map(|text| RelPath::try_from(text.to_owned()));
-    let problem = match name {
-        None => Some(format!("the artifact {shown:?} has a name that is not UTF-8")),
-        Some(Err(error)) => Some(format!("an artifact cannot be brought back: {error}")),
-        Some(Ok(_)) if !file.starts_with(root) => {
-            Some(format!("the artifact {shown:?} is a link that leads out of {}", root.display()))
-        }
-        Some(Ok(_)) if !meta.is_file() => {
-            if !named {
-                return false;
-            }
-            Some(format!("the artifact {shown:?} is not a file; `{shown}/**` matches all below a directory"))
-        }
-        Some(Ok(_)) if found.files.len() >= ARTIFACTS_MAX => {
-            Some(format!("there are more than {ARTIFACTS_MAX} artifacts"))
-        }
-        Some(Ok(_)) if found.bytes.saturating_add(meta.len()) > BYTES_MAX => {
-            Some(format!("the artifacts have more than {BYTES_MAX} bytes with {shown:?}"))
-        }
-        Some(Ok(_)) => None,
-    };
-    match problem {
-        Some(problem) => found.problem(problem),
-        None => {
-            if let std::collections::btree_map::Entry::Vacant(entry) = found.files.entry(shown) {
-                entry.insert(file);
-                found.bytes += meta.len();
-            }
-        }
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,7 +179,7 @@ mod tests {
             fs::write(base.path().join(file), "12").unwrap();
         }
         let patterns = ["u-boot.bin", "lib/*.o", "**/b.o", "only.txt"].map(str::to_owned);
-        let found = find(&patterns, &[&out, &src]);
+        let found = find(&patterns, &[&out, &src]).unwrap();
         assert_eq!(names(&found), ["lib/a.o", "lib/deep/b.o", "only.txt", "u-boot.bin"]);
         assert_eq!((found.count().files, found.bytes), (4, 8));
         assert!(found.files["u-boot.bin"].ends_with("out/u-boot.bin") && found.problems.is_empty());
@@ -258,7 +198,7 @@ mod tests {
         }
         let root = root.path().canonicalize().unwrap();
         let mut found = Found { bytes: BYTES_MAX - 3, ..Found::default() };
-        assert!(add(&root, Path::new("a"), &mut found, true) && add(&root, Path::new("b"), &mut found, true));
+        walk(&root, &Pattern::parse("{a,b}").unwrap(), &mut found).unwrap();
         assert_eq!((names(&found), found.bytes), (vec!["a"], BYTES_MAX));
         assert!(found.problems.join("; ").contains("bytes with \"b\""), "{:?}", found.problems);
     }
@@ -272,7 +212,7 @@ mod tests {
         for file in ["out/a", "out/a-b", "src/a/x", "src/a/deep/y"] {
             fs::write(base.path().join(file), "123").unwrap();
         }
-        let mut found = find(&["a*", "a/**"].map(str::to_owned), &[&out, &src]);
+        let mut found = find(&["a*", "a/**"].map(str::to_owned), &[&out, &src]).unwrap();
         found.settle();
         assert_eq!(names(&found), ["a-b", "a/deep/y", "a/x"]);
         assert_eq!(found.bytes, 9);
@@ -294,7 +234,7 @@ mod tests {
         fs::write(out.join(std::ffi::OsStr::from_bytes(b"\xff.bin")), "x").unwrap();
         fs::create_dir(out.join("dir")).unwrap();
         let problem = |pattern: &str| {
-            let found = find(&[pattern.to_owned()], &[&out]);
+            let found = find(&[pattern.to_owned()], &[&out]).unwrap();
             assert!(found.files.is_empty(), "{pattern} was found");
             found.problems.join("; ")
         };
@@ -306,6 +246,6 @@ mod tests {
         assert!(problem("*.bin").contains("not UTF-8"));
         assert!(problem("dir").contains("not a file"));
         assert!(problem("**/secret").contains("nothing matches"));
-        assert!(problem("[").contains("no pattern"));
+        assert!(problem("[").contains("cannot name files of a task: unclosed"));
     }
 }

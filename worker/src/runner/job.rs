@@ -166,7 +166,14 @@ impl Attempt<'_> {
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Found {
-        let mut found = find(&self.spec.target.artifacts, &[&self.job.out, &self.job.src]);
+        let mut found = match find(&self.spec.target.artifacts, &[&self.job.out, &self.job.src]) {
+            Ok(found) => found,
+            Err(error) => {
+                *outcome = Outcome::Infrastructure;
+                self.message = format!("the host fails at looking for artifacts: {error}");
+                return Found::default();
+            }
+        };
         if *outcome == Outcome::Failure && self.job.warm {
             // What lies there from the last good build is not what this commit has made.
             found.keep_changed_since(self.begun);
@@ -196,7 +203,7 @@ impl Attempt<'_> {
 
     /// What `size` says of the files that the target names; empty, with a message, if it cannot say anything.
     fn sizes(&mut self, link: &mut Link, kept: &mut Kept) -> String {
-        let found = find(&self.spec.target.sizes, &[&self.job.out, &self.job.src]);
+        let found = find(&self.spec.target.sizes, &[&self.job.out, &self.job.src]).unwrap_or_default();
         let mut text = Vec::new();
         let Some(mut command) = size_command(self.spec, kept).filter(|_| !found.files.is_empty()) else {
             self.message = "no sizes: the files or the program `size` are not there".to_owned();

@@ -10,8 +10,10 @@ pub mod link;
 pub mod log;
 pub mod message;
 pub mod output;
+pub mod pattern;
 pub mod stage;
 pub mod uploads;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

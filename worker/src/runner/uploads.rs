@@ -13,11 +13,9 @@ use std::path::{Component, Path, PathBuf};
 
 use crewboss_protocol::Name;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, UPLOADS_MAX};
-use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use super::artifacts::Found;
-use crate::storage::is_no_space;
+use super::artifacts::{Found, is_of_host};
 
 /// Directories in each other that are looked through.
 const DEPTH_MAX: usize = 256;
@@ -85,19 +83,13 @@ pub fn place<'a>(out: &Path, files: &'a BTreeMap<String, PathBuf>) -> Result<(),
     Ok(())
 }
 
-/// Whether an error comes from the host and not from what a task has made: its names, rights and files.
-pub fn is_of_host(error: &io::Error) -> bool {
-    let of_host = [Errno::IO, Errno::ROFS, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
-    is_no_space(error) || Errno::from_io_error(error).is_some_and(|errno| of_host.contains(&errno))
-}
-
 /// All uploads, or as many as are enough to know that they are too many.
 fn instances(uploads: &Path, found: &mut Found) -> io::Result<Vec<Instance>> {
     let mut all = Vec::new();
     for kind in sorted(uploads)? {
         let Some(kind_name) = directory(uploads, &kind, found) else { continue };
         let place = uploads.join(&kind);
-        for instance in sorted(&place)? {
+        for instance in sorted(&place).map_err(at(&Path::new("upload").join(&kind)))? {
             let Some(name) = directory(&place, &instance, found) else { continue };
             all.push(Instance { kind: kind_name.clone(), name, root: place.join(&instance) });
             if all.len() > UPLOADS_MAX {
@@ -134,6 +126,15 @@ fn sorted(directory: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
+/// Says what cannot be read, if that is the task's doing: of an error of the host only the number counts.
+fn at(shown: &Path) -> impl Fn(io::Error) -> io::Error {
+    move |error| match is_of_host(&error) {
+        true => error,
+        // One that is too long is known by its beginning.
+        false => io::Error::new(error.kind(), format!("{:.300}: {error}", shown.to_string_lossy())),
+    }
+}
+
 /// The name of a type or instance, if it is a directory that can have one.
 fn directory(parent: &Path, entry: &OsString, found: &mut Found) -> Option<Name> {
     let shown = entry.to_string_lossy();
@@ -157,12 +158,12 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
     let mut open = vec![PathBuf::new()];
     while let Some(path) = open.pop() {
         let full = root.join(&path);
-        let meta = full.symlink_metadata()?;
-        entries += 1;
         let shown = Path::new(name.as_str()).join(&path);
+        let meta = full.symlink_metadata().map_err(at(&shown))?;
+        entries += 1;
         let problem = if meta.is_dir() {
             tar.directory(&shown)?;
-            let names = sorted(&full)?;
+            let names = sorted(&full).map_err(at(&shown))?;
             // Taken from the end, so that the first one is next.
             open.extend(names.into_iter().rev().map(|name| path.join(name)));
             (path.components().count() >= DEPTH_MAX).then_some("directories are too deep in each other")
@@ -170,7 +171,7 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
             tar.file(&shown, &full, &meta)?;
             None
         } else if meta.is_symlink() {
-            let target = fs::read_link(&full)?;
+            let target = fs::read_link(&full).map_err(at(&shown))?;
             tar.link(&shown, &target)?;
             (!stays_below(&path, &target)).then_some("a link leads out of it, or has a `..` behind a name")
         } else {
@@ -237,7 +238,8 @@ impl Tar {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(i32::try_from(flags).map_err(io::Error::other)?)
-            .open(from)?;
+            .open(from)
+            .map_err(at(path))?;
         let mut file = file.take(meta.len());
         let mut buffer = vec![0; 256 << 10];
         let mut written = 0;
@@ -306,6 +308,8 @@ fn header(kind: u8, name: &[u8], link: &[u8], mode: u64, size: u64) -> [u8; BLOC
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::as_stranger;
+    use rustix::io::Errno;
     use std::os::unix::fs::symlink;
     use std::process::Command;
 
@@ -414,8 +418,10 @@ mod tests {
             at = rustix::fs::openat(&at, &*name, flags, rustix::fs::Mode::empty()).unwrap().into();
         }
         let found = added(base.path());
-        let expected = "the upload one cannot be archived: File name too long (os error 36)";
-        assert_eq!((names(&found).len(), &*found.problems.join("; ")), (0, expected));
+        let said = found.problems.join("; ");
+        assert_eq!(names(&found).len(), 0);
+        assert!(said.starts_with("the upload one cannot be archived: one/xxx"), "{said}");
+        assert!(said.ends_with("xxx: File name too long (os error 36)") && said.len() < 400, "{said}");
 
         let numbered = base.path().join("0");
         fs::write(&numbered, "x").unwrap();
@@ -425,6 +431,33 @@ mod tests {
         for errno in [Errno::NOSPC, Errno::DQUOT, Errno::IO] {
             assert!(is_of_host(&errno.into()), "{errno}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let base = tempfile::tempdir().unwrap();
+        for (name, denied) in
+            [("kind/one/x", "kind/one/x"), ("kind/two/x/y", "kind/two/x"), ("other/one/x", "other")]
+        {
+            put(base.path(), name, "");
+            let denied = base.path().join("out/upload").join(denied);
+            fs::set_permissions(denied, fs::Permissions::from_mode(0o0)).unwrap();
+        }
+        for directory in ["", "out", "out/upload", "out/upload/kind"] {
+            fs::set_permissions(base.path().join(directory), fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let said = || as_stranger(|| added(base.path())).problems.join("; ");
+        assert_eq!(
+            said(),
+            "the uploads cannot be looked through: upload/other: Permission denied (os error 13)"
+        );
+        let other = base.path().join("out/upload/other");
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(
+            said(),
+            "the upload one cannot be archived: one/x: Permission denied (os error 13); \
+             the upload two cannot be archived: two/x: Permission denied (os error 13)"
+        );
     }
 
     #[test]

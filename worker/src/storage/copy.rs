@@ -2,7 +2,8 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io::{self, Read, Seek as _};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -106,6 +107,8 @@ fn copy_file(
     let to = openat(destination, name, writing, Mode::RUSR | Mode::WUSR)?;
     if options.reflink {
         rustix::fs::ioctl_ficlone(&to, &from)?;
+    } else if has_holes(state) {
+        copy_data(&File::from(from), &File::from(to.try_clone()?))?;
     } else if state.st_size > 0 {
         io::copy(&mut File::from(from), &mut File::from(to.try_clone()?))?;
     }
@@ -119,20 +122,39 @@ fn copy_file(
 pub(super) fn copy_data(mut source: &File, mut target: &File) -> io::Result<()> {
     let length = source.metadata()?.len();
     target.set_len(length)?;
-    let mut end = 0;
-    while end < length {
-        let start = match seek(source, rustix::fs::SeekFrom::Data(end)) {
-            Ok(start) => start,
-            // All the rest is a hole.
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        end = seek(source, rustix::fs::SeekFrom::Hole(start))?;
-        source.seek(io::SeekFrom::Start(start))?;
-        target.seek(io::SeekFrom::Start(start))?;
-        io::copy(&mut source.take(end - start), &mut target)?;
+    let mut at = 0;
+    while let Some(data) = next_data(source, at, length)? {
+        target.seek(io::SeekFrom::Start(data.start))?;
+        io::copy(&mut Read::take(&mut source, data.end - data.start), &mut target)?;
+        at = data.end;
     }
     Ok(())
+}
+
+/// Where a file has data next, from `at` on and before `end`; the file is to be read from there then. `None` if all the rest
+/// is a hole.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn next_data(mut file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    if at >= end {
+        return Ok(None);
+    }
+    let start = match seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(start) if start < end => start,
+        Ok(_) | Err(Errno::NXIO) => return Ok(None),
+        // One that knows no holes.
+        Err(Errno::INVAL) => at,
+        Err(error) => return Err(error.into()),
+    };
+    let until = seek(file, rustix::fs::SeekFrom::Hole(start)).unwrap_or(end).min(end);
+    file.seek(io::SeekFrom::Start(start))?;
+    Ok(Some(start..until))
+}
+
+/// Whether a file takes less room than it is long.
+fn has_holes(state: &Stat) -> bool {
+    state.st_blocks.saturating_mul(512) < state.st_size
 }
 
 fn mode_of(state: &Stat, options: CopyOptions) -> Mode {

@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-pub use copy::{CopyOptions, copy_tree};
+pub use copy::{CopyOptions, copy_tree, next_data};
 pub use remove::{remove_at, remove_tree};
 
 /// How whole trees are copied below a work directory.

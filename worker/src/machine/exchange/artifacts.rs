@@ -7,9 +7,9 @@ mod index;
 mod select;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::limits::ARTIFACTS_MAX;
@@ -21,6 +21,9 @@ use select::{Selected, select};
 
 /// Below `out`: what a task wants to hand to somebody else than the boss's result directory.
 pub const UPLOAD: &str = "upload/";
+
+/// What is copied at once, and the size of a hole.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// How much is taken from one archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,13 +156,29 @@ fn index(archive: &File, length: u64, limits: ArchiveLimits) -> Result<Index, Ar
     Index::read(archive, length, limits)
 }
 
+/// Zeros of the archive become holes, as they may have been in the guest: no archive that everybody can read tells of holes.
 fn copy(archive: &File, entry: &index::Entry, path: &Path) -> io::Result<()> {
-    let mode = if entry.executable { 0o755 } else { 0o644 };
-    let mut file = File::options().write(true).create_new(true).mode(mode).open(path)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     (&mut &*archive).seek(SeekFrom::Start(entry.position))?;
-    let copied = io::copy(&mut archive.take(entry.size), &mut file)?;
-    // The guest may still run, but it cannot make the disk shorter.
-    if copied == entry.size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    let mut content = archive.take(entry.size);
+    let mut buffer = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    while at < entry.size {
+        let count = content.read(&mut buffer)?;
+        if count == 0 {
+            // The guest may still run, but it cannot make the disk shorter.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        at += count as u64;
+        if buffer[..count].iter().all(|byte| *byte == 0) {
+            file.seek(SeekFrom::Start(at))?;
+        } else {
+            file.write_all(&buffer[..count])?;
+        }
+    }
+    file.set_len(entry.size)?;
+    // Who runs the worker has to read it, too.
+    file.set_permissions(Permissions::from_mode(entry.mode | 0o400))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::machine::guest::GuestEvent;
 use crate::machine::record::Step;
 use crate::machine::room;
 use crate::machine::verdict::{Phase, Stop};
+use crate::runner::artifacts::is_of_host;
 use crate::runner::stage::Stream;
 use crate::runner::uploads;
 
@@ -218,7 +219,7 @@ impl Task<'_> {
         let added = match uploads::place(&out, files) {
             Ok(()) => uploads::add(&out, &self.job.dir, &mut self.found),
             // A guest chooses the names: what they make impossible must not look like a failure of this host.
-            Err((name, error)) if !uploads::is_of_host(&error) => {
+            Err((name, error)) if !is_of_host(&error) => {
                 self.found.problem(format!("the upload {name:?} cannot be archived: {error}"));
                 Ok(())
             }

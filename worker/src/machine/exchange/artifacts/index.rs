@@ -30,7 +30,7 @@ pub(super) struct Entry {
     pub(super) not_a_file: Option<&'static str>,
     pub(super) position: u64,
     pub(super) size: u64,
-    pub(super) executable: bool,
+    pub(super) mode: u32,
 }
 
 /// Everything that an archive holds but directories.
@@ -113,6 +113,6 @@ fn checked(entry: tar::Entry) -> Result<Option<Entry>, String> {
         not_a_file,
         position: entry.position,
         size: entry.size,
-        executable: entry.mode & 0o100 != 0,
+        mode: entry.mode & 0o777,
     }))
 }

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
-use globset::{GlobBuilder, GlobMatcher};
-
 use super::UPLOAD;
 use super::index::{Entry, Index, Root};
 use crate::runner::artifacts::clashes;
+use crate::runner::pattern::Pattern;
 
 /// As many problems as [`crate::runner::artifacts::find`] tells.
 const PROBLEMS_MAX: usize = 16;
@@ -20,25 +19,11 @@ pub(super) struct Selected {
     pub(super) problems: Vec<String>,
 }
 
-enum Pattern<'a> {
-    Named(&'a str),
-    Glob(GlobMatcher),
-}
-
-impl Pattern<'_> {
-    fn matches(&self, name: &str) -> bool {
-        match self {
-            Pattern::Named(named) => *named == name,
-            Pattern::Glob(glob) => glob.is_match(name),
-        }
-    }
-}
-
 /// Decides. A glob is looked for in the output first, and in the source only if nothing matched there.
 pub(super) fn select(index: &Index, globs: &[String]) -> Selected {
     let mut selected = Selected { problems: index.problems.clone(), ..Selected::default() };
     for glob in globs {
-        match pattern(glob) {
+        match Pattern::parse(glob) {
             Ok(pattern) => {
                 let mut seen = false;
                 for root in [Root::Out, Root::Src] {
@@ -48,7 +33,9 @@ pub(super) fn select(index: &Index, globs: &[String]) -> Selected {
                     selected.problems.push(format!("nothing matches the artifact {glob:?}"));
                 }
             }
-            Err(problem) => selected.problems.push(problem),
+            Err(error) => {
+                selected.problems.push(format!("{glob:?} cannot name files of a task: {error}"));
+            }
         }
     }
     for (number, entry) in index.files.iter().enumerate() {
@@ -67,10 +54,10 @@ pub(super) fn select(index: &Index, globs: &[String]) -> Selected {
 }
 
 impl Selected {
-    fn take(&mut self, index: &Index, root: Root, pattern: &Pattern<'_>) -> bool {
+    fn take(&mut self, index: &Index, root: Root, pattern: &Pattern) -> bool {
         let mut seen = false;
         for (number, entry) in index.files.iter().enumerate() {
-            if entry.root != root || !pattern.matches(entry.name.as_str()) {
+            if entry.root != root || !pattern.is_match(entry.name.as_str()) {
                 continue;
             }
             seen = true;
@@ -94,13 +81,4 @@ impl Selected {
             self.problems.push(problem);
         }
     }
-}
-
-fn pattern(text: &str) -> Result<Pattern<'_>, String> {
-    if !text.contains(['*', '?', '[', '{', '\\']) {
-        return Ok(Pattern::Named(text));
-    }
-    let glob = GlobBuilder::new(text).literal_separator(true).build();
-    glob.map(|glob| Pattern::Glob(glob.compile_matcher()))
-        .map_err(|error| format!("{text:?} is no pattern: {error}"))
 }

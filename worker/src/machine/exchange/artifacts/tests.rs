@@ -1,5 +1,5 @@
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use proptest::prelude::*;
 
@@ -67,7 +67,10 @@ fn out_wins_over_src_and_what_matches_nothing_is_left() {
     let got = taken(&files, &["*.bin", "only.txt", "**/c.o", "none", "["]);
     assert_eq!(got.files, ["a.bin=new", "deep/c.o=c", "only.txt=t"]);
     assert_eq!(got.bytes, 5);
-    assert!(got.problems.starts_with("nothing matches the artifact \"none\"; \"[\" is no pattern"));
+    assert!(
+        got.problems
+            .starts_with("nothing matches the artifact \"none\"; \"[\" cannot name files of a task: ")
+    );
     assert!(got.uploads.is_empty());
 }
 
@@ -89,7 +92,7 @@ fn an_archive_gives_what_looking_on_a_disk_gives() {
     for globs in [["a.bin", "*.o"], ["**/*.bin", "**/*.o"], ["d/*", "d/**"], ["{a,g}.*", "?.o"], ["x", "d"]] {
         let owned = globs.map(str::to_owned);
         let (out, src) = (base.path().join("out"), base.path().join("src"));
-        let found = crate::runner::artifacts::find(&owned, &[&out, &src]);
+        let found = crate::runner::artifacts::find(&owned, &[&out, &src]).unwrap();
         let expected: Vec<String> = found
             .files
             .iter()
@@ -160,18 +163,27 @@ fn limits_hold_and_lengths_are_checked() {
 }
 
 #[test]
-fn an_executable_stays_one() {
+fn modes_and_holes_are_kept_and_special_bits_are_not() {
     let base = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(Vec::new());
-    writer.file(b"out/x", Attributes { mode: 0o6755, time: 1 }, 1, &mut b"x".as_slice()).unwrap();
+    let sparse = [vec![0; 1 << 20], b"data".to_vec(), vec![0; 1 << 20]].concat();
+    for (name, mode, data) in
+        [("out/x", 0o6751, b"x".as_slice()), ("out/y", 0o040, b""), ("out/z", 0o644, &sparse)]
+    {
+        let attributes = Attributes { mode, time: 1 };
+        writer.file(name.as_bytes(), attributes, data.len() as u64, &mut { data }).unwrap();
+    }
     let bytes = writer.finish().unwrap().0;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();
     let into = base.path().join("into");
     let length = bytes.len() as u64;
-    let unpacked = unpack(&file, length, &into, &["x".to_owned()], ArchiveLimits::within(u64::MAX)).unwrap();
-    let mode = fs::metadata(&unpacked.found.files["x"]).unwrap().permissions().mode();
-    assert_eq!(mode & 0o7700, 0o700, "and has no special bits");
+    let unpacked = unpack(&file, length, &into, &["*".to_owned()], ArchiveLimits::within(u64::MAX)).unwrap();
+    let state = |name: &str| fs::metadata(&unpacked.found.files[name]).unwrap();
+    let mode = |name: &str| state(name).permissions().mode() & 0o7777;
+    assert_eq!((mode("x"), mode("y"), mode("z")), (0o751, 0o440, 0o644));
+    assert!(fs::read(&unpacked.found.files["z"]).unwrap() == sparse);
+    assert!(state("z").blocks() * 512 < 1 << 20, "{} blocks", state("z").blocks());
     assert!(
         unpack(&file, 0, &into, &[], ArchiveLimits::within(u64::MAX)).is_err(),
         "the directory is there already"
