@@ -82,6 +82,14 @@ fn told(lies: &Lies) -> (Scene, Ended) {
 }
 
 #[test]
+fn what_is_said_behind_ready_in_the_same_breath_is_heard() {
+    let ready = r#"{ ready $build; say '{"error":{"kind":"work_directory","text":"the dog ate it"}}'; } >"$0.said"
+cat "$0.said"; exit"#;
+    let (_scene, ended) = told(&Lies { ready, ..HONEST });
+    ended.expect_code(102).expect_said("the worker gave up: the dog ate it");
+}
+
+#[test]
 fn the_stand_in_is_believed_when_it_is_honest() {
     let (_scene, ended) = told(&HONEST);
     assert_eq!(ended.expect_code(0).expect_tasks(1, "success").results.file("t", "log"), "ok\n");

@@ -60,6 +60,7 @@ fn hello(session: &str) -> Hello {
         heartbeat_ms: 5_000,
         // The tests send no pings.
         silence_ms: 600_000,
+        standstill_ms: 600_000,
         slots: Some(2),
         toolchains: Default::default(),
         machines: None,
@@ -324,6 +325,26 @@ fn odd_output_is_stored_byte_for_byte() {
     ));
     assert_eq!((done.outcome, done.log.bytes), (Outcome::Success, 200_000));
     assert_eq!(std::fs::metadata(worker.attempt(done.at).join("log")).unwrap().len(), 200_000);
+}
+
+#[test]
+fn a_stage_that_stops_its_runner_has_the_time_limit_that_it_had() {
+    let mut worker = Worker::start("stopped");
+    let line = "head -c 100000 /dev/zero | tr '\\0' x; until [ -s \"$(dirname $CREWBOSS_OUT)/log\" ]; do sleep 0.01; done; \
+                kill -STOP $PPID; sleep 1000";
+    let done = worker.run(Target { timeout_ms: 5000, ..shell(line) });
+    assert_eq!(done.outcome, Outcome::Timeout, "{done:?}");
+    assert!(done.message.contains("stopped after 5000 ms; its runner stood still"), "{}", done.message);
+    // What had been stored by then is kept.
+    let log = std::fs::read(worker.attempt(done.at).join("log")).unwrap();
+    assert!(done.log.bytes == log.len() as u64 && done.log.text.is_none(), "{done:?}");
+    until("all of it is gone", || worker.marked().is_empty().then_some(()));
+    assert_eq!(worker.run(shell("true")).outcome, Outcome::Success);
+    // One that is stopped while it has nothing to do keeps no limit of its next task either.
+    let (_, runner) = worker.roles();
+    assert!(runner.signal(Signal::STOP));
+    assert_eq!(worker.run(Target { timeout_ms: 1000, ..shell("true") }).outcome, Outcome::Timeout);
+    assert_eq!(worker.run(shell("true")).outcome, Outcome::Success);
 }
 
 #[test]

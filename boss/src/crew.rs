@@ -77,17 +77,26 @@ impl Default for Ssh {
     }
 }
 
-/// How often boss and worker say that they are there, and when silence counts as death.
+/// How often boss and worker say that they are there, and when silence or standing still counts as death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// See [`limits::HEARTBEAT`].
     pub heartbeat: Duration,
     /// See [`limits::SILENCE`].
     pub silence: Duration,
+    /// See [`limits::STALL`].
+    pub stall: Duration,
+    /// See [`limits::STANDSTILL`].
+    pub standstill: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat: limits::HEARTBEAT, silence: limits::SILENCE }
+        Self {
+            heartbeat: limits::HEARTBEAT,
+            silence: limits::SILENCE,
+            stall: limits::STALL,
+            standstill: limits::STANDSTILL,
+        }
     }
 }

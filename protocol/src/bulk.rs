@@ -65,6 +65,8 @@ pub enum BulkRequest {
 pub enum BulkAnswer {
     /// The first line.
     Open,
+    /// The host is still at work on the answer. It says so every few seconds, of what brings no data meanwhile.
+    Working,
     /// The trees that are there, of those asked for.
     Has {
         /// Which.

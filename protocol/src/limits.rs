@@ -94,6 +94,13 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// After this long without a line the other side counts as gone.
 pub const SILENCE: Duration = Duration::from_secs(20);
 
+/// After this long without a byte, a transfer that should move stands still.
+pub const STALL: Duration = Duration::from_secs(30);
+
+/// How long a process of ours may do one thing without a sign of life (collect artifacts, write a disk, check a tree out)
+/// before whoever started it takes it for one that stands still.
+pub const STANDSTILL: Duration = Duration::from_secs(600);
+
 /// Between asking a task's processes to end (SIGTERM) and ending them (SIGKILL).
 pub const KILL_GRACE: Duration = Duration::from_secs(2);
 

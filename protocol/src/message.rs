@@ -113,6 +113,9 @@ pub struct Hello {
     pub heartbeat_ms: u64,
     /// After how much silence the other side counts as gone, in milliseconds.
     pub silence_ms: u64,
+    /// How long a process on the host may do one thing without a sign of life before it stands still, in milliseconds.
+    #[serde(default = "standstill_ms")]
+    pub standstill_ms: u64,
     /// Cap on the slots, from `crew.toml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
@@ -463,6 +466,10 @@ pub enum WorkerErrorKind {
     NoSpace,
     /// Anything else that the worker cannot go on after.
     Internal,
+}
+
+fn standstill_ms() -> u64 {
+    u64::try_from(crate::limits::STANDSTILL.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn is_zero(number: &u64) -> bool {

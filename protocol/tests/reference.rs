@@ -129,7 +129,7 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 6]);
-    let mut seen = [false; 8];
+    let mut seen = [false; 9];
     for message in samples::bulk_answer() {
         seen[match message {
             BulkAnswer::Open => 0,
@@ -140,9 +140,10 @@ fn the_samples_are_complete() {
             BulkAnswer::Checksum { .. } => 5,
             BulkAnswer::Complete => 6,
             BulkAnswer::Failed { .. } => 7,
+            BulkAnswer::Working => 8,
         }] = true;
     }
-    assert_eq!(seen, [true; 8]);
+    assert_eq!(seen, [true; 9]);
 }
 
 /// The same for what is said to and by a guest.

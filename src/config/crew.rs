@@ -24,6 +24,9 @@ const SLOTS_MAX: i64 = 65_536;
 /// Shortest heartbeat that a worker accepts.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
+/// Shortest time after which something can be said to stand still.
+const WATCH_MIN: Duration = Duration::from_secs(1);
+
 /// Longest time for connecting that still says something.
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,8 @@ struct SshTable {
 struct LimitsTable {
     heartbeat: Option<Spanned<TimeSpan>>,
     silence: Option<Spanned<TimeSpan>>,
+    stall: Option<Spanned<TimeSpan>>,
+    standstill: Option<Spanned<TimeSpan>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -167,7 +172,18 @@ fn timing(document: &Document, table: &LimitsTable) -> Result<Timing, ConfigErro
         let hint = "otherwise a host that is well counts as dead".to_owned();
         return Err(document.wrong(span, message, Some(hint)));
     }
-    Ok(Timing { heartbeat, silence })
+    let at_least = |key: &Option<Spanned<TimeSpan>>, name: &str, default: Duration| match key {
+        Some(span) if span.get_ref().0 < WATCH_MIN => {
+            let message =
+                format!("`{name}` must be at least a second: what is well would count as standing still");
+            Err(document.wrong(span.span(), message, None))
+        }
+        Some(span) => Ok(span.get_ref().0),
+        None => Ok(default),
+    };
+    let stall = at_least(&table.stall, "stall", default.stall)?;
+    let standstill = at_least(&table.standstill, "standstill", default.standstill)?;
+    Ok(Timing { heartbeat, silence, stall, standstill })
 }
 
 fn host(document: &Document, key: &Spanned<String>, table: &HostTable) -> Result<Host, ConfigError> {

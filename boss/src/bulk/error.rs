@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crewboss_protocol::HostName;
 use crewboss_protocol::bulk::BulkErrorKind;
@@ -25,6 +26,16 @@ pub enum BulkError {
     Lost {
         /// Which host.
         host: HostName,
+    },
+    /// The host does nothing on it any more.
+    #[error("host {host}: the bulk channel stood still for {} s (`{limit}` in [limits] of crew.toml)", after.as_secs())]
+    Stalled {
+        /// Which host.
+        host: HostName,
+        /// For how long.
+        after: Duration,
+        /// The setting that says how long that may be.
+        limit: &'static str,
     },
     /// Reading or writing the channel failed.
     #[error("host {host}: the bulk channel broke")]

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod error;
+mod patience;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -19,10 +20,12 @@ use crewboss_protocol::codec;
 use crewboss_protocol::{HostName, SessionId, TaskRef, TreeId};
 use tokio::sync::oneshot;
 
+use crate::crew::Timing;
 use crate::link::{Channel, ChannelGuard, Link, OwnBinary, Role, ShipError, start};
 
 pub use artifacts::{ArtifactLimits, StoredArtifact};
 pub use error::BulkError;
+use patience::Patience;
 use wire::{FrameWriter, Wire};
 
 /// The writing end, which the thread shares with [`Bulk::log`].
@@ -37,6 +40,7 @@ pub struct Bulk {
     host: HostName,
     jobs: mpsc::Sender<Job>,
     output: SharedOutput,
+    patience: Patience,
     /// Keeps the process on the host; `None` in tests.
     _guard: Option<ChannelGuard>,
 }
@@ -68,10 +72,11 @@ impl Bulk {
         binary: &OwnBinary,
         session: &SessionId,
         work: Option<&str>,
+        timing: &Timing,
     ) -> Result<Self, ShipError> {
         let words = ["bulk", "--session", session.as_str()];
         let channel = start(link, binary, Role { words: &words, work }, b"").await?.channel;
-        Self::over(link.host().clone(), channel)
+        Self::over(link.host().clone(), channel, timing)
             .map_err(|source| ShipError::Io { host: link.host().clone(), source })
     }
 
@@ -79,31 +84,34 @@ impl Bulk {
     ///
     /// # Errors
     /// If the pipes or the thread cannot be made.
-    pub fn over(host: HostName, channel: Channel) -> io::Result<Self> {
+    pub fn over(host: HostName, channel: Channel, timing: &Timing) -> io::Result<Self> {
         let mut raw = channel.into_raw()?;
         if let Some(mut stderr) = raw.guard.stderr.take() {
             // Failures come as answers; what else is printed must only not fill the pipe.
             tokio::spawn(async move { tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await });
         }
         let input = io::Cursor::new(raw.unread).chain(File::from(raw.stdout));
-        Self::spawn(host, Box::new(input), Box::new(File::from(raw.stdin)), Some(raw.guard))
+        Self::spawn(host, input, File::from(raw.stdin), Some(raw.guard), timing)
     }
 
     fn spawn(
         host: HostName,
-        input: Box<dyn Read + Send>,
-        output: Box<dyn Write + Send>,
+        input: impl Read + Send + 'static,
+        output: impl Write + Send + 'static,
         guard: Option<ChannelGuard>,
+        timing: &Timing,
     ) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
-        let output: Output = Arc::new(Mutex::new(output));
-        let mut wire = Wire::new(host.clone(), input, output.clone());
+        let patience = Patience::new(timing.stall);
+        let output: Output = Arc::new(Mutex::new(Box::new(patience.writer(output))));
+        let input = Box::new(patience.reader(input));
+        let mut wire = Wire::new(host.clone(), input, output.clone(), timing.standstill);
         std::thread::Builder::new().name(format!("bulk {host}")).spawn(move || {
             for job in queue {
                 job(&mut wire);
             }
         })?;
-        Ok(Self { host, jobs, output: SharedOutput(output), _guard: guard })
+        Ok(Self { host, jobs, output: SharedOutput(output), patience, _guard: guard })
     }
 
     fn send<T: Send + 'static>(
@@ -125,7 +133,23 @@ impl Bulk {
         &mut self,
         work: impl FnOnce(&mut Wire) -> Result<T, BulkError> + Send + 'static,
     ) -> Result<T, BulkError> {
-        self.send(work).await.unwrap_or_else(|_| Err(BulkError::Lost { host: self.host.clone() }))
+        let result = self.send(work);
+        self.watched(result).await
+    }
+
+    /// The result of a request whose end the host is to bring about.
+    async fn watched<T>(
+        &mut self,
+        result: impl Future<Output = Result<Result<T, BulkError>, oneshot::error::RecvError>>,
+    ) -> Result<T, BulkError> {
+        match self.patience.wait(result).await {
+            Ok(result) => result.unwrap_or_else(|_| Err(self.lost())),
+            Err(after) => Err(BulkError::Stalled { host: self.host.clone(), after, limit: "stall" }),
+        }
+    }
+
+    fn lost(&self) -> BulkError {
+        BulkError::Lost { host: self.host.clone() }
     }
 
     /// Which of these trees the host has or can check out. At most 1024 are asked for at once; more are asked for in
@@ -236,17 +260,16 @@ impl Bulk {
                         self.write(&line)?;
                         told = Some(bytes);
                     }
-                    Err(_) => return Err(BulkError::Lost { host: self.host.clone() }),
+                    Err(_) => return Err(self.lost()),
                 },
                 early = &mut result => {
-                    let early = early.unwrap_or_else(|_| Err(BulkError::Lost { host: self.host.clone() }))?;
+                    let early = early.unwrap_or_else(|_| Err(self.lost()))?;
                     let what = format!("a log ended after {} bytes, before its end was told", early.1);
                     return Err(BulkError::Rule { host: self.host.clone(), what });
                 }
             }
         }
-        let (sink, bytes) =
-            result.await.unwrap_or_else(|_| Err(BulkError::Lost { host: self.host.clone() }))?;
+        let (sink, bytes) = self.watched(result).await?;
         match told {
             Some(announced) if announced != bytes => {
                 Err(BulkError::Length { host: self.host.clone(), what: "a log".to_owned(), announced, bytes })
@@ -257,7 +280,7 @@ impl Bulk {
 
     fn write(&self, lines: &[u8]) -> Result<(), BulkError> {
         let mut output = self.output.0.lock().unwrap_or_else(PoisonError::into_inner);
-        output.write_all(lines).map_err(|_| BulkError::Lost { host: self.host.clone() })
+        output.write_all(lines).map_err(|_| self.lost())
     }
 
     /// Fetches the artifacts of an attempt into a directory, which must be fresh and ours alone.

@@ -1,6 +1,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::Path;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crewboss_protocol::bulk::{BROKEN, BulkErrorKind, HOLE, HOLE_BYTES_MAX};
 use crewboss_protocol::{Attempt, RelPath, TaskId};
@@ -10,6 +11,13 @@ use super::*;
 
 const AT: TaskRef = TaskRef { task: TaskId(3), attempt: Attempt(1) };
 const LIMITS: ArtifactLimits = ArtifactLimits { files: 10, bytes: 1 << 20 };
+
+const TIMING: Timing = Timing {
+    heartbeat: Duration::from_secs(1),
+    silence: Duration::from_secs(20),
+    stall: Duration::from_secs(1),
+    standstill: Duration::from_secs(2),
+};
 
 /// The host's end: what a test's server reads and writes.
 struct Far {
@@ -88,7 +96,7 @@ fn serve(work: impl FnOnce(&mut Far) + Send + 'static) -> (Bulk, JoinHandle<()>)
         far.say(&BulkAnswer::Open);
         work(&mut far);
     });
-    let bulk = Bulk::spawn("lab1".parse().unwrap(), Box::new(near_in), Box::new(near_out), None).unwrap();
+    let bulk = Bulk::spawn("lab1".parse().unwrap(), near_in, near_out, None, &TIMING).unwrap();
     (bulk, server)
 }
 
@@ -331,4 +339,84 @@ fn a_link_in_the_directory_is_not_followed() {
 fn a_channel_that_ends_at_once_is_lost() {
     let (mut bulk, _server) = serve(|_| ());
     assert!(matches!(run(bulk.have(vec![TreeId([1; 20])])), Err(BulkError::Lost { .. })));
+}
+
+/// A host that does nothing until the channel ends, wherever it has come to.
+fn stands_still(far: &mut Far) {
+    let _ended = io::copy(&mut far.input, &mut io::sink());
+}
+
+fn expect_stalled<T: std::fmt::Debug>(result: Result<T, BulkError>, limit: &str) {
+    let Err(error) = &result else { panic!("{result:?}") };
+    assert!(error.spoils_the_channel());
+    assert!(error.to_string().contains("stood still for") && error.to_string().contains(limit), "{error}");
+}
+
+#[test]
+fn a_host_that_stands_still_is_noticed_wherever_it_does() {
+    let (mut bulk, _server) = serve(stands_still);
+    expect_stalled(run(bulk.have(vec![TreeId([1; 20])])), "`stall`");
+    let (mut bulk, _server) = serve(|far| {
+        far.line();
+        far.frame(b"half");
+        stands_still(far);
+    });
+    expect_stalled(run(bulk.log(AT, LogStream::Log, LogEnd::Known(100), Vec::new())), "`stall`");
+    let directory = tempfile::tempdir().unwrap();
+    let (mut bulk, _server) = serve(|far| {
+        far.line();
+        far.announce("a", 1000);
+        far.frame(b"half");
+        stands_still(far);
+    });
+    expect_stalled(run(bulk.artifacts(AT, directory.path().to_owned(), LIMITS)), "`stall`");
+    // One that does not read what it is sent.
+    let (tell, told) = mpsc::channel::<()>();
+    let (mut bulk, _server) = serve(move |far| {
+        far.line();
+        let _over = told.recv();
+    });
+    let endless = |out: &mut dyn Write| -> io::Result<()> {
+        loop {
+            out.write_all(&[0; 4096])?;
+        }
+    };
+    expect_stalled(run(bulk.pack(endless)), "`stall`");
+    drop((bulk, tell));
+}
+
+#[test]
+fn a_host_that_says_that_it_works_has_longer_but_not_for_ever() {
+    let working = |far: &mut Far, times: u32| {
+        far.line();
+        for _ in 0..times {
+            far.say(&BulkAnswer::Working);
+            std::thread::sleep(TIMING.stall / 10);
+        }
+    };
+    let (mut bulk, server) = serve(move |far| {
+        working(far, 15);
+        far.say(&BulkAnswer::CheckedOut { tree: TreeId([5; 20]) });
+    });
+    run(bulk.check_out(TreeId([5; 20]), None)).unwrap();
+    server.join().unwrap();
+    let (mut bulk, _server) = serve(move |far| working(far, 30));
+    expect_stalled(run(bulk.check_out(TreeId([5; 20]), None)), "`standstill`");
+}
+
+#[test]
+fn what_takes_time_on_this_computer_is_not_the_hosts() {
+    let (mut bulk, server) = serve(|far| {
+        far.line();
+        assert!(far.data().1);
+        far.say(&BulkAnswer::Stored);
+    });
+    let begun = Instant::now();
+    let slow = |out: &mut dyn Write| {
+        std::thread::sleep(TIMING.stall * 2);
+        out.write_all(b"late")
+    };
+    run(bulk.pack(slow)).unwrap();
+    assert!(begun.elapsed() > TIMING.stall);
+    server.join().unwrap();
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use crewboss_protocol::HostName;
 use crewboss_protocol::bulk::{BROKEN, BulkAnswer, BulkRequest, HOLE, HOLE_BYTES_MAX};
@@ -36,12 +37,19 @@ pub(super) struct Wire {
     end: usize,
     opened: bool,
     spoilt: bool,
+    /// How long the host may work on one answer.
+    standstill: Duration,
 }
 
 impl Wire {
-    pub(super) fn new(host: HostName, input: Box<dyn Read + Send>, output: Output) -> Self {
+    pub(super) fn new(
+        host: HostName,
+        input: Box<dyn Read + Send>,
+        output: Output,
+        standstill: Duration,
+    ) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { host, input, output, buffer, start: 0, end: 0, opened: false, spoilt: false }
+        Self { host, input, output, buffer, start: 0, end: 0, opened: false, spoilt: false, standstill }
     }
 
     pub(super) fn host(&self) -> &HostName {
@@ -102,13 +110,23 @@ impl Wire {
         }
     }
 
-    /// The next answer. A failure that the host reports becomes an error.
+    /// The next answer. A failure that the host reports becomes an error. That it works is no answer, and only so long good.
     pub(super) fn answer(&mut self) -> Result<BulkAnswer, BulkError> {
-        let line = self.line()?;
-        let text = line
-            .strip_prefix(codec::PREFIX)
-            .ok_or_else(|| self.rule("bytes between the answers of a bulk channel"))?;
-        self.judge(text)
+        let begun = Instant::now();
+        loop {
+            let line = self.line()?;
+            let text = line
+                .strip_prefix(codec::PREFIX)
+                .ok_or_else(|| self.rule("bytes between the answers of a bulk channel"))?;
+            match self.judge(text)? {
+                BulkAnswer::Working if begun.elapsed() < self.standstill => {}
+                BulkAnswer::Working => {
+                    let (host, after) = (self.host.clone(), self.standstill);
+                    return Err(BulkError::Stalled { host, after, limit: "standstill" });
+                }
+                answer => return Ok(answer),
+            }
+        }
     }
 
     fn judge(&self, text: &[u8]) -> Result<BulkAnswer, BulkError> {

@@ -74,6 +74,8 @@ impl Drop for ExitWatch {
     fn drop(&mut self) {
         if let Some(child) = &self.child {
             let _gone_already = pidfd_send_signal(child, Signal::TERM);
+            // One that was stopped hears that only when it goes on.
+            let _gone_already = pidfd_send_signal(child, Signal::CONT);
         }
     }
 }

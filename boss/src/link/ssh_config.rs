@@ -92,7 +92,7 @@ mod tests {
             host_keys: HostKeys::Strict,
             connect_timeout: Duration::from_millis(200),
         };
-        let timing = Timing { heartbeat: Duration::from_millis(100), silence: Duration::from_secs(2) };
+        let timing = Timing { silence: Duration::from_secs(2), ..Timing::default() };
         let text = text(&ssh, &timing, Some(Path::new("/home/me")));
         assert!(text.contains("StrictHostKeyChecking yes\nConnectTimeout 1\nServerAliveInterval 1\n"));
         assert!(text.contains("Include \"/lab/ssh \\[1]\"\n") && !text.contains("/etc/ssh"));

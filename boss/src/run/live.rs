@@ -110,7 +110,9 @@ impl Live {
         self.messages()
     }
 
-    fn messages(&mut self) -> (Vec<FromWorker>, Option<SessionError>) {
+    /// Takes what has been read and not been heard: behind `ready` there may be more in the same read, and no further read
+    /// would tell of it.
+    pub(super) fn messages(&mut self) -> (Vec<FromWorker>, Option<SessionError>) {
         let mut messages = Vec::new();
         while let Some(line) = self.decoder.next_line() {
             let text = match line {

@@ -113,6 +113,7 @@ impl Opening {
             priority: common.priority,
             heartbeat_ms: ms(common.timing.heartbeat),
             silence_ms: ms(common.timing.silence),
+            standstill_ms: ms(common.timing.standstill),
             slots: host.slots,
             toolchains: host.toolchains.clone(),
             machines: host.machines.clone(),

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crewboss_protocol::{ToWorker, TreeId};
+use crewboss_protocol::{FromWorker, ToWorker, TreeId};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -153,6 +153,10 @@ impl Supervisor {
     }
 
     async fn serve(&mut self, live: &mut Live, helpers: &mut Helpers) -> SessionError {
+        let behind_ready = live.messages();
+        if let Err(error) = self.tell(live, behind_ready).await {
+            return error;
+        }
         let mut ping = interval(self.common.timing.heartbeat);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut quitting: Option<Instant> = None;
@@ -209,8 +213,17 @@ impl Supervisor {
         if count == 0 {
             return Err(live.ended().await);
         }
-        let (messages, end) = live.hear(buffer);
+        let heard = live.hear(buffer);
         buffer.clear();
+        self.tell(live, heard).await
+    }
+
+    /// Passes on what the worker said.
+    async fn tell(
+        &self,
+        live: &mut Live,
+        (messages, end): (Vec<FromWorker>, Option<SessionError>),
+    ) -> Result<(), SessionError> {
         if !messages.is_empty() {
             self.report(News::Messages(messages)).await;
         }

@@ -82,6 +82,6 @@ impl Site {
     /// Opens a bulk channel.
     pub async fn open_bulk(&self) -> Result<Bulk, ShipError> {
         let binary = self.common.binary().await?;
-        Bulk::open(&self.link, binary, &self.session, self.work_dir.as_deref()).await
+        Bulk::open(&self.link, binary, &self.session, self.work_dir.as_deref(), &self.common.timing).await
     }
 }

@@ -84,6 +84,7 @@ pub fn to_worker() -> Vec<ToWorker> {
             priority: 0,
             heartbeat_ms: 5000,
             silence_ms: 20_000,
+            standstill_ms: 600_000,
             slots: Some(8),
             toolchains: BTreeMap::from([(name("riscv"), "/opt/riscv/bin/riscv64-elf-gcc".to_owned())]),
             machines: Some("/srv/machines".to_owned()),
@@ -397,6 +398,7 @@ pub fn bulk_answer() -> Vec<BulkAnswer> {
     vec![
         BulkAnswer::Open,
         BulkAnswer::Has { trees: vec![] },
+        BulkAnswer::Working,
         BulkAnswer::Stored,
         BulkAnswer::CheckedOut { tree: tree() },
         BulkAnswer::Artifact { path: name("u-boot.bin"), bytes: 650_000, mode: 0o644 },

@@ -165,15 +165,16 @@ impl Server<'_> {
     fn handle(&mut self, request: BulkRequest) -> Result<(), End> {
         match request {
             BulkRequest::Have { trees } => {
-                let trees = self.have(trees);
+                let trees = self.output.working(|| self.have(trees));
                 self.output.answer(&BulkAnswer::Has { trees });
             }
             BulkRequest::Pack => {
-                pack::receive(&self.layout.objects(), &mut self.input)?;
+                self.output.working(|| pack::receive(&self.layout.objects(), &mut self.input))?;
                 self.output.answer(&BulkAnswer::Stored);
             }
             BulkRequest::CheckOut { tree, near } => {
-                self.check_out(tree, near)?;
+                let Self { layout, sources, output, .. } = self;
+                output.working(|| check_out(layout, sources, tree, near))?;
                 self.output.answer(&BulkAnswer::CheckedOut { tree });
             }
             BulkRequest::Log { at, stream } => {
@@ -200,20 +201,6 @@ impl Server<'_> {
         trees.into_iter().filter(|tree| source::has(&self.layout, *tree) || complete(*tree)).collect()
     }
 
-    fn check_out(&mut self, tree: TreeId, near: Option<TreeId>) -> Result<(), Failure> {
-        let sources = match &mut self.sources {
-            Some(sources) => sources,
-            none => {
-                let work = self.layout.work();
-                let failed =
-                    |error: io::Error| Failure::io(&format!("cannot use {}", work.display()), &error);
-                let way = Way::find(work).map_err(failed)?;
-                none.insert(Sources::new(self.layout.clone(), way).map_err(failed)?)
-            }
-        };
-        sources.check_out(tree, near).map_err(|error| Failure::from(&error))
-    }
-
     fn fail(&mut self, failure: Failure) -> Result<(), End> {
         let mut text = failure.text;
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
@@ -228,6 +215,24 @@ impl Server<'_> {
         }
         false
     }
+}
+
+fn check_out(
+    layout: &Layout,
+    sources: &mut Option<Sources>,
+    tree: TreeId,
+    near: Option<TreeId>,
+) -> Result<(), Failure> {
+    let sources = match sources {
+        Some(sources) => sources,
+        none => {
+            let work = layout.work();
+            let failed = |error: io::Error| Failure::io(&format!("cannot use {}", work.display()), &error);
+            let way = Way::find(work).map_err(failed)?;
+            none.insert(Sources::new(layout.clone(), way).map_err(failed)?)
+        }
+    };
+    sources.check_out(tree, near).map_err(|error| Failure::from(&error))
 }
 
 fn parse(line: &[u8]) -> Result<BulkRequest, End> {

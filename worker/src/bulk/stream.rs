@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use crewboss_protocol::bulk::{BROKEN, BulkAnswer, BulkErrorKind, HOLE, HOLE_BYTES_MAX};
 use crewboss_protocol::codec;
-use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LINE_BYTES_MAX};
+use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LINE_BYTES_MAX, STALL};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -18,6 +19,11 @@ const OUTPUT_BYTES: usize = 1 << 20;
 
 /// The largest pipe that an ordinary user may ask for by default.
 const PIPE_BYTES: usize = 1 << 20;
+
+/// How often the boss hears that a request that brings no data is being worked on: well within the time in which a transfer
+/// counts as standing still.
+const WORKING_EVERY: Duration = Duration::from_secs(2);
+const _: () = assert!(5 * WORKING_EVERY.as_secs() < STALL.as_secs());
 
 /// The length of a frame's length.
 pub(super) const FRAME_HEAD: usize = 4;
@@ -133,6 +139,27 @@ impl<'a> Output<'a> {
         // Fails for sockets, and where pipes are limited: then it is only slower.
         rustix::pipe::fcntl_setpipe_size(file, PIPE_BYTES).ok();
         Self { file, buffer: Vec::with_capacity(OUTPUT_BYTES) }
+    }
+
+    /// Does what brings no data, and lets the boss know every few seconds that it is being done.
+    pub(super) fn working<T>(&self, work: impl FnOnce() -> T) -> T {
+        let file = self.file;
+        let (done, ended) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let say = move || {
+                let mut line = Vec::new();
+                codec::encode(&BulkAnswer::Working, &mut line);
+                while ended.recv_timeout(WORKING_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    // So little goes into a pipe in one piece. If nobody hears it, that shows with the answer.
+                    let _said = rustix::io::write(file, &line);
+                }
+            };
+            // Without it a boss only has less patience.
+            let _told = std::thread::Builder::new().name("working".to_owned()).spawn_scoped(scope, say);
+            let result = work();
+            drop(done);
+            result
+        })
     }
 
     pub(super) fn raw(&mut self, bytes: &[u8]) {

@@ -7,12 +7,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::process::ProcessId;
 use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
 
 /// What is read from a runner at once.
 const READ_BYTES: usize = 64 << 10;
+
+/// A runner is idle when it is given a job, and reads at once. One that does not stands still, and the worker proper must not
+/// do so with it.
+const WRITE_WITHIN: Duration = Duration::from_secs(1);
 
 /// One runner that lives.
 #[derive(Debug)]
@@ -31,6 +36,7 @@ impl Runner {
     /// If no process can be started.
     pub fn start() -> io::Result<Self> {
         let (own, theirs) = UnixStream::pair()?;
+        own.set_write_timeout(Some(WRITE_WITHIN))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg("runner").stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).process_group(0);
         let child = command.spawn()?;
@@ -52,7 +58,7 @@ impl Runner {
     /// Gives it a job, and the target if it does not know it yet. The runner must be idle, so this does not wait long.
     ///
     /// # Errors
-    /// If it is gone.
+    /// If it is gone, or stands still.
     pub fn run(&mut self, job: Job, spec: impl FnOnce() -> Spec) -> io::Result<()> {
         let mut lines = Vec::new();
         let number = job.target;
@@ -66,7 +72,7 @@ impl Runner {
     /// Gives it a bootstrap. The runner must be idle, so this does not wait long.
     ///
     /// # Errors
-    /// If it is gone.
+    /// If it is gone, or stands still.
     pub fn bootstrap(&mut self, job: BootstrapJob) -> io::Result<()> {
         let mut line = Vec::new();
         write_line(&mut line, &ToRunner::Bootstrap(Box::new(job)))?;

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::machine::MachineState;
 use crewboss_protocol::message::{BootstrapOrder, Hello, TaskOrder};
-use crewboss_protocol::{Environment, FromWorker, HostFacts, Load, SlotHolder, TaskRef, ToWorker, chain};
+use crewboss_protocol::{
+    Environment, FromWorker, HostFacts, Load, Outcome, SlotHolder, TaskRef, ToWorker, chain,
+};
 use rustix::event::{PollFd, PollFlags};
 
 use super::output::FULL_BYTES;
@@ -92,7 +94,9 @@ impl Shell {
         }
         let now = Instant::now();
         let offered = if session.is_some() { total } else { 0 };
-        let core = Core::new(offered, offer(&facts), Duration::from_millis(hello.silence_ms), now);
+        let (silence, standstill) = (hello.silence_ms, hello.standstill_ms);
+        let [silence, standstill] = [silence, standstill].map(Duration::from_millis);
+        let core = Core::new(offered, offer(&facts), silence, standstill, now);
         Ok(Self {
             layout: layout.clone(),
             hello: hello.clone(),
@@ -303,6 +307,9 @@ impl Shell {
         let lives = runner.read(|line| match FromRunner::parse(line) {
             Some(FromRunner::Live { at, bytes, line }) => channel.output.live(at, bytes, line),
             Some(FromRunner::Forward { line }) => channel.output.forward(line),
+            Some(FromRunner::Within { ms }) => {
+                events.push_back(Event::Promised { runner: index, within: Duration::from_millis(ms) });
+            }
             Some(FromRunner::Done { at, outcome, line }) => {
                 channel.output.ended(at);
                 reports.insert(at, line.to_vec());
@@ -311,21 +318,29 @@ impl Shell {
             None => sane = false,
         });
         if !lives || !sane {
-            self.lose(index, "its runner was killed");
+            self.lose(index, Outcome::Infrastructure, "its runner was killed");
         }
     }
 
-    /// A runner is gone: what it ran has come to us, and goes as well.
-    fn lose(&mut self, index: usize, why: &str) {
+    /// A runner is gone, or goes now: what it ran has come to us, and goes as well.
+    fn lose(&mut self, index: usize, outcome: Outcome, why: &str) {
         let runner = self.runners[index].take().and_then(Runner::end);
         let spared = self.runners.iter().flatten().map(Runner::pid).collect();
         let gone = kill_orphans(&spared);
         let text = if gone { why.to_owned() } else { format!("{why}, and some of its processes live on") };
-        self.events.push_back(Event::RunnerGone { runner: index, text });
+        let log = self.core.runs(index).map_or(0, |at| self.log_left(at));
+        self.events.push_back(Event::RunnerGone { runner: index, outcome, text, log });
         // Its guests are dead by now; what lies on the disk of them goes, too.
         if let Some(runner) = runner {
             self.remove_guests(Guests::Of(runner));
         }
+    }
+
+    /// How much a runner that is gone has stored of an attempt's log.
+    fn log_left(&self, at: TaskRef) -> u64 {
+        let log = self.layout.attempt(&self.hello.session, at).join("log");
+        let there = std::fs::symlink_metadata(log).ok().filter(std::fs::Metadata::is_file);
+        there.map_or(0, |meta| meta.len())
     }
 
     fn remove_guests(&self, which: Guests) {
@@ -379,6 +394,7 @@ impl Shell {
                     runner.cancel(at);
                 }
             }
+            Action::EndRunner { runner, outcome, text } => self.lose(runner, outcome, &text),
             Action::Keep { at, good } => match (&self.pool, self.prepared.remove(&at)) {
                 (Some(pool), Some(held)) => pool.submit(Work::Keep(at, held.prepared, good)),
                 _ => self.events.push_back(Event::Kept { at, problem: None }),
@@ -427,7 +443,7 @@ impl Shell {
     fn start(&mut self, index: usize, order: &TaskOrder) {
         let (Some(held), Some(target)) = (self.prepared.get(&order.at), self.core.target(order.target))
         else {
-            return self.lose(index, "its environment is not there");
+            return self.lose(index, Outcome::Infrastructure, "its environment is not there");
         };
         let prepared = &held.prepared;
         let in_out = target.environment == Environment::Directory && !target.incremental;
@@ -445,25 +461,39 @@ impl Shell {
             machine: machine::job(order, target, prepared, &self.layout, &self.hello, &self.facts),
         };
         if let Err(error) = have_runner(&mut self.runners[index]) {
-            return self.lose(index, &format!("no runner can be started: {error}"));
+            return self.no_runner(index, &error);
         }
         let Some(runner) = &mut self.runners[index] else { return };
-        if runner.run(job, || variables::spec(target, &self.facts, &self.hello)).is_err() {
-            self.lose(index, "its runner was killed");
+        if let Err(error) = runner.run(job, || variables::spec(target, &self.facts, &self.hello)) {
+            self.deaf_runner(index, &error);
         }
     }
 
     fn bootstrap(&mut self, index: usize, order: BootstrapOrder) {
         let job = machine::bootstrap_job(order, &self.layout, &self.hello, &self.facts);
-        let Some(job) = job else { return self.lose(index, "this host has no QEMU that can be used") };
+        let none = "this host has no QEMU that can be used";
+        let Some(job) = job else { return self.lose(index, Outcome::Infrastructure, none) };
         if let Err(error) = have_runner(&mut self.runners[index]) {
-            return self.lose(index, &format!("no runner can be started: {error}"));
+            return self.no_runner(index, &error);
         }
         if let Some(runner) = &mut self.runners[index]
-            && runner.bootstrap(job).is_err()
+            && let Err(error) = runner.bootstrap(job)
         {
-            self.lose(index, "its runner was killed");
+            self.deaf_runner(index, &error);
         }
+    }
+
+    fn no_runner(&mut self, index: usize, error: &io::Error) {
+        self.lose(index, Outcome::Infrastructure, &format!("no runner can be started: {error}"));
+    }
+
+    /// A runner did not take its job.
+    fn deaf_runner(&mut self, index: usize, error: &io::Error) {
+        let why = match error.kind() {
+            io::ErrorKind::WouldBlock => "its runner stood still and did not take it",
+            _ => "its runner was killed",
+        };
+        self.lose(index, Outcome::Infrastructure, why);
     }
 
     /// The host's state, not older than a heartbeat.

@@ -4,6 +4,7 @@
 //! warm directory) -> done (until the boss has collected it) -> gone.
 
 mod bootstraps;
+mod promises;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use crewboss_protocol::{Environment, FromWorker, Name, Outcome, Target, TaskRef,
 
 use crate::slots::Share;
 use bootstraps::Bootstraps;
+pub use promises::GRACE;
+use promises::Promises;
 
 /// Environments that are ready, or being made, beyond one per slot: snapshots are made several at once, and a task may be
 /// over before the next one is ready.
@@ -61,12 +64,23 @@ pub enum Event {
         /// How.
         outcome: Outcome,
     },
-    /// A runner died, or could not be started. Nothing of its task is left.
+    /// A runner says how long it may take from now until it is heard again.
+    Promised {
+        /// Which runner.
+        runner: usize,
+        /// So long.
+        within: Duration,
+    },
+    /// A runner died, was ended, or could not be started. Nothing of its task is left.
     RunnerGone {
         /// Which runner.
         runner: usize,
+        /// What the task's outcome is.
+        outcome: Outcome,
         /// Why, for a person.
         text: String,
+        /// Bytes of the log that its task has left.
+        log: u64,
     },
     /// What an incremental attempt built has been put away.
     Kept {
@@ -122,6 +136,15 @@ pub enum Action {
         runner: usize,
         /// Which attempt.
         at: TaskRef,
+    },
+    /// End a runner that has not kept its promise, and all that it runs.
+    EndRunner {
+        /// Which runner.
+        runner: usize,
+        /// What the outcome of its task is.
+        outcome: Outcome,
+        /// What it did not keep, for a person.
+        text: String,
     },
     /// Put away what an incremental attempt built; as the next one's start if it was good.
     Keep {
@@ -205,6 +228,8 @@ pub struct Core {
     warm: BTreeMap<u32, VecDeque<TaskRef>>,
     ready: VecDeque<TaskRef>,
     bootstraps: Bootstraps,
+    /// By when each runner that has a job will be heard.
+    promises: Promises,
     idle: Vec<usize>,
     unstarted: usize,
     preparing: usize,
@@ -221,9 +246,9 @@ pub struct Core {
 }
 
 impl Core {
-    /// A worker with this many slots and toolchains. After `silence` without a word the boss counts as gone.
-    /// Without slots it takes no tasks.
-    pub fn new(slots: u32, offer: Offer, silence: Duration, now: Instant) -> Self {
+    /// A worker with this many slots and toolchains. After `silence` without a word the boss counts as gone; a runner that does
+    /// one thing for longer than `standstill` stands still. Without slots it takes no tasks.
+    pub fn new(slots: u32, offer: Offer, silence: Duration, standstill: Duration, now: Instant) -> Self {
         Self {
             slots,
             offer,
@@ -235,6 +260,7 @@ impl Core {
             warm: BTreeMap::new(),
             ready: VecDeque::new(),
             bootstraps: Bootstraps::default(),
+            promises: Promises::new(standstill),
             idle: (0..slots as usize).rev().collect(),
             unstarted: 0,
             preparing: 0,
@@ -259,6 +285,12 @@ impl Core {
         self.sources.contains(&tree)
     }
 
+    /// The attempt that a runner runs.
+    pub fn runs(&self, runner: usize) -> Option<TaskRef> {
+        let running = |entry: &Entry| entry.state == State::Running { runner };
+        self.attempts.iter().find(|(_, entry)| running(entry)).map(|(at, _)| *at)
+    }
+
     /// The trees whose source is being waited for.
     pub fn missing_sources(&self) -> BTreeSet<TreeId> {
         let waiting = self.attempts.values().filter(|entry| entry.state == State::Waiting);
@@ -276,6 +308,7 @@ impl Core {
             return since + STOP_WITHIN;
         }
         let silent = self.heard + self.silence;
+        let silent = self.promises.first().map_or(silent, |due| silent.min(due));
         let untold = self.short_since.filter(|_| self.told != self.held);
         untold.map_or(silent, |since| silent.min(since + SHORT_AFTER))
     }
@@ -296,7 +329,10 @@ impl Core {
             Event::Source(tree) => self.source(tree),
             Event::Prepared { at, problem } => self.prepared(at, problem, actions),
             Event::Ended { runner, at, outcome } => self.ended(runner, at, outcome, actions),
-            Event::RunnerGone { runner, text } => self.runner_gone(runner, text, actions),
+            Event::Promised { runner, within } => self.promises.renew(runner, within, now),
+            Event::RunnerGone { runner, outcome, text, log } => {
+                self.runner_gone(runner, outcome, text, log, actions);
+            }
             Event::Kept { at, problem } => {
                 actions.extend(problem.map(|text| Action::Send(FromWorker::Notice { text })));
                 self.kept(at, actions);
@@ -308,7 +344,17 @@ impl Core {
         if self.stopping.is_none() && now >= self.heard + self.silence {
             self.stop(now, actions);
         }
+        if self.stopping.is_none() {
+            self.end_overdue(now, actions);
+        }
         self.advance(now, actions);
+    }
+
+    /// A runner that is over its time stands still: it keeps the limits of its tasks itself, as long as it runs.
+    fn end_overdue(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        for (runner, outcome, text) in self.promises.overdue(now) {
+            actions.push(Action::EndRunner { runner, outcome, text });
+        }
     }
 
     fn message(&mut self, message: ToWorker, now: Instant, actions: &mut Vec<Action>) {
@@ -320,7 +366,7 @@ impl Core {
             ToWorker::SourceReady { tree } => self.source(tree),
             ToWorker::Task(order) => self.order(order, actions),
             ToWorker::Bootstrap(order) => self.order_bootstrap(order, actions),
-            ToWorker::Cancel { at } => self.cancel(at, actions),
+            ToWorker::Cancel { at } => self.cancel(at, now, actions),
             ToWorker::Recall { tasks } => {
                 let tasks = tasks.into_iter().filter(|at| self.withdraw(*at, actions)).collect();
                 actions.push(Action::Send(FromWorker::Returned { tasks }));
@@ -419,11 +465,12 @@ impl Core {
         }
     }
 
-    fn cancel(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
-        if self.cancel_bootstrap(at, actions) {
+    fn cancel(&mut self, at: TaskRef, now: Instant, actions: &mut Vec<Action>) {
+        if self.cancel_bootstrap(at, now, actions) {
             return;
         }
         if let Some(Entry { state: State::Running { runner }, .. }) = self.attempts.get(&at) {
+            self.promises.cancel(*runner, now);
             actions.push(Action::CancelRun { runner: *runner, at });
         } else if self.withdraw(at, actions) {
             actions.push(Action::Send(ended_without_running(at, Outcome::Cancelled, String::new())));
@@ -468,6 +515,7 @@ impl Core {
 
     fn ended(&mut self, runner: usize, at: TaskRef, outcome: Outcome, actions: &mut Vec<Action>) {
         self.idle.push(runner);
+        self.promises.kept(runner);
         self.pass_on(actions);
         if self.bootstraps.ended(at) {
             actions.push(Action::Report { at });
@@ -483,7 +531,15 @@ impl Core {
         }
     }
 
-    fn runner_gone(&mut self, runner: usize, text: String, actions: &mut Vec<Action>) {
+    fn runner_gone(
+        &mut self,
+        runner: usize,
+        outcome: Outcome,
+        text: String,
+        log: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        self.promises.kept(runner);
         if let Some(at) = self.bootstraps.lost(runner) {
             self.idle.push(runner);
             let end = BootstrapEnd::Failed { why: text };
@@ -494,7 +550,11 @@ impl Core {
         let Some((at, entry)) = running else { return };
         let at = *at;
         self.idle.push(runner);
-        actions.push(Action::Send(ended_without_running(at, Outcome::Infrastructure, text)));
+        let log = LogEnd { bytes: log, text: (log == 0).then(String::new) };
+        actions.push(Action::Send(FromWorker::Done(Box::new(Done {
+            log,
+            ..without_running(at, outcome, text)
+        }))));
         if is_warm(&self.targets, &entry.order) {
             entry.state = State::Keeping { collected: false };
             actions.push(Action::Keep { at, good: false });
@@ -560,19 +620,21 @@ impl Core {
             let Some(at) = self.ready.pop_front() else { break };
             let (Some(entry), Some(runner)) = (self.attempts.get_mut(&at), self.idle.pop()) else { break };
             entry.state = State::Running { runner };
+            self.promises.begin(runner, self.targets.get(&entry.order.target), now);
             self.unstarted -= 1;
             actions.push(Action::Run { runner, order: entry.order.clone() });
             actions.push(Action::Send(FromWorker::Started { at }));
         }
-        self.start_bootstraps(actions);
+        self.start_bootstraps(now, actions);
     }
 
     /// Tasks that are ready go first: they are what a boss runs for.
-    fn start_bootstraps(&mut self, actions: &mut Vec<Action>) {
+    fn start_bootstraps(&mut self, now: Instant, actions: &mut Vec<Action>) {
         while self.running() < self.held {
             let Some(runner) = self.idle.last().copied() else { return };
             let Some(order) = self.bootstraps.start(runner) else { return };
             self.idle.pop();
+            self.promises.begin(runner, None, now);
             let at = order.at;
             actions.push(Action::Bootstrap { runner, order });
             actions.push(Action::Send(FromWorker::Started { at }));
@@ -646,9 +708,9 @@ fn is_warm(targets: &BTreeMap<u32, Target>, order: &TaskOrder) -> bool {
 }
 
 /// The result of an attempt of which nothing is left but how it ended.
-fn ended_without_running(at: TaskRef, outcome: Outcome, message: String) -> FromWorker {
+fn without_running(at: TaskRef, outcome: Outcome, message: String) -> Done {
     let nothing = LogEnd { bytes: 0, text: Some(String::new()) };
-    FromWorker::Done(Box::new(Done {
+    Done {
         at,
         outcome,
         stages: Vec::new(),
@@ -663,5 +725,10 @@ fn ended_without_running(at: TaskRef, outcome: Outcome, message: String) -> From
         held: None,
         machine_failed: false,
         message,
-    }))
+    }
+}
+
+/// The same, as a message.
+fn ended_without_running(at: TaskRef, outcome: Outcome, message: String) -> FromWorker {
+    FromWorker::Done(Box::new(without_running(at, outcome, message)))
 }

@@ -6,12 +6,15 @@ use crewboss_protocol::target::{Command, Stage};
 use crewboss_protocol::{Environment, FromWorker, Outcome, Target, TaskRef, ToWorker, TreeId};
 use proptest::prelude::*;
 
-use super::state::{Action, Core, Event, Offer, READY_AHEAD, STOP_WITHIN};
+use super::state::{Action, Core, Event, GRACE, Offer, READY_AHEAD, STOP_WITHIN};
 use crate::slots::Share;
 
 const SLOTS: u32 = 2;
 const TREE: TreeId = TreeId([1; 20]);
-const SILENCE: Duration = Duration::from_secs(20);
+const SILENCE: Duration = Duration::from_secs(2_000);
+const STANDSTILL: Duration = Duration::from_secs(600);
+/// Of each task.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn target(name: &str, incremental: bool) -> Target {
     let stage = Stage { name: "s".parse().unwrap(), command: Command::Words(vec!["/bin/true".to_owned()]) };
@@ -20,7 +23,7 @@ fn target(name: &str, incremental: bool) -> Target {
         toolchain: None,
         incremental,
         environment: Environment::Directory,
-        timeout_ms: 1,
+        timeout_ms: 60_000,
         stages: vec![stage],
         variables: BTreeMap::new(),
         artifacts: Vec::new(),
@@ -36,6 +39,7 @@ struct World {
     prepared: BTreeMap<TaskRef, u32>,
     running: BTreeMap<usize, TaskRef>,
     cancelled: BTreeSet<TaskRef>,
+    killed: Vec<(usize, Outcome, String)>,
     keeping: Vec<TaskRef>,
     reports: BTreeMap<TaskRef, Outcome>,
     ended: BTreeMap<TaskRef, &'static str>,
@@ -50,12 +54,13 @@ impl World {
     fn new() -> Self {
         let now = Instant::now();
         let mut world = Self {
-            core: Core::new(SLOTS, Offer::default(), SILENCE, now),
+            core: Core::new(SLOTS, Offer::default(), SILENCE, STANDSTILL, now),
             now,
             preparing: Vec::new(),
             prepared: BTreeMap::new(),
             running: BTreeMap::new(),
             cancelled: BTreeSet::new(),
+            killed: Vec::new(),
             keeping: Vec::new(),
             reports: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -148,6 +153,10 @@ impl World {
                 assert_eq!(self.running.get(&runner), Some(&at));
                 self.cancelled.insert(at);
             }
+            Action::EndRunner { runner, outcome, text } => {
+                assert!(self.running.contains_key(&runner), "runner {runner} runs nothing");
+                self.killed.push((runner, outcome, text));
+            }
             Action::Keep { at, .. } => self.keeping.push(at),
             Action::Report { at } => {
                 if self.reports.remove(&at).is_some() {
@@ -199,7 +208,22 @@ impl World {
 
     fn lose_one(&mut self) {
         if let Some((runner, _)) = self.running.pop_first() {
-            self.feed(Event::RunnerGone { runner, text: String::new() });
+            let outcome = Outcome::Infrastructure;
+            self.feed(Event::RunnerGone { runner, outcome, text: String::new(), log: 0 });
+        }
+    }
+
+    /// Nothing happens for so long.
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.feed(Event::Tick);
+    }
+
+    /// The runners that were to be ended have been.
+    fn end_killed(&mut self) {
+        for (runner, outcome, text) in std::mem::take(&mut self.killed) {
+            self.running.remove(&runner);
+            self.feed(Event::RunnerGone { runner, outcome, text, log: 7 });
         }
     }
 
@@ -283,12 +307,71 @@ fn silence_ends_the_session_and_a_task_that_will_not_die_does_not_hold_it_up() {
     world.prepare_one(None);
     world.take_slots();
     assert_eq!(world.running.len(), 1);
-    world.now = world.core.deadline();
-    world.feed(Event::Tick);
+    world.wait(SILENCE);
     assert!(world.cancelled.len() == 1 && !world.exit);
     world.now += STOP_WITHIN;
     world.feed(Event::Tick);
     assert!(world.exit);
+}
+
+/// A world in which one task runs.
+fn running() -> (World, TaskRef) {
+    let mut world = World::new();
+    world.boss(ToWorker::SourceReady { tree: TREE });
+    let at = world.order(1, 0);
+    world.prepare_one(None);
+    world.take_slots();
+    assert_eq!(world.running.len(), 1);
+    (world, at)
+}
+
+#[test]
+fn a_runner_that_stands_still_is_ended_when_the_time_of_its_task_is_over_and_the_slot_serves_on() {
+    let (mut world, at) = running();
+    assert_eq!(world.core.deadline(), world.now + LIMIT + GRACE);
+    world.wait(LIMIT + GRACE - Duration::from_millis(1));
+    assert!(world.killed.is_empty(), "it had time left");
+    world.wait(Duration::from_millis(1));
+    assert_eq!(world.killed.len(), 1);
+    world.wait(Duration::from_secs(1));
+    assert_eq!(world.killed.len(), 1, "it is ended once");
+    world.end_killed();
+    let Some(FromWorker::Done(done)) = world.sent.last() else { panic!("{:?}", world.sent) };
+    assert_eq!((done.at, done.outcome, done.log.bytes, &done.log.text), (at, Outcome::Timeout, 7, &None));
+    assert!(done.message.starts_with("stopped after 60000 ms; its runner stood still"), "{}", done.message);
+    world.order(2, 0);
+    world.drain();
+    assert_eq!(world.ended.len(), 2);
+}
+
+#[test]
+fn a_runner_is_left_alone_as_long_as_it_keeps_what_it_promised() {
+    let (mut world, _) = running();
+    world.wait(LIMIT);
+    world.feed(Event::Promised { runner: *world.running.keys().next().unwrap(), within: STANDSTILL });
+    world.wait(STANDSTILL);
+    assert!(world.killed.is_empty());
+    world.wait(GRACE);
+    let (_, outcome, text) = &world.killed[0];
+    assert_eq!(*outcome, Outcome::Infrastructure, "the task did not do this");
+    assert!(text.contains("stood still: it would be heard within 600000 ms"), "{text}");
+    world.end_killed();
+    world.feed(Event::Promised { runner: 0, within: LIMIT });
+    assert!(world.core.deadline() > world.now + LIMIT + GRACE, "who has no job promises nothing");
+}
+
+#[test]
+fn whoever_is_cancelled_and_does_not_end_is_ended_soon() {
+    let (mut world, at) = running();
+    world.boss(ToWorker::Cancel { at });
+    world.wait(STOP_WITHIN + GRACE);
+    assert_eq!(world.killed.len(), 1);
+    world.end_killed();
+    let bootstrap = world.bootstrap(4);
+    world.take_slots();
+    world.wait(STANDSTILL + GRACE);
+    world.end_killed();
+    assert_eq!(world.ended.get(&bootstrap), Some(&"done"));
 }
 
 #[test]

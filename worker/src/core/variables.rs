@@ -1,5 +1,7 @@
 //! The environment variables of a target's stages that are the same for all its tasks.
 
+use std::time::Duration;
+
 use crewboss_protocol::message::Hello;
 use crewboss_protocol::{Environment, HostFacts, Target, Toolchain};
 
@@ -42,7 +44,8 @@ pub fn spec(target: &Target, facts: &HostFacts, hello: &Hello) -> Spec {
     // The mark must stay what it is: clean-up finds processes by it.
     let own = target.variables.iter().filter(|(name, _)| *name != crate::sweep::MARK);
     variables.extend(own.map(|(name, value)| (name.clone(), value.clone())));
-    Spec { target: target.clone(), toolchain: toolchain.cloned(), variables }
+    let standstill = Duration::from_millis(hello.standstill_ms);
+    Spec { target: target.clone(), toolchain: toolchain.cloned(), variables, standstill }
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ impl<'a> Watch<'a> {
 
     /// Tells a person what goes on.
     pub fn step(&mut self, text: impl Into<String>) {
+        self.link.promise(Instant::now());
         let text = crate::runner::job::shortened(text.into());
         self.link.forward(&FromWorker::Step { at: self.at, text });
     }
@@ -55,6 +56,7 @@ impl<'a> Watch<'a> {
     /// Waits until something happens that its caller has to know, for no longer than `until`. Consoles are kept, and shown
     /// live if they are the build machine's; pings are sent and answered.
     pub fn next(&mut self, guests: &mut [Guest], until: Instant) -> Seen {
+        self.link.promise(until);
         loop {
             // Before the first wait too: what came together with the job has been read with it, and no poll tells of it.
             self.hear();

@@ -18,6 +18,7 @@ fn hello(toolchains: &[(&str, &Path)]) -> Hello {
         priority: 0,
         heartbeat_ms: 1000,
         silence_ms: 5000,
+        standstill_ms: 600_000,
         slots: None,
         toolchains,
         machines: None,

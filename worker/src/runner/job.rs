@@ -59,8 +59,13 @@ pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done
     link.flush_live(job.at, Instant::now(), true);
     let (mut artifacts, mut sizes) = (Found::default(), String::new());
     if matches!(outcome, Outcome::Success | Outcome::Failure) {
+        if !spec.target.artifacts.is_empty() || uploads::are_in(&job.out) {
+            // That can take far longer than building it.
+            link.promise(Instant::now());
+        }
         artifacts = attempt.collect(&mut outcome);
         if outcome == Outcome::Success && !spec.target.sizes.is_empty() {
+            link.promise(Instant::now() + SIZE_WITHIN);
             sizes = attempt.sizes(link, kept);
         }
         if outcome == Outcome::Success && attempt.output.has_warnings() {

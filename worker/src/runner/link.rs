@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::limits::LIVE_CHUNK_BYTES_MAX;
+use crewboss_protocol::limits::{LIVE_CHUNK_BYTES_MAX, STANDSTILL};
 use crewboss_protocol::message::{BootstrapEnd, Done};
 use crewboss_protocol::{FromWorker, Outcome, TaskRef, codec};
 use rustix::event::{PollFd, PollFlags};
@@ -27,6 +27,10 @@ pub struct Link {
     output: Vec<u8>,
     closed: bool,
     live: Live,
+    /// How long this runner may do one thing without a sign of life.
+    standstill: Duration,
+    /// By when the worker proper was told that it will hear of us.
+    promised: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +45,34 @@ impl Link {
     /// Takes over the socket.
     pub fn new(socket: OwnedFd) -> Self {
         let live = Live::default();
-        Self { socket: socket.into(), input: Vec::new(), output: Vec::new(), closed: false, live }
+        Self {
+            socket: socket.into(),
+            input: Vec::new(),
+            output: Vec::new(),
+            closed: false,
+            live,
+            standstill: STANDSTILL,
+            promised: None,
+        }
+    }
+
+    /// Sets how long this runner may do one thing without a sign of life.
+    pub fn set_standstill(&mut self, standstill: Duration) {
+        self.standstill = standstill;
+    }
+
+    /// Tells the worker proper that we go on until then at most, and after it do one thing that nobody hears of. It need not
+    /// be told of the stages of a task on the host itself: it knows their limit.
+    pub fn promise(&mut self, until: Instant) {
+        if self.promised.is_some_and(|promised| promised >= until + self.standstill / 2) {
+            return;
+        }
+        let promised = until + self.standstill;
+        self.promised = Some(promised);
+        let within = promised.saturating_duration_since(Instant::now());
+        self.output.clear();
+        self.output.extend_from_slice(format!("W{}\n", within.as_millis()).as_bytes());
+        self.write();
     }
 
     /// The descriptor, to be polled.
@@ -116,6 +147,7 @@ impl Link {
         codec::encode(message, &mut self.output);
         self.write();
         self.live = Live::default();
+        self.promised = None;
     }
 
     fn write(&mut self) {

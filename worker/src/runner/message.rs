@@ -4,6 +4,7 @@
 //! in front that the worker proper needs. So nothing is parsed twice on the way of a task.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crewboss_protocol::machine::{Accelerator, MachineUse};
 use crewboss_protocol::message::{BootstrapOrder, Hold, Pause};
@@ -41,6 +42,8 @@ pub struct Spec {
     pub toolchain: Option<Toolchain>,
     /// The variables that are the same for every task.
     pub variables: Vec<(String, String)>,
+    /// How long a runner may do one thing without a sign of life.
+    pub standstill: Duration,
 }
 
 /// One attempt, ready to run.
@@ -136,6 +139,11 @@ pub enum FromRunner<'a> {
         /// The line.
         line: &'a [u8],
     },
+    /// For the worker proper alone: the runner is heard again within so long.
+    Within {
+        /// How long, in milliseconds.
+        ms: u64,
+    },
     /// Must reach the boss.
     Forward {
         /// The line.
@@ -158,6 +166,10 @@ impl<'a> FromRunner<'a> {
         let (kind, rest) = text.split_first()?;
         match kind {
             b'F' => Some(Self::Forward { line: rest }),
+            b'W' => {
+                let ms = std::str::from_utf8(rest.strip_suffix(b"\n")?).ok()?.parse().ok()?;
+                Some(Self::Within { ms })
+            }
             b'L' => {
                 let (at, rest) = word(rest)?;
                 let (bytes, line) = word(rest)?;
@@ -193,8 +205,18 @@ mod tests {
         );
         assert_eq!(FromRunner::parse(b"L3.1 9 @cb x\n"), Some(FromRunner::Live { at, bytes: 9, line }));
         assert_eq!(FromRunner::parse(b"F@cb x\n"), Some(FromRunner::Forward { line }));
-        for bad in [b"".as_slice(), b"\n", b"X\n", b"D3.1\n", b"D3.1 good x\n", b"Lx 9 x\n", b"L3.1 \xff x\n"]
-        {
+        assert_eq!(FromRunner::parse(b"W1500\n"), Some(FromRunner::Within { ms: 1500 }));
+        for bad in [
+            b"".as_slice(),
+            b"\n",
+            b"X\n",
+            b"D3.1\n",
+            b"D3.1 good x\n",
+            b"Lx 9 x\n",
+            b"L3.1 \xff x\n",
+            b"W-1\n",
+            b"W1",
+        ] {
             assert_eq!(FromRunner::parse(bad), None);
         }
     }

@@ -48,6 +48,7 @@ fn serve(mut link: Link) {
     while let Some(message) = link.receive() {
         match message {
             ToRunner::Define { number, spec } => {
+                link.set_standstill(spec.standstill);
                 specs.insert(number, *spec);
             }
             ToRunner::Run(job) => {

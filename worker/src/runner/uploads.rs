@@ -30,15 +30,20 @@ struct Instance {
     root: PathBuf,
 }
 
+/// Whether a task has left anything that is an upload.
+pub fn are_in(out: &Path) -> bool {
+    out.join("upload").symlink_metadata().is_ok_and(|meta| meta.is_dir())
+}
+
 /// Makes the archives of a task below `dir` and adds them to what was found. That there are none is the ordinary case.
 ///
 /// # Errors
 /// If the host has no room, or its disk fails. All else is what the task did wrong, and among the problems of `found`.
 pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
-    let uploads = out.join("upload");
-    if !uploads.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+    if !are_in(out) {
         return Ok(());
     }
+    let uploads = out.join("upload");
     let instances = match instances(&uploads, found) {
         Err(error) if !is_of_host(&error) => {
             found.problem(format!("the uploads cannot be looked through: {error}"));

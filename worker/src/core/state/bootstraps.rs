@@ -2,6 +2,7 @@
 //! nothing that has to be collected.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
 
 use crewboss_protocol::limits::QUEUED_TASKS_MAX;
 use crewboss_protocol::message::{BootstrapEnd, BootstrapOrder, Refusal};
@@ -72,8 +73,9 @@ impl Core {
     }
 
     /// Stops one, wherever it stands; says whether there is one.
-    pub(super) fn cancel_bootstrap(&mut self, at: TaskRef, actions: &mut Vec<Action>) -> bool {
+    pub(super) fn cancel_bootstrap(&mut self, at: TaskRef, now: Instant, actions: &mut Vec<Action>) -> bool {
         if let Some(runner) = self.bootstraps.running.get(&at) {
+            self.promises.cancel(*runner, now);
             actions.push(Action::CancelRun { runner: *runner, at });
             true
         } else if self.bootstraps.withdraw(at) {

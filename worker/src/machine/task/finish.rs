@@ -1,6 +1,6 @@
 //! The end of a task: its result, its console, its guests.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::Done;
@@ -20,6 +20,7 @@ fn console_name(auxiliary: Option<&Name>) -> String {
 impl Task<'_> {
     /// Puts the result together and takes everything down.
     pub(super) fn finish(mut self, mut outcome: Outcome) -> Done {
+        self.watch.link.promise(Instant::now());
         if outcome == Outcome::Success && self.output.has_warnings() {
             outcome = Outcome::Warning;
         }
