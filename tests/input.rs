@@ -118,6 +118,66 @@ fn a_shallow_clone_is_built_as_far_as_it_goes() {
 }
 
 #[test]
+fn inside_a_hook_the_repository_is_the_one_around_it() {
+    let scene = Scene::new("[target.t]\nstages.run = 'cat file'\n");
+    scene.files(&[("file", "this one")]);
+    let other = Scene::with_commits(GOOD, 1);
+    let boss = scene
+        .build_local()
+        .env("GIT_DIR", other.repo().join(".git"))
+        .env("GIT_WORK_TREE", other.repo())
+        .env("GIT_INDEX_FILE", other.repo().join(".git/index.lock"));
+    let ended = boss.run().expect_code(0);
+    assert_eq!(read(&ended.results.only("t").join("log")), "this one", "{ended:#?}");
+}
+
+#[test]
+fn a_repository_of_another_user_is_built_if_git_trusts_it() {
+    let scene = Scene::with_commits("[target.t]\nstages.run = 'true'\n", 1);
+    for path in [scene.repo(), scene.repo().join(".git")] {
+        std::os::unix::fs::chown(path, Some(12_345), None).expect("a stranger's repository");
+    }
+    expect_refused(&scene, scene.build_local().run(), &["belongs to another user", "safe.directory '/"]);
+    let trusted = |directory: String| {
+        let boss = scene.build_local().env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", "safe.directory");
+        boss.env("GIT_CONFIG_VALUE_0", directory)
+    };
+    for directory in ["*".to_owned(), scene.repo().display().to_string()] {
+        trusted(directory).run().expect_code(0);
+    }
+    trusted("/nowhere".to_owned()).run().expect_code(2);
+}
+
+#[test]
+fn nothing_uncommitted_is_left_in_the_temporary_directory() {
+    let scene =
+        Scene::new("[target.t]\nstages.run = 'trap \"\" TERM; echo begun; while :; do sleep 1; done'\n");
+    scene.files(&[("file", "uncommitted")]);
+    let temporary = scene.path("tmp");
+    std::fs::create_dir(&temporary).expect("a directory");
+    let left = || std::fs::read_dir(&temporary).expect("the directory").count();
+    let start = || {
+        let mut running = scene.build_local().env("TMPDIR", &temporary).start();
+        running.wait_for_output("begun");
+        assert_ne!(left(), 0);
+        running
+    };
+    let mut twice = start();
+    twice.signal("INT");
+    twice.wait_for_event("stopping", |_| true);
+    twice.signal("INT");
+    twice.end_in_time(std::time::Duration::from_secs(5)).expect_code(130);
+    assert_eq!(left(), 0);
+    let killed = start();
+    killed.signal("KILL");
+    let ended = killed.end_in_time(std::time::Duration::from_secs(5));
+    assert_eq!(ended.status.code(), None, "{ended:#?}");
+    // Wherever its own temporary files go.
+    scene.crewboss(None, &["kill-workers"]).called("cleaner").run().expect_code(0);
+    assert_eq!(left(), 0);
+}
+
+#[test]
 fn targets_that_are_not_there_are_refused_with_near_names() {
     let scene = Scene::with_commits("[target.arm64]\nstages.run = 'x'\n", 1);
     expect_refused(&scene, scene.build_local().args(&["amr64"]).run(), &["amr64", "arm64"]);

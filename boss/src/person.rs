@@ -1,5 +1,6 @@
 //! Brings a person to a guest: finds out who uses which host, and runs a role there with the person's own terminal.
 
+use std::borrow::Cow;
 use std::os::unix::process::CommandExt as _;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -57,10 +58,10 @@ pub enum PersonError {
 
 impl PersonError {
     /// What a person can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Run(error) => error.hint(),
-            Self::Report { source, .. } => source.hint(),
+            Self::Report { source, .. } => source.hint().map(Cow::Borrowed),
             Self::Start { .. } => None,
         }
     }

@@ -10,6 +10,7 @@ pub mod machines;
 pub mod person;
 pub mod status;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crewboss_boss::crew::Crew;
@@ -63,11 +64,11 @@ pub enum CommandError {
 
 impl CommandError {
     /// What a person can do about it, where the text does not say it already.
-    fn hint(&self) -> Option<&'static str> {
+    fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
             CommandError::Run(error) => error.hint(),
             CommandError::Person(error) => error.hint(),
-            CommandError::Find(error) => error.hint(),
+            CommandError::Find(error) => error.hint().map(Cow::Borrowed),
             _ => None,
         }
     }
@@ -90,7 +91,7 @@ impl CommandError {
 /// The exit code of a command, its error told.
 pub fn finish(result: Result<Exit, CommandError>) -> Exit {
     result.unwrap_or_else(|error| {
-        complain_with_hint(&error, error.hint());
+        complain_with_hint(&error, error.hint().as_deref());
         error.exit()
     })
 }

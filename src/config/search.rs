@@ -3,6 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crewboss_boss::source::repository_of;
+
 use super::error::ConfigError;
 
 /// A build file and the repository that it lies in.
@@ -39,11 +41,6 @@ pub fn find_build(named: Option<&Path>, from: &Path) -> Result<Found, ConfigErro
         }
     }
     Err(ConfigError::NoBuildFile { from: from.to_owned(), repository })
-}
-
-/// The nearest directory with a `.git`, which is a directory, or a file in linked working trees and submodules.
-fn repository_of(from: &Path) -> Option<PathBuf> {
-    from.ancestors().find(|directory| directory.join(".git").exists()).map(Path::to_owned)
 }
 
 /// Finds `crew.toml`: as named, upwards from a directory, or in the user's configuration. `None`: there is none, the

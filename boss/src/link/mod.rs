@@ -6,6 +6,7 @@
 
 mod channel;
 mod error;
+mod private;
 mod ship;
 mod ssh;
 mod ssh_config;
@@ -13,8 +14,10 @@ mod transport;
 
 pub use channel::{Channel, ChannelGuard, ChannelReader, Exit, RawChannel};
 pub use error::{LinkError, ShipError, SshFailure};
+pub(crate) use private::Private;
+pub use private::abandon;
 pub use ship::{OwnBinary, Role, Running, start, terminal_command};
-pub use transport::{Connector, Link, abandon};
+pub use transport::{Connector, Link};
 
 /// A word that every shell passes on unchanged: `sh`, `bash`, `zsh`, `fish` and `csh` alike.
 ///

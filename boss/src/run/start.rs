@@ -1,5 +1,6 @@
 //! The beginning of a run: what is asked for, what is read, who is started.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,11 +83,11 @@ pub enum RunError {
 
 impl RunError {
     /// What a person can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Source(error) => error.hint(),
-            Self::Link(error) => error.hint(),
-            Self::Ship(error) => error.hint(),
+            Self::Link(error) => error.hint().map(Cow::Borrowed),
+            Self::Ship(error) => error.hint().map(Cow::Borrowed),
             Self::Plan(_) | Self::Store(_) | Self::Journal(_) | Self::Thread(_) => None,
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use crewboss_protocol::tree;
-use git2::{ErrorCode, ObjectType, Oid, Repository, Tree};
+use git2::{ErrorCode, ObjectType, Odb, OdbLookupFlags, Oid, Repository, Tree};
 
 use super::error::SourceError;
 use super::{Commit, oid};
@@ -23,14 +23,17 @@ pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<(), Sou
     let mut plain = HashSet::new();
     let mut pointers = HashSet::new();
     let mut lfs = false;
+    let odb = repository
+        .odb()
+        .map_err(|source| SourceError::Git { doing: "open the objects", source: source.into() })?;
     for commit in commits {
         let tree = oid(commit.tree)?;
-        let mut look = Look { repository, commit, seen: &mut plain, lfs, depth: 0 };
+        let mut look = Look { repository, odb: &odb, commit, seen: &mut plain, lfs, depth: 0 };
         look.walk(tree, "", &mut |look, entry, path| look.submodule_or_attributes(entry, path))?;
         lfs = look.lfs;
         if lfs {
             // Rare: only a repository that uses it pays for a look into its small files.
-            let mut look = Look { repository, commit, seen: &mut pointers, lfs, depth: 0 };
+            let mut look = Look { repository, odb: &odb, commit, seen: &mut pointers, lfs, depth: 0 };
             look.walk(tree, "", &mut |look, entry, path| look.pointer(entry, path))?;
         }
     }
@@ -39,6 +42,7 @@ pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<(), Sou
 
 struct Look<'a> {
     repository: &'a Repository,
+    odb: &'a Odb<'a>,
     commit: &'a Commit,
     seen: &'a mut HashSet<Oid>,
     lfs: bool,
@@ -88,6 +92,12 @@ impl Look<'_> {
         if !names.insert(entry.name_bytes().to_vec()) {
             return Err(unfit("it is there twice".to_owned()));
         }
+        // What is missed while the run goes on has wasted the time of every host.
+        if entry.kind() == Some(ObjectType::Blob)
+            && !self.odb.exists_ext(entry.id(), OdbLookupFlags::NO_REFRESH)
+        {
+            return Err(SourceError::absent(entry.id().to_string(), &path()));
+        }
         match entry.filemode_raw() {
             // Submodules are refused by their own words.
             0o040_000 | 0o100_755 | 0o100_644 | 0o100_664 | 0o100_600 | 0o160_000 => Ok(()),
@@ -115,11 +125,7 @@ impl Look<'_> {
         if entry.kind() != Some(ObjectType::Blob) {
             return Ok(());
         }
-        let odb = self
-            .repository
-            .odb()
-            .map_err(|source| SourceError::Git { doing: "open the objects", source: source.into() })?;
-        let small = odb.read_header(entry.id()).is_ok_and(|(bytes, _)| bytes <= POINTER_BYTES_MAX);
+        let small = self.odb.read_header(entry.id()).is_ok_and(|(bytes, _)| bytes <= POINTER_BYTES_MAX);
         if small && self.blob(entry.id(), path)?.content().starts_with(POINTER) {
             return Err(SourceError::Lfs { commit: self.commit.short.clone(), path: path() });
         }
@@ -142,7 +148,7 @@ pub(super) fn find_tree<'r>(
 
 fn absent_or(source: git2::Error, id: Oid, path: &str) -> SourceError {
     match source.code() {
-        ErrorCode::NotFound => SourceError::Absent { id: id.to_string(), path: path.to_owned() },
+        ErrorCode::NotFound => SourceError::absent(id.to_string(), path),
         _ => SourceError::Git { doing: "read an object", source: source.into() },
     }
 }

@@ -5,9 +5,15 @@
 
 mod check;
 mod error;
+mod git;
+mod known;
+mod library;
 mod missing;
 mod pack;
+mod place;
+mod scratch;
 mod select;
+mod user;
 mod working_tree;
 
 use std::path::{Path, PathBuf};
@@ -15,12 +21,15 @@ use std::sync::Arc;
 
 use crewboss_protocol::TreeId;
 use git2::{Oid, Repository};
-use tempfile::TempDir;
 
 use crate::plan::Selection;
+use error::Lack;
 pub use error::SourceError;
 pub use missing::Missing;
 pub use pack::PackStats;
+pub use place::repository_of;
+use scratch::Scratch;
+use user::User;
 
 /// One commit to build, or the working tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +51,73 @@ pub struct Commit {
 /// What a selection means, and the objects that go with it. Clones are cheap and can be used on several threads.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The repository with all objects: the user's own, or one beside it that holds what only the disk has.
-    git_dir: PathBuf,
     commits: Vec<Commit>,
-    _scratch: Option<Arc<TempDir>>,
+    /// The repository beside the user's own, with all objects.
+    scratch: Arc<Scratch>,
+}
+
+/// Something that git would list.
+#[derive(Debug)]
+struct Listed {
+    /// Below the top of the working tree.
+    path: Vec<u8>,
+    /// What the index has, if it is tracked.
+    mode: Option<u32>,
+    /// Whether it is a repository of its own.
+    nested: bool,
+}
+
+impl Listed {
+    fn tracked(path: Vec<u8>, mode: u32) -> Self {
+        const SUBMODULE: u32 = 0o160_000;
+        Self { path, mode: Some(mode), nested: mode == SUBMODULE }
+    }
+}
+
+/// What of the user's configuration has a meaning here.
+#[derive(Debug)]
+struct Settings {
+    /// Digits of a short id, if not as many as are needed.
+    abbrev: Option<u32>,
+    /// Whether the disk knows which files may be executed.
+    trust_modes: bool,
+    /// By what objects are named, if not by SHA-1.
+    object_format: Option<String>,
+    /// Whether objects are fetched when they are needed.
+    partial: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { abbrev: None, trust_modes: true, object_format: None, partial: false }
+    }
+}
+
+impl Settings {
+    const NAMES: [&str; 4] =
+        ["core.abbrev", "core.filemode", "extensions.objectformat", "extensions.partialclone"];
+
+    fn take(&mut self, name: &str, value: &str) {
+        match name {
+            "core.abbrev" => self.abbrev = value.parse().ok(),
+            "core.filemode" => {
+                self.trust_modes = !["false", "no", "off", "0", ""].contains(&&*value.to_lowercase())
+            }
+            "extensions.objectformat" => self.object_format = Some(value.to_owned()).filter(|f| f != "sha1"),
+            "extensions.partialclone" => self.partial = true,
+            _ => self.partial |= name.ends_with(".promisor"),
+        }
+    }
+
+    fn lack(&self, objects: &Path) -> Lack {
+        if objects.with_file_name("shallow").exists() {
+            Lack::Shallow
+        } else if self.partial {
+            Lack::Partial
+        } else {
+            Lack::Damaged
+        }
+    }
 }
 
 impl Source {
@@ -56,21 +128,26 @@ impl Source {
     /// If there is no usable repository, the selection names nothing, or the source has submodules or files that are
     /// kept by Git LFS.
     pub fn open(path: &Path, selection: &Selection) -> Result<Self, SourceError> {
-        let repository = discover(path)?;
-        let source = match selection {
-            Selection::Range(range) => {
-                let commits = select::range(&repository, range)?;
-                Self { git_dir: repository.path().to_owned(), commits, _scratch: None }
-            }
-            Selection::WorkingTree => {
-                let (scratch, commit) = working_tree::take(&repository)?;
-                let git_dir = scratch.path().to_owned();
-                Self { git_dir, commits: vec![commit], _scratch: Some(Arc::new(scratch)) }
-            }
-        };
-        let repository = source.repository()?;
-        check::all(&repository, &source.commits)?;
-        Ok(source)
+        let top = repository_of(path).unwrap_or_else(|| path.to_owned());
+        Self::of(&User::at(&top)?, top, selection)
+    }
+
+    fn of(user: &User, top: PathBuf, selection: &Selection) -> Result<Self, SourceError> {
+        let settings = user.settings()?;
+        if let Some(format) = settings.object_format.clone() {
+            return Err(SourceError::ObjectFormat { top, format });
+        }
+        let objects = user.objects()?;
+        let scratch = Scratch::new(&objects, &settings)?;
+        let taken = open(scratch.path()).and_then(|beside| {
+            let commits = match selection {
+                Selection::Range(range) => select::commits(&beside, range, user.commits(range)?)?,
+                Selection::WorkingTree => vec![user.working_tree(&top, &beside, settings.trust_modes)?],
+            };
+            check::all(&beside, &commits).map(|()| commits)
+        });
+        let commits = taken.map_err(|error| error.of_lack(settings.lack(&objects)))?;
+        Ok(Self { commits, scratch: Arc::new(scratch) })
     }
 
     /// The commits, oldest first.
@@ -93,16 +170,17 @@ impl Source {
     /// # Errors
     /// If an object cannot be read, or `out` fails.
     pub fn pack(&self, missing: &Missing, out: &mut dyn std::io::Write) -> Result<PackStats, SourceError> {
-        pack::write(&self.git_dir, missing, out)
+        pack::write(self.scratch.path(), missing, out)
     }
 
     fn repository(&self) -> Result<Repository, SourceError> {
-        Repository::open(&self.git_dir).map_err(|error| SourceError::open(&self.git_dir, error))
+        open(self.scratch.path())
     }
 }
 
-fn discover(path: &Path) -> Result<Repository, SourceError> {
-    Repository::discover(path).map_err(|error| SourceError::open(path, error))
+fn open(scratch: &Path) -> Result<Repository, SourceError> {
+    Repository::open(scratch)
+        .map_err(|source| SourceError::Keep { path: scratch.to_owned(), source: source.into() })
 }
 
 fn tree_id(id: Oid) -> TreeId {
@@ -116,5 +194,7 @@ fn oid(id: TreeId) -> Result<Oid, SourceError> {
         .map_err(|source| SourceError::Git { doing: "read an object id", source: source.into() })
 }
 
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 mod tests;

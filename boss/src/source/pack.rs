@@ -2,11 +2,10 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
-use git2::Repository;
+use std::process::{Child, Stdio};
 
 use super::error::SourceError;
+use super::git::program;
 use super::missing::Missing;
 
 /// Up to here libgit2 packs, which is quicker than starting a program. Above, git itself does, if it is installed:
@@ -56,12 +55,12 @@ impl Write for Counted<'_> {
 }
 
 fn with_libgit2(git_dir: &Path, missing: &Missing, out: &mut dyn Write) -> Result<(), SourceError> {
-    let repository = Repository::open(git_dir).map_err(|error| SourceError::open(git_dir, error))?;
+    let repository = super::open(git_dir)?;
     let failed = |source: git2::Error| SourceError::Git { doing: "pack objects", source: source.into() };
     let mut builder = repository.packbuilder().map_err(failed)?;
     for (id, path) in &missing.objects {
         builder.insert_object(*id, Some(path)).map_err(|source| match source.code() {
-            git2::ErrorCode::NotFound => SourceError::Absent { id: id.to_string(), path: path.clone() },
+            git2::ErrorCode::NotFound => SourceError::absent(id.to_string(), path),
             _ => failed(source),
         })?;
     }
@@ -80,27 +79,10 @@ fn with_libgit2(git_dir: &Path, missing: &Missing, out: &mut dyn Write) -> Resul
     }
 }
 
-/// Variables that would lead git to another repository than the one that is meant.
-const MISLEADING: &[&str] = &[
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_COMMON_DIR",
-    "GIT_NAMESPACE",
-    "GIT_TRACE",
-];
-
 /// `None` if git is not installed.
 fn start_git(git_dir: &Path) -> Option<Child> {
-    let mut git = Command::new("git");
-    for name in MISLEADING {
-        git.env_remove(name);
-    }
-    // A partial clone must fail, not fetch what may be gigabytes.
-    git.env("GIT_NO_LAZY_FETCH", "1").arg("--git-dir").arg(git_dir);
-    git.args(["pack-objects", "--stdout", "--delta-base-offset", "-q"]);
+    let mut git = program()?;
+    git.arg("--git-dir").arg(git_dir).args(["pack-objects", "--stdout", "--delta-base-offset", "-q"]);
     git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()
 }
 

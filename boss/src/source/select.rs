@@ -1,63 +1,56 @@
-//! From a revision or range to commits.
+//! From ids to commits.
 
 use crewboss_protocol::harmless::one_line;
-use git2::{ErrorCode, Oid, Repository, RevparseMode, Sort};
+use git2::{ErrorCode, Oid, Repository};
 
 use super::error::SourceError;
 use super::{Commit, tree_id};
 
 /// Commits of one run: with one target it is the number of tasks, and more than this is surely a mistake.
-const COMMITS_MAX: usize = 100_000;
+pub(super) const COMMITS_MAX: usize = 100_000;
 
-/// Resolves a range; the oldest commit comes first.
-pub(super) fn range(repository: &Repository, range: &str) -> Result<Vec<Commit>, SourceError> {
-    if repository.is_empty().unwrap_or(false) {
-        return Err(SourceError::NoCommits);
+/// The revisions in a text. Blanks part them, but not within braces (`HEAD@{2 days ago}`), and not in the search for a
+/// message (`:/fix the bug`).
+pub(super) fn revisions(text: &str) -> Vec<String> {
+    if text.trim_start().starts_with(":/") {
+        return vec![text.trim_start().to_owned()];
     }
-    let failed = |source: git2::Error| match source.code() {
-        ErrorCode::UnbornBranch => SourceError::NoCommits,
-        _ => SourceError::Range { range: range.to_owned(), source: source.into() },
-    };
-    let spec = repository.revparse(range).map_err(failed)?;
-    let mode = spec.mode();
-    if mode.contains(RevparseMode::MERGE_BASE) {
-        return Err(SourceError::RangeForm(range.to_owned()));
-    }
-    let form = || SourceError::RangeForm(range.to_owned());
-    let from = spec.from().ok_or_else(form)?.peel_to_commit().map_err(failed)?;
-    if mode.contains(RevparseMode::SINGLE) {
-        return Ok(vec![commit(repository, from.id())?]);
-    }
-    let to = spec.to().ok_or_else(form)?.peel_to_commit().map_err(failed)?;
-    let ids = walk(repository, from.id(), to.id(), range)?;
+    let mut depth = 0_usize;
+    let parts = text.split(|character: char| {
+        match character {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth == 0 && character.is_whitespace()
+    });
+    parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+/// Reads the commits that a range means, the oldest first.
+pub(super) fn commits(
+    repository: &Repository,
+    range: &str,
+    ids: Vec<Oid>,
+) -> Result<Vec<Commit>, SourceError> {
     if ids.is_empty() {
         return Err(SourceError::EmptyRange(range.to_owned()));
+    }
+    if ids.len() > COMMITS_MAX {
+        return Err(SourceError::TooMany { range: range.to_owned(), max: COMMITS_MAX });
     }
     ids.into_iter().map(|id| commit(repository, id)).collect()
 }
 
-fn walk(repository: &Repository, hidden: Oid, tip: Oid, range: &str) -> Result<Vec<Oid>, SourceError> {
-    let failed = |error| absent_or(error, "walk the commits");
-    let mut walk = repository.revwalk().map_err(failed)?;
-    walk.set_sorting(Sort::TOPOLOGICAL | Sort::REVERSE).map_err(failed)?;
-    walk.push(tip).map_err(failed)?;
-    walk.hide(hidden).map_err(failed)?;
-    let ids: Vec<Oid> = walk.take(COMMITS_MAX + 1).collect::<Result<_, _>>().map_err(failed)?;
-    if ids.len() > COMMITS_MAX {
-        return Err(SourceError::TooMany { range: range.to_owned(), max: COMMITS_MAX });
-    }
-    Ok(ids)
-}
-
 /// What is not found while walking is behind the border of a shallow repository.
-fn absent_or(source: git2::Error, doing: &'static str) -> SourceError {
+pub(super) fn absent_or(source: git2::Error, doing: &'static str) -> SourceError {
     match source.code() {
-        ErrorCode::NotFound => SourceError::Absent { id: source.message().to_owned(), path: String::new() },
+        ErrorCode::NotFound => SourceError::absent(source.message().to_owned(), ""),
         _ => SourceError::Git { doing, source: source.into() },
     }
 }
 
-pub(super) fn commit(repository: &Repository, id: Oid) -> Result<Commit, SourceError> {
+fn commit(repository: &Repository, id: Oid) -> Result<Commit, SourceError> {
     let failed = |error| absent_or(error, "read a commit");
     let commit = repository.find_commit(id).map_err(failed)?;
     let short = commit.as_object().short_id().map_err(failed)?;

@@ -1,0 +1,258 @@
+//! Directories of this process, for the sockets of its connections and the like: nobody else can look in, and they go when
+//! it ends, however it ends.
+//!
+//! Each is locked as long as its owner lives. Whoever makes another removes those whose owner is dead, and with each
+//! the directory elsewhere that it names, if any: so that one may lie on a disk with room, wherever that was.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::ssh::hang_up;
+
+/// Longest path of a Unix socket, less what ssh appends while it makes it.
+const SOCKET_PATH_MAX: usize = 108 - 17 - 1;
+
+/// Begins the name of such a directory.
+const PREFIX: &str = "crewboss-";
+
+/// In that directory: locked as long as its owner lives.
+const LOCK: &str = "lock";
+
+/// Its name until it is locked: what is called [`LOCK`] and is not locked belongs to nobody.
+const NEW_LOCK: &str = "lock.new";
+
+/// A directory whose lock still has that name after this much time is one that its owner was killed in making.
+const MAKING_MAX: Duration = Duration::from_secs(300);
+
+/// In that directory: a link to the directory elsewhere that goes with it.
+const ELSEWHERE: &str = "elsewhere";
+
+/// Begins the name of a directory elsewhere.
+const ELSEWHERE_PREFIX: &str = "crewboss-scratch-";
+
+/// The directories that this process has.
+static HELD: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// One of them. It is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Private {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Private {
+    /// Makes one, and removes what dead processes left.
+    ///
+    /// # Errors
+    /// If there is no place for it, with the place.
+    pub(crate) fn new() -> Result<Self, (PathBuf, io::Error)> {
+        let places = places();
+        places.iter().for_each(|place| sweep(place));
+        let place = &places[0];
+        let (path, lock) = make(place).map_err(|error| (place.clone(), error))?;
+        HELD.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a directory elsewhere, which goes when this one goes. It is on record here before it is there.
+    ///
+    /// # Errors
+    /// If it cannot be made, or there is one already.
+    pub(crate) fn elsewhere(&self, base: &Path) -> io::Result<PathBuf> {
+        let path = std::path::absolute(base)?.join(format!("{ELSEWHERE_PREFIX}{:016x}", fastrand::u64(..)));
+        symlink(&path, self.path.join(ELSEWHERE))?;
+        DirBuilder::new().mode(0o700).create(&path)?;
+        // Whatever the umask.
+        fs::set_permissions(&path, Permissions::from_mode(0o700))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        clear(&self.path);
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|path| *path != self.path);
+    }
+}
+
+/// Ends all connections of this process and removes its files, for a process that is about to end and cannot drop what
+/// it has. Takes no longer than it takes to speak to local sockets and to remove the files.
+pub fn abandon() {
+    let held = std::mem::take(&mut *HELD.lock().unwrap_or_else(PoisonError::into_inner));
+    held.iter().for_each(|path| clear(path));
+}
+
+/// Where they may be, the place for a new one first: the user's runtime directory if its name is short enough for a
+/// socket, and `/tmp`, where those are that were made without it.
+fn places() -> Vec<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let longest = PREFIX.len() + "/XXXXXX/m4294967295".len();
+    let usable = |path: &PathBuf| {
+        path.is_absolute()
+            && path.as_os_str().len() + longest <= SOCKET_PATH_MAX
+            && rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    runtime.into_iter().filter(usable).chain([PathBuf::from("/tmp")]).collect()
+}
+
+/// A directory of our own that is locked as soon as others can take it for one that may be removed.
+fn make(place: &Path) -> io::Result<(PathBuf, File)> {
+    let directory = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(place)?;
+    let new = directory.path().join(NEW_LOCK);
+    let lock = File::create(&new)?;
+    lock.lock()?;
+    fs::rename(&new, directory.path().join(LOCK))?;
+    Ok((directory.keep(), lock))
+}
+
+/// Removes what processes left that were killed. The lock tells: a living one holds it.
+fn sweep(place: &Path) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    for entry in entries.flatten() {
+        let named = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if !named || !is_own_directory(&entry.path()) {
+            continue;
+        }
+        // One without a lock is not ours.
+        let lock = File::open(entry.path().join(LOCK)).or_else(|_| unfinished(&entry.path()));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+            clear(&entry.path());
+        }
+    }
+}
+
+fn is_own_directory(path: &Path) -> bool {
+    let me = rustix::process::getuid().as_raw();
+    path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == me)
+}
+
+/// The lock of a directory that nobody is making any more.
+fn unfinished(directory: &Path) -> io::Result<File> {
+    let lock = File::open(directory.join(NEW_LOCK))?;
+    let age = lock.metadata()?.modified()?.elapsed();
+    if age.is_ok_and(|age| age > MAKING_MAX) { Ok(lock) } else { Err(io::ErrorKind::ResourceBusy.into()) }
+}
+
+/// Ends the masters of a run and removes its directory, and before it the one elsewhere: as long as that is there, this
+/// one stays, for the next time.
+fn clear(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            hang_up(&entry.path());
+        }
+    }
+    let elsewhere = fs::read_link(directory.join(ELSEWHERE)).ok().filter(|path| may_remove(path));
+    if elsewhere.is_none_or(|path| fs::remove_dir_all(path).is_ok()) {
+        let _next_time = fs::remove_dir_all(directory);
+    }
+}
+
+fn may_remove(elsewhere: &Path) -> bool {
+    let named = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(ELSEWHERE_PREFIX);
+    elsewhere.is_absolute() && elsewhere.file_name().is_some_and(named) && is_own_directory(elsewhere)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_being_made_is_swept_by_nobody() {
+        let place = tempfile::tempdir().unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    sweep(place.path());
+                }
+            });
+            let made = (0..2000).all(|_| {
+                let made = make(place.path());
+                made.is_ok_and(|(directory, _lock)| directory.join(LOCK).exists())
+            });
+            done.store(true, Ordering::Relaxed);
+            assert!(made);
+        });
+    }
+
+    #[test]
+    fn what_a_killed_boss_left_is_swept_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let make_old = |name: &str, lock: &str| {
+            let directory = place.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            File::create(directory.join(lock)).unwrap()
+        };
+        make_old("crewboss-dead", LOCK);
+        let old = make_old("crewboss-unfinished", NEW_LOCK);
+        old.set_modified(SystemTime::now() - MAKING_MAX - Duration::from_secs(1)).unwrap();
+        make_old("crewboss-young", NEW_LOCK);
+        make_old("crewboss-notes", "precious");
+        let (living, _lock) = make(place.path()).unwrap();
+        sweep(place.path());
+        let left = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.map(|name| name.into_string().unwrap()).collect();
+        left.retain(|name| !living.ends_with(name));
+        left.sort();
+        assert_eq!(left, ["crewboss-notes", "crewboss-young"]);
+        assert!(living.exists());
+    }
+
+    #[test]
+    fn a_directory_elsewhere_goes_with_the_one_that_names_it() {
+        let (place, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let private = |lock: File, path: PathBuf| Private { path, _lock: lock };
+        let made = || make(place.path()).map(|(path, lock)| private(lock, path)).unwrap();
+        let scratch = |private: &Private| {
+            let scratch = private.elsewhere(disk.path()).unwrap();
+            fs::write(scratch.join("file"), "uncommitted").unwrap();
+            scratch
+        };
+        let dropped = made();
+        let one = scratch(&dropped);
+        assert_eq!(one.metadata().unwrap().mode() & 0o777, 0o700);
+        drop(dropped);
+        assert!(!one.exists());
+        let (killed, living) = (made(), made());
+        let (dead, kept) = (scratch(&killed), scratch(&living));
+        // As the kernel does with the lock of a process that is killed.
+        let Private { path, _lock } = &*std::mem::ManuallyDrop::new(killed);
+        _lock.unlock().unwrap();
+        sweep(place.path());
+        assert!(!dead.exists() && !path.exists());
+        assert!(kept.join("file").exists() && living.path().exists());
+    }
+
+    #[test]
+    fn a_record_never_has_anything_else_removed() {
+        let (place, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let thesis = disk.path().join("thesis");
+        let linked = disk.path().join("crewboss-scratch-link");
+        fs::create_dir(&thesis).unwrap();
+        fs::write(thesis.join("file"), "precious").unwrap();
+        symlink(&thesis, &linked).unwrap();
+        for target in [&thesis, &linked] {
+            let (path, lock) = make(place.path()).unwrap();
+            symlink(target, path.join(ELSEWHERE)).unwrap();
+            drop(lock);
+            sweep(place.path());
+            assert!(!path.exists());
+        }
+        assert!(thesis.join("file").exists());
+    }
+}
