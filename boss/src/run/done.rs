@@ -4,10 +4,10 @@
 //! is a candidate: it is not handed out before every host has answered or failed, or [`SETTLE_WITHIN`] has passed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crewboss_ground::read_record;
 use crewboss_protocol::machine::{AGENT_VERSION, DEFAULT_TOOLCHAIN, MachineRole, MachineState};
 use crewboss_protocol::{Environment, HostFacts, Name, Outcome, Target, TaskId};
 
@@ -16,6 +16,9 @@ use crate::store::{AuxiliaryInputs, MachineInputs, Recorded, ResultFile, TaskKey
 
 /// How long candidates wait for hosts that answer late.
 pub const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A result that is longer has not been written by a boss.
+const RESULT_BYTES_MAX: u64 = 64 << 20;
 
 /// Which recorded results are built again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -148,7 +151,8 @@ fn stands(outcome: Outcome, force: Force) -> bool {
 
 /// Whether the recorded directory is there and holds what the journal says.
 fn is_in_place(record: &Recorded, root: &Path) -> bool {
-    let Ok(text) = fs::read(root.join(&*record.path).join("result.json")) else { return false };
+    let path = root.join(&*record.path).join("result.json");
+    let Ok(Some(text)) = read_record(&path, RESULT_BYTES_MAX) else { return false };
     let file: Option<ResultFile> = serde_json::from_slice(&text).ok();
     file.is_some_and(|file| {
         let machine = file.machine.as_deref().map(MachineInputs::from);
@@ -170,6 +174,7 @@ mod tests {
     use crewboss_protocol::message::ArtifactCount;
     use crewboss_protocol::{Attempt, Command, Load, Stage, Toolchain, TreeId};
     use std::collections::BTreeSet;
+    use std::fs;
 
     fn target(name: &str, toolchain: Option<&str>) -> TargetPlan {
         let stage = Stage { name: "build".parse().unwrap(), command: Command::Shell("make".to_owned()) };

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
+use crewboss_ground::Open;
 use crewboss_protocol::{HostName, Outcome};
 
 use crate::event::{Event, EventKind, EventSink, TaskDone};
@@ -34,12 +35,7 @@ struct HostStatus {
 impl BossLog {
     /// Opens `boss.log` in the result directory for appending.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let path = root.join("boss.log");
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(StoreError::io("open", &path))?;
+        let file = Open::append().path(&root.join("boss.log"))?;
         Ok(Self { file: BufWriter::new(file), hosts: BTreeMap::new(), broken: false })
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::Directory;
 use rustix::fs::{Advice, OFlags, fadvise, fstatfs, syncfs};
 
 use super::layout::StoreError;
@@ -24,8 +25,7 @@ const EACH_MAX_BTRFS: usize = 0;
 #[derive(Debug)]
 pub(super) struct Disk {
     /// Open as long as results are written: the kernel tells of errors since then.
-    root: File,
-    path: PathBuf,
+    root: Directory,
     each_max: usize,
 }
 
@@ -33,11 +33,15 @@ impl Disk {
     /// That of this directory.
     pub(super) fn of(root: &Path) -> Result<Self, StoreError> {
         const BTRFS_SUPER_MAGIC: u64 = 0x9123_683e;
-        let failed = || StoreError::io("open", root);
-        let file = open(root, OFlags::DIRECTORY).map_err(failed())?;
-        let kind = fstatfs(&file).map_err(io::Error::from).map_err(failed())?.f_type;
+        let directory = Directory::open(root)?;
+        let kind = fstatfs(&directory).map_err(io::Error::from).map_err(StoreError::io("open", root))?.f_type;
         let each_max = if u64::try_from(kind) == Ok(BTRFS_SUPER_MAGIC) { EACH_MAX_BTRFS } else { EACH_MAX };
-        Ok(Self { root: file, path: root.to_owned(), each_max })
+        Ok(Self { root: directory, each_max })
+    }
+
+    /// The result directory.
+    pub(super) fn root(&self) -> &Directory {
+        &self.root
     }
 
     /// Waits until these directories are on the disk with everything below them.
@@ -59,7 +63,9 @@ impl Disk {
 
     fn sync(&self, each: Option<Each>) -> Result<(), StoreError> {
         let Some(each) = each else {
-            return syncfs(&self.root).map_err(io::Error::from).map_err(StoreError::io("sync", &self.path));
+            return syncfs(&self.root)
+                .map_err(io::Error::from)
+                .map_err(StoreError::io("sync", self.root.path()));
         };
         for (_, file) in &each.found {
             // Begins to write what has changed and waits for nothing, so that the first flush below serves all.

@@ -4,10 +4,11 @@
 //! damaged nevertheless is told and taken out; every record that is whole stays.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::{Open, Replace};
 use crewboss_protocol::RunId;
 
 use super::durable::sync_directory;
@@ -86,7 +87,7 @@ impl Journal {
         if !cut {
             mend(root, &text, &mended).map_err(error("mend"))?;
         }
-        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(error("open"))?;
+        let file = Open::append().path(&path).map_err(io::Error::from).map_err(error("open"))?;
         let whole = mended.len() as u64;
         if cut && mended.len() < text.len() {
             file.set_len(whole).map_err(error("mend"))?;
@@ -190,11 +191,14 @@ fn tell(path: &Path, contents: &Contents, kept: Option<&str>) -> String {
 }
 
 fn load(path: &Path) -> Result<Vec<u8>, JournalError> {
-    match fs::read(path) {
-        Ok(text) => Ok(text),
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(JournalError::Io { action: "read", path: path.to_owned(), source }),
+    let error = |source| JournalError::Io { action: "read", path: path.to_owned(), source };
+    let mut text = Vec::new();
+    match Open::read().path(path) {
+        Ok(mut file) => file.read_to_end(&mut text).map(drop).map_err(error)?,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+        Err(wrong) => return Err(error(wrong.into())),
     }
+    Ok(text)
 }
 
 fn parse(text: &[u8], path: &Path) -> Result<Contents, JournalError> {
@@ -203,19 +207,16 @@ fn parse(text: &[u8], path: &Path) -> Result<Contents, JournalError> {
 
 /// Puts a journal without damage in the place of the damaged one, which is kept under another name.
 fn mend(root: &Path, damaged: &[u8], mended: &[u8]) -> io::Result<()> {
-    for (name, text) in [(DAMAGED, damaged), (NAME, mended)] {
-        let mut file = tempfile::Builder::new().prefix(".part-").tempfile_in(root)?;
-        file.write_all(text)?;
-        file.as_file().sync_all()?;
-        file.persist(root.join(name)).map_err(|error| error.error)?;
-    }
-    Ok(())
+    const MODE: u32 = 0o644;
+    Replace::with_mode(MODE).synced().path(&root.join(DAMAGED), damaged)?;
+    Ok(Replace::with_mode(MODE).synced().path(&root.join(NAME), mended)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crewboss_protocol::{Attempt, Outcome};
+    use std::fs;
 
     fn recorded(key: u8, outcome: Outcome, toolchain: Option<&str>) -> Recorded {
         Recorded {

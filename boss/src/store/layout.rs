@@ -1,9 +1,10 @@
 //! Names and paths in the result directory, and who may use it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::{Directory, Open};
 use crewboss_protocol::{Name, RunId, TaskRef};
 
 use super::durable::make_directories;
@@ -25,6 +26,9 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// Something in the result directory is not what it should be.
+    #[error(transparent)]
+    Ground(#[from] crewboss_ground::Error),
     /// Another boss writes into the same directory.
     #[error(
         "another crewboss is using the result directory {} ({holder}); hint: wait for it, or choose another directory with --out",
@@ -55,12 +59,19 @@ pub struct OutDir {
 
 impl OutDir {
     /// Makes the directory if need be, takes its lock and removes what a killed boss left half done.
+    ///
+    /// It may have come with a repository, so nothing in it is believed to be ours: what has a fixed name is used if it is a
+    /// file, or directory, of this user.
     pub fn open(root: &Path, run: &RunId) -> Result<Self, StoreError> {
         make_directories(root).map_err(StoreError::io("create", root))?;
-        let lock = lock(root)?;
-        let ignore = root.join(".gitignore");
-        if !ignore.exists() {
-            fs::write(&ignore, "*\n").map_err(StoreError::io("write", &ignore))?;
+        let directory = Directory::open(root)?;
+        let lock = lock(&directory)?;
+        match Open::create_new().within(&directory, ".gitignore") {
+            Ok(mut ignore) => {
+                ignore.write_all(b"*\n").map_err(StoreError::io("write", &root.join(".gitignore")))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.into()),
         }
         remove_scratch(root)?;
         let scratch = root.join(format!(".part-{run}"));
@@ -91,15 +102,18 @@ impl Drop for OutDir {
     }
 }
 
-fn lock(root: &Path) -> Result<File, StoreError> {
-    let path = root.join(".lock");
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = open.map_err(StoreError::io("open", &path))?;
+fn lock(root: &Directory) -> Result<File, StoreError> {
+    const HOLDER_BYTES_MAX: u64 = 100;
+    let mut file = Open::lock().within(root, ".lock")?;
+    let path = root.path().join(".lock");
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(&path).unwrap_or_default();
-            return Err(StoreError::InUse { path: root.to_owned(), holder: holder.trim().to_owned() });
+            let mut holder = Vec::new();
+            // It may not have been written yet.
+            let _unknown = file.take(HOLDER_BYTES_MAX).read_to_end(&mut holder);
+            let holder = String::from_utf8_lossy(&holder).trim().to_owned();
+            return Err(StoreError::InUse { path: root.path().to_owned(), holder });
         }
         Err(fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &path)(error)),
     }
@@ -110,16 +124,21 @@ fn lock(root: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
+/// Removes what a killed boss had not finished: results, and files that it was about to replace.
 fn remove_scratch(root: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(root).map_err(StoreError::io("read", root))? {
         let entry = entry.map_err(StoreError::io("read", root))?;
-        if entry.file_name().to_string_lossy().starts_with(".part-") {
-            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let remove = if is_directory { fs::remove_dir_all::<PathBuf> } else { fs::remove_file };
-            remove(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
+        let name = entry.file_name();
+        if [".part-", ".tmp"].iter().any(|begin| name.to_string_lossy().starts_with(begin)) {
+            remove(&entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
         }
     }
     Ok(())
+}
+
+/// Removes whatever has this name. A link is not followed.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// A task's directory below the result directory: `<nn>_of_<mm>_g<hash>_<subject>/<target>`, as buildman names them.
@@ -184,5 +203,30 @@ mod tests {
         assert!(dir.path().join("01_of_01_gabc_x/native").exists());
         assert_eq!(fs::read_to_string(dir.path().join(".gitignore")).unwrap(), "*\n");
         assert!(out.part("1.1".parse().unwrap()).starts_with(dir.path().join(".part-r1")));
+    }
+
+    #[test]
+    fn links_that_came_with_the_directory_are_not_followed() {
+        let outside = tempfile::tempdir().unwrap();
+        let precious = outside.path().join("precious");
+        for (name, refused) in [(".lock", true), (".gitignore", false), (".part-x", false), (".tmpx", false)]
+        {
+            fs::write(&precious, "keep").unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            std::os::unix::fs::symlink(&precious, dir.path().join(name)).unwrap();
+            let opened = OutDir::open(dir.path(), &run("r1"));
+            assert_eq!(fs::read_to_string(&precious).unwrap(), "keep", "{name}");
+            assert_eq!(opened.is_err(), refused, "{name}: {opened:?}");
+            if let Err(error) = opened {
+                assert!(
+                    error.to_string().contains(".lock: it is a symbolic link and not a file; hint: `mv "),
+                    "{error}"
+                );
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join(".part-x")).unwrap();
+        drop(OutDir::open(dir.path(), &run("r1")).unwrap());
+        assert!(precious.exists() && !dir.path().join(".part-x").is_symlink());
     }
 }

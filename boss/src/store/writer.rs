@@ -15,7 +15,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::durable::Disk;
 use super::journal::{Journal, JournalError};
-use super::layout::StoreError;
+use super::layout::{StoreError, remove};
 use super::record::Recorded;
 use super::result::ResultFile;
 use crewboss_protocol::{RunId, TaskId};
@@ -164,17 +164,15 @@ impl<R: FnMut(StoreReply)> Work<R> {
         submission: &Submission,
         changed: &mut BTreeSet<PathBuf>,
     ) -> Result<(), StoreError> {
-        let place = self.root.join(&*submission.recorded.path);
-        if let Some(parent) = place.parent() {
-            if self.parents.insert(parent.to_owned()) {
-                match fs::create_dir(parent) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !parent.is_dir() => {
-                        return Err(StoreError::io("create", parent)(error));
-                    }
-                    _ => changed.insert(self.root.clone()),
-                };
+        let path = &*submission.recorded.path;
+        let place = self.root.join(path);
+        if let Some((commit, _)) = path.split_once('/') {
+            let parent = self.root.join(commit);
+            if self.parents.insert(parent.clone()) {
+                self.make_parent(commit, &parent)?;
+                changed.insert(self.root.clone());
             }
-            changed.insert(parent.to_owned());
+            changed.insert(parent);
         }
         let part = &submission.part;
         match fs::rename(part, &place) {
@@ -182,12 +180,24 @@ impl<R: FnMut(StoreReply)> Work<R> {
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    io::ErrorKind::DirectoryNotEmpty
+                        | io::ErrorKind::AlreadyExists
+                        | io::ErrorKind::NotADirectory
                 ) =>
             {
                 replace(part, &place)
             }
             Err(error) => Err(StoreError::io("move a result to", &place)(error)),
+        }
+    }
+
+    /// Makes a commit's directory. A link that came in its place would lead results out of the result directory.
+    fn make_parent(&self, name: &str, parent: &Path) -> Result<(), StoreError> {
+        match fs::create_dir(parent) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(StoreError::io("create", parent)(error))
+            }
+            _ => Ok(self.disk.root().child(name).map(drop)?),
         }
     }
 }
@@ -228,7 +238,7 @@ fn replace(part: &Path, place: &Path) -> Result<(), StoreError> {
         fs::rename(place, &old).map_err(StoreError::io("move away", place))?;
         fs::rename(part, place).map_err(StoreError::io("move a result to", place))?;
     }
-    fs::remove_dir_all(&old).map_err(StoreError::io("remove", &old))
+    remove(&old).map_err(StoreError::io("remove", &old))
 }
 
 fn write(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
@@ -340,12 +350,35 @@ mod tests {
 
     #[test]
     fn a_result_that_cannot_be_placed_is_reported_and_not_recorded() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
-        fs::write(root.join("01_of_01_g0101010_x"), "in the way").unwrap();
-        let replies = store(root, vec![submission(root, Outcome::Success, StageExit::Code(0))]);
-        let [StoreReply::Failed(error)] = replies.as_slice() else { panic!("{replies:?}") };
-        assert!(error.to_string().starts_with("cannot create"), "{error}");
-        assert!(Journal::open(root).unwrap().1.recorded.is_empty());
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (root, commit) = (dir.path(), dir.path().join("01_of_01_g0101010_x"));
+        let refused = |what: &str| {
+            let replies = store(root, vec![submission(root, Outcome::Success, StageExit::Code(0))]);
+            let [StoreReply::Failed(error)] = replies.as_slice() else { panic!("{replies:?}") };
+            assert!(
+                error.to_string().contains(&format!("01010_x: it is {what} and not a directory")),
+                "{error}"
+            );
+            assert!(Journal::open(root).unwrap().1.recorded.is_empty());
+            fs::remove_dir_all(root.join("1.1")).unwrap();
+        };
+        fs::write(&commit, "in the way").unwrap();
+        refused("a file");
+        fs::remove_file(&commit).unwrap();
+        std::os::unix::fs::symlink(outside.path(), &commit).unwrap();
+        refused("a symbolic link");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_result_is_replaced_and_not_followed() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let place = dir.path().join("01_of_01_g0101010_x/native");
+        fs::write(outside.path().join("precious"), "keep").unwrap();
+        fs::create_dir(place.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(outside.path(), &place).unwrap();
+        store(dir.path(), vec![submission(dir.path(), Outcome::Success, StageExit::Code(0))]);
+        assert!(!place.is_symlink() && place.join("result.json").is_file());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
     }
 }
