@@ -70,7 +70,8 @@ fn try_run(arguments: &BuildArgs) -> Result<Exit, CommandError> {
 fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
     let from = working_directory()?;
     let found = config::find_build(arguments.file.as_deref(), &from)?;
-    let mut build = config::load_build(&found.file)?;
+    let directory = from.join(found.file.directory());
+    let mut build = config::load_build(found.file)?;
     build.select(&arguments.targets)?;
     let guests = guests(arguments, &build)?;
     let interactive = guests.pause.as_ref().map(|pause| pause.on_failure);
@@ -81,16 +82,13 @@ fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
         }
         None => build.selection,
     };
-    let beside = || found.file.parent().unwrap_or(&from).join(OUT_DEFAULT);
+    let beside = || directory.join(OUT_DEFAULT);
     Ok(RunRequest {
         crew,
         selection,
         targets: build.targets,
         guests,
-        uploads: Uploads {
-            directory: from.join(found.file.parent().unwrap_or(&from)),
-            commands: build.uploads,
-        },
+        uploads: Uploads { directory: directory.clone(), commands: build.uploads },
         out: arguments.out.as_ref().map_or_else(beside, |out| from.join(out)),
         repository: found.repository,
         force: match interactive {

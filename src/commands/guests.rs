@@ -87,7 +87,7 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
-    use crate::config::load_build;
+    use crate::config::{find_build, load_build};
     use clap::Parser as _;
 
     const BUILD: &str = "hold = \"2h\"\n\
@@ -97,12 +97,12 @@ mod tests {
 
     fn of(line: &str) -> Result<Guests, String> {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("build.toml");
-        std::fs::write(&path, BUILD).unwrap();
+        std::fs::create_dir(directory.path().join(".git")).unwrap();
+        std::fs::write(directory.path().join("build.toml"), BUILD).unwrap();
         let words = ["crewboss", "build"].into_iter().chain(line.split_whitespace());
         let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
         let Command::Build(arguments) = cli.command else { panic!("{line}") };
-        let mut build = load_build(&path).unwrap();
+        let mut build = load_build(find_build(None, directory.path()).unwrap().file).unwrap();
         build.select(&arguments.targets).unwrap();
         guests(&arguments, &build).map_err(|error| error.to_string())
     }

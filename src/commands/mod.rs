@@ -102,7 +102,10 @@ pub fn crew(common: &CommonArgs, hosts: &[String]) -> Result<Crew, ConfigError> 
     let config_home = config_home(home.as_deref());
     let found = config::find_crew(common.crew.as_deref(), &working_directory()?, config_home.as_deref())?;
     let (mut crew, place) = match found {
-        Some(path) => (config::load_crew(&path, home.as_deref())?, path.display().to_string()),
+        Some(file) => {
+            let place = file.path.display().to_string();
+            (config::load_crew(file, home.as_deref())?, place)
+        }
         None => (config::local_crew(), "this computer's own crew (there is no crew.toml)".to_owned()),
     };
     config::select_hosts(&mut crew, hosts, &place)?;

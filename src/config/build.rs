@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crewboss_boss::plan::{Needs, Selection, TargetPlan, UploadCommand};
@@ -130,9 +130,8 @@ impl BuildPlan {
     }
 }
 
-/// Reads a build file.
-pub fn load_build(path: &Path) -> Result<BuildPlan, ConfigError> {
-    let document = Document::read(path)?;
+/// Understands a build file.
+pub fn load_build(document: Document) -> Result<BuildPlan, ConfigError> {
     let file: BuildFile = document.parse(LATER)?;
     if file.target.0.is_empty() {
         return Err(ConfigError::NoTargets { path: document.path });
@@ -374,7 +373,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("build.toml");
         std::fs::write(&path, text).unwrap();
-        load_build(&path).unwrap_err().to_string()
+        load_build(Document::read(&path, crate::config::trust::Way::Named).unwrap()).unwrap_err().to_string()
     }
 
     #[test]

@@ -13,6 +13,7 @@ use toml::Spanned;
 
 use super::document::{Document, Ordered};
 use super::error::{ConfigError, nearest};
+use super::trust;
 use super::units::TimeSpan;
 
 /// Keys that are not known, with what to say about them.
@@ -74,9 +75,8 @@ struct HostTable {
     toolchains: Ordered<Spanned<String>>,
 }
 
-/// Reads a crew file.
-pub fn load_crew(path: &Path, home: Option<&Path>) -> Result<Crew, ConfigError> {
-    let document = Document::read(path)?;
+/// Understands a crew file.
+pub fn load_crew(document: Document, home: Option<&Path>) -> Result<Crew, ConfigError> {
     let file: CrewFile = document.parse(LATER)?;
     if file.host.0.is_empty() {
         return Err(ConfigError::NoHosts { path: document.path });
@@ -145,13 +145,13 @@ fn ssh_config(
         (Some(below), Some(home)) => home.join(below),
         _ => document.directory().join(text),
     };
-    match path.metadata() {
-        Ok(metadata) if metadata.is_file() => Ok(path),
-        Ok(_) => Err(document.wrong(config.span(), format!("{} is not a file", path.display()), None)),
+    // It can name commands as well.
+    match trust::open(&path, document.way()) {
+        Ok(_) => Ok(path),
         Err(error) => {
-            let message = format!("cannot use {}: {error}", path.display());
-            let hint = "a relative path starts from the directory of the crew file".to_owned();
-            Err(document.wrong(config.span(), message, Some(hint)))
+            let message = error.message();
+            let hint = || "a relative path starts from the directory of the crew file".to_owned();
+            Err(document.wrong(config.span(), message, Some(error.hint.unwrap_or_else(hint))))
         }
     }
 }

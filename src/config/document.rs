@@ -1,6 +1,7 @@
 //! A configuration file as text, and how its errors find their lines.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Read;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use toml::Spanned;
 
 use super::error::{ConfigError, Located, nearest};
+use super::trust::{self, Refusal, Trusted, Way};
 
 /// Largest file that is read: room for the largest number of targets at some hundred bytes each.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -20,18 +22,20 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 pub struct Document {
     /// Where it is.
     pub path: PathBuf,
+    owner: u32,
     text: String,
 }
 
 impl Document {
-    /// Reads a file. Directories, unreadable files and files that are no text are refused.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let bytes = read_bytes(path)?;
+    /// Reads a file that was come by in some way. One that cannot be trusted is refused, and so is what is no text.
+    pub fn read(path: &Path, way: Way<'_>) -> Result<Self, ConfigError> {
+        let Trusted { file, owner } = trust::open(path, way)?;
+        let bytes = read_bytes(path, file)?;
         if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes.as_slice() {
             return Err(ConfigError::Utf16 { path: path.to_owned() });
         }
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { path: path.to_owned(), text: normalised(text) }),
+            Ok(text) => Ok(Self { path: path.to_owned(), owner, text: normalised(text) }),
             Err(error) => {
                 let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
                 let line = valid.split(|byte| *byte == b'\n').count();
@@ -50,10 +54,21 @@ impl Document {
         })
     }
 
+    /// All of it.
+    #[cfg(test)]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// An error at a place of this file.
     pub fn wrong(&self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) -> ConfigError {
         let located = Located::new(self.path.clone(), &self.text, span, message.into(), hint);
         ConfigError::Located(Box::new(located))
+    }
+
+    /// How what it names came to be used.
+    pub fn way(&self) -> Way<'static> {
+        Way::NamedBy(self.owner)
     }
 
     /// The directory of the file, which its relative paths start from.
@@ -69,18 +84,10 @@ fn normalised(text: String) -> String {
     if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text }
 }
 
-fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    let failed = |source: std::io::Error, hint| ConfigError::Read { path: path.to_owned(), source, hint };
-    let file = std::fs::File::open(path).map_err(|error| {
-        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
-        failed(error, denied.then_some("you have no right to read it"))
-    })?;
-    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        let error = std::io::Error::from(std::io::ErrorKind::IsADirectory);
-        return Err(failed(error, Some("name the file itself, not its directory")));
-    }
+fn read_bytes(path: &Path, file: File) -> Result<Vec<u8>, ConfigError> {
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(error, None))?;
+    let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Refusal::unreadable(path, error))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(ConfigError::TooLong { path: path.to_owned(), max: FILE_BYTES_MAX });
     }
@@ -165,7 +172,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("build.toml");
         std::fs::write(&path, bytes).unwrap();
-        Document::read(&path)
+        Document::read(&path, Way::Named)
     }
 
     #[test]

@@ -3,22 +3,15 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::trust::Refusal;
 use crate::terminal::text::in_place;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {}{}", path.display(), hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-        /// What may help.
-        hint: Option<&'static str>,
-    },
+    /// The file cannot be read, or not be trusted.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The file is no text.
     #[error("{}:{line}:{column}: this is not UTF-8 text", path.display())]
     NotUtf8 {
@@ -61,14 +54,15 @@ pub enum ConfigError {
         /// Where the build file is.
         directory: PathBuf,
     },
-    /// A crew file found by searching belongs to somebody else, who could make us run any command.
+    /// The repository that the search came upon is somebody else's.
     #[error(
-        "{} belongs to another user (number {owner}), who could have any command run by it\n  hint: if you trust it, name it with --crew",
-        path.display()
+        "the repository in {} belongs to another user, number {owner}, and git would not work in it either\n  hint: if you trust what is built there, allow it by `git config --global --add safe.directory {}`",
+        top.display(),
+        crewboss_ground::in_shell(top)
     )]
-    Foreign {
-        /// Which file.
-        path: PathBuf,
+    ForeignRepository {
+        /// The directory that has the `.git`.
+        top: PathBuf,
         /// Its owner.
         owner: u32,
     },

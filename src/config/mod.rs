@@ -8,6 +8,7 @@ mod document;
 mod environment;
 mod error;
 mod search;
+mod trust;
 mod units;
 mod upload;
 

@@ -1,45 +1,51 @@
 //! Where configuration files are looked for.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crewboss_boss::source::repository_of;
-
+use super::document::Document;
 use super::error::ConfigError;
+use super::trust::{Repository, Way};
 
 /// A build file and the repository that it lies in.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Found {
     /// The build file.
-    pub file: PathBuf,
+    pub file: Document,
     /// The top of the repository.
     pub repository: PathBuf,
 }
 
 /// Finds `build.toml`: as named, or upwards from a directory to the top of its repository.
 pub fn find_build(named: Option<&Path>, from: &Path) -> Result<Found, ConfigError> {
+    let around = Repository::around(from);
     if let Some(named) = named {
-        let file = from.join(named);
-        // One that is not there, or is a directory, is reported by reading it.
-        let directory = if file.is_dir() { file.as_path() } else { file.parent().unwrap_or(from) };
+        let path = from.join(named);
+        let file = Document::read(&path, Way::Named)?;
         // A file that is kept elsewhere builds the repository in which the user stands.
-        let repository = repository_of(directory).or_else(|| repository_of(from));
-        let repository =
-            repository.ok_or_else(|| ConfigError::NoRepository { directory: directory.to_owned() })?;
-        return Ok(Found { file, repository });
+        let own = Repository::around(file.directory())?;
+        let repository = match own {
+            Some(repository) => repository,
+            None => {
+                around?.ok_or_else(|| ConfigError::NoRepository { directory: file.directory().to_owned() })?
+            }
+        };
+        return Ok(Found { file, repository: repository.top });
     }
-    let repository = repository_of(from);
+    let repository = around?;
     for directory in from.ancestors() {
-        let file = directory.join("build.toml");
-        if file.exists() {
-            let repository =
-                repository.ok_or(ConfigError::NoRepository { directory: directory.to_owned() })?;
-            return Ok(Found { file, repository });
+        let path = directory.join("build.toml");
+        if path.symlink_metadata().is_ok() {
+            let Some(repository) = repository else {
+                return Err(ConfigError::NoRepository { directory: directory.to_owned() });
+            };
+            let file = Document::read(&path, Way::Met { repository: Some(&repository), option: "--file" })?;
+            return Ok(Found { file, repository: repository.top });
         }
-        if repository.as_deref() == Some(directory) {
+        if repository.as_ref().is_some_and(|repository| repository.top == directory) {
             break;
         }
     }
+    let repository = repository.map(|repository| repository.top);
     Err(ConfigError::NoBuildFile { from: from.to_owned(), repository })
 }
 
@@ -49,28 +55,18 @@ pub fn find_crew(
     named: Option<&Path>,
     from: &Path,
     config_home: Option<&Path>,
-) -> Result<Option<PathBuf>, ConfigError> {
+) -> Result<Option<Document>, ConfigError> {
     if let Some(named) = named {
-        return Ok(Some(from.join(named)));
+        return Document::read(&from.join(named), Way::Named).map(Some);
     }
-    for directory in from.ancestors() {
-        let file = directory.join("crew.toml");
-        if let Ok(metadata) = file.metadata() {
-            return if is_trusted(metadata.uid(), from) {
-                Ok(Some(file))
-            } else {
-                Err(ConfigError::Foreign { path: file, owner: metadata.uid() })
-            };
-        }
+    let met = from.ancestors().map(|directory| directory.join("crew.toml"));
+    if let Some(path) = met.into_iter().find(|path| path.symlink_metadata().is_ok()) {
+        let repository = Repository::around(from).ok().flatten();
+        let repository = repository.as_ref().filter(|repository| path.starts_with(&repository.top));
+        return Document::read(&path, Way::Met { repository, option: "--crew" }).map(Some);
     }
-    Ok(config_home.map(|home| home.join("crewboss/crew.toml")).filter(|file| file.exists()))
-}
-
-/// A crew file has commands run. One that was merely met on the way up, for example in `/tmp`, must belong to this user,
-/// to root, or to whoever owns the directory that the user chose to work in.
-fn is_trusted(owner: u32, from: &Path) -> bool {
-    let owner_of = |path: &Path| path.metadata().map(|metadata| metadata.uid()).ok();
-    owner == 0 || Some(owner) == owner_of(Path::new("/proc/self")) || Some(owner) == owner_of(from)
+    let own = config_home.map(|home| home.join("crewboss/crew.toml"));
+    own.filter(|path| path.exists()).map(|path| Document::read(&path, Way::Own)).transpose()
 }
 
 #[cfg(test)]
@@ -88,10 +84,11 @@ mod tests {
         let missing = find_build(None, &deep).unwrap_err();
         assert!(matches!(missing, ConfigError::NoBuildFile { .. }), "one above the repository was taken");
         std::fs::write(repository.join("build.toml"), "").unwrap();
-        let found = find_build(None, &deep).unwrap();
-        assert_eq!(found, Found { file: repository.join("build.toml"), repository: repository.clone() });
-        let named = find_build(Some(Path::new("x.toml")), &deep).unwrap();
-        assert_eq!(named, Found { file: deep.join("x.toml"), repository });
+        std::fs::write(deep.join("x.toml"), "").unwrap();
+        let found =
+            |named| find_build(named, &deep).map(|found| (found.file.path, found.repository)).unwrap();
+        assert_eq!(found(None), (repository.join("build.toml"), repository.clone()));
+        assert_eq!(found(Some(Path::new("x.toml"))), (deep.join("x.toml"), repository));
     }
 
     #[test]
@@ -101,20 +98,13 @@ mod tests {
         let home = top.path().join("home");
         std::fs::create_dir_all(&deep).unwrap();
         std::fs::create_dir_all(home.join("crewboss")).unwrap();
-        assert_eq!(find_crew(None, &deep, Some(&home)).unwrap(), None);
+        let found = || find_crew(None, &deep, Some(&home)).unwrap().map(|file| file.path);
+        assert_eq!(found(), None);
         let users = home.join("crewboss/crew.toml");
         std::fs::write(&users, "").unwrap();
-        assert_eq!(find_crew(None, &deep, Some(&home)).unwrap(), Some(users));
+        assert_eq!(found(), Some(users));
         let near = top.path().join("a/crew.toml");
         std::fs::write(&near, "").unwrap();
-        assert_eq!(find_crew(None, &deep, Some(&home)).unwrap(), Some(near));
-    }
-
-    #[test]
-    fn a_stranger_s_crew_file_is_not_trusted() {
-        let mine = tempfile::tempdir().unwrap();
-        assert!(is_trusted(0, mine.path()));
-        assert!(is_trusted(mine.path().metadata().unwrap().uid(), mine.path()));
-        assert!(!is_trusted(987_654, mine.path()));
+        assert_eq!(found(), Some(near));
     }
 }

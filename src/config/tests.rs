@@ -9,6 +9,8 @@ use crewboss_protocol::machine::{AccelChoice, Accelerator};
 use crewboss_protocol::{Command, Environment, Feature};
 
 use super::build::BuildPlan;
+use super::document::Document;
+use super::trust::Way;
 use super::*;
 use crate::output::with_causes;
 
@@ -20,11 +22,19 @@ fn load<T>(name: &str, text: &[u8], load: impl Fn(&Path) -> Result<T, ConfigErro
 }
 
 fn build(text: &str) -> Result<BuildPlan, String> {
-    load("build.toml", text.as_bytes(), load_build)
+    load("build.toml", text.as_bytes(), build_at)
 }
 
 fn crew(text: &str) -> Result<Crew, String> {
-    load("crew.toml", text.as_bytes(), |path| load_crew(path, None))
+    load("crew.toml", text.as_bytes(), crew_at)
+}
+
+fn build_at(path: &Path) -> Result<BuildPlan, ConfigError> {
+    load_build(Document::read(path, Way::Named)?)
+}
+
+fn crew_at(path: &Path) -> Result<Crew, ConfigError> {
+    load_crew(Document::read(path, Way::Named)?, None)
 }
 
 /// The errors of many files, each below its text.
@@ -544,7 +554,7 @@ build.toml:1:2: key with no value, expected `=`
 fn files_that_cannot_be_read_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let told = |path: &Path| {
-        let text = with_causes(&load_build(path).unwrap_err());
+        let text = with_causes(&build_at(path).unwrap_err());
         text.replace(&directory.path().display().to_string(), "DIR")
     };
     let mut shown = told(directory.path());
@@ -552,7 +562,7 @@ fn files_that_cannot_be_read_are_refused() {
     std::fs::write(directory.path().join("latin1.toml"), b"# fine\n# caf\xe9\n").unwrap();
     shown.push_str(&format!("\n\n{}", told(&directory.path().join("latin1.toml"))));
     insta::assert_snapshot!(shown, @r"
-cannot read DIR: is a directory
+cannot use DIR: it is a directory and not a file
   hint: name the file itself, not its directory
 
 cannot read DIR/build.toml: No such file or directory (os error 2)
@@ -620,7 +630,7 @@ command = ["kubectl", "exec", "-i", "builder-0", "--"]
 local = true
 "#;
     std::fs::write(&path, text).unwrap();
-    let mut crew = load_crew(&path, None).unwrap();
+    let mut crew = crew_at(&path).unwrap();
     assert_eq!(crew.ssh.config, Some(directory.path().join("lab_config")));
     assert_eq!((crew.ssh.host_keys, crew.ssh.connect_timeout), (HostKeys::Strict, Duration::from_secs(5)));
     assert_eq!(crew.timing.silence, Duration::from_secs(4));
@@ -813,7 +823,7 @@ crew.toml:2:19: connecting must be given at least a second
 2 | connect_timeout = "1ms"
   |                   ^^^^^
 
-crew.toml:2:10: cannot use nowhere: No such file or directory (os error 2)
+crew.toml:2:10: cannot read nowhere: No such file or directory (os error 2)
   |
 2 | config = "nowhere"
   |          ^^^^^^^^^

@@ -27,7 +27,7 @@ use error::Lack;
 pub use error::SourceError;
 pub use missing::Missing;
 pub use pack::PackStats;
-pub use place::repository_of;
+pub use place::{is_accepted_by_git, repository_of};
 use scratch::Scratch;
 use user::User;
 

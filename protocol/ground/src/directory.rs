@@ -42,6 +42,14 @@ impl Directory {
         Self::open(path)
     }
 
+    /// Opens a directory whose name is fixed: a link to one is refused.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn fixed(path: &Path) -> Result<Self, Error> {
+        Self::checked(CWD, path, path, OFlags::NOFOLLOW)
+    }
+
     /// Opens a directory in this one. A link to one is refused.
     ///
     /// # Errors

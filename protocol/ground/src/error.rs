@@ -12,7 +12,6 @@ pub struct Error {
     /// Which path.
     pub path: PathBuf,
     /// What is wrong with it.
-    #[source]
     pub fault: Fault,
 }
 
@@ -57,10 +56,10 @@ impl Error {
 
     /// A command that helps, to be pasted into a shell; `None` if it depends on what is wanted.
     pub fn hint(&self) -> Option<String> {
-        let path = quoted(&self.path);
+        let path = in_shell(&self.path);
         match &self.fault {
             Fault::Kind { .. } | Fault::TooLong { .. } => {
-                let away = quoted(&with_end(&self.path, ".away"));
+                let away = in_shell(&with_end(&self.path, ".away"));
                 Some(format!("`mv {path} {away}` puts it out of the way"))
             }
             Fault::Writable { .. } => Some(format!("`chmod go-w {path}` keeps them out")),
@@ -114,11 +113,9 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
     longer.into()
 }
 
-/// A path as one word of a POSIX shell.
-fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._+-,:=@%".contains(c);
-    if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+/// A path as one word of a POSIX shell, for a command that is to be pasted.
+pub fn in_shell(path: &Path) -> String {
+    format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ mod tests;
 
 pub use age::{age, is_younger};
 pub use directory::Directory;
-pub use error::{Error, Fault};
+pub use error::{Error, Fault, in_shell};
 pub use held::Held;
 pub use open::{Open, read_record};
 pub use owner::user_name;
