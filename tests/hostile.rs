@@ -18,7 +18,7 @@ const WORKER: &str = r#"
 tree=$1
 say() { printf '@cb %s\n' "$1"; }
 frame() { printf '\000\000\000\005hello\000\000\000\000'; }
-started() { say "{\"started\":{\"at\":\"$1\"}}"; }
+started() { say "{\"phase\":{\"at\":\"$1\",\"phase\":{\"stage\":\"run\"}}}"; }
 done_with() { say "{\"done\":{\"at\":\"$1\",\"outcome\":\"success\",\"stages\":[],\"rss_kib_max\":1,$2}}"; }
 good() { done_with "$1" '"log":{"bytes":3,"text":"ok\n"},"err":{"bytes":0}'; }
 case $* in
@@ -37,7 +37,7 @@ read -r hello
 build=${hello#*'"build":"'}
 build=${build%%'"'*}
 ready() {
-    say "{\"ready\":{\"protocol\":${2:-1},\"build\":\"$1\",\"pid\":1,\"facts\":{\"kernel\":\"x\",\"architecture\":\"x\",\"threads\":1,\"memory\":1,\"disk_free\":1000000000000,\"work\":\"/\",\"slots\":1,\"speed\":1000,\"speed_source\":\"measured\",\"toolchains\":[],\"features\":[],\"load\":{\"load_percent\":0,\"memory_available\":1,\"disk_free\":1000000000000},\"trees\":[\"$tree\"]}}}"
+    say "{\"ready\":{\"protocol\":${2:-2},\"build\":\"$1\",\"pid\":1,\"facts\":{\"kernel\":\"x\",\"architecture\":\"x\",\"threads\":1,\"memory\":1,\"disk_free\":1000000000000,\"work\":\"/\",\"slots\":1,\"speed\":1000,\"speed_source\":\"measured\",\"toolchains\":[],\"features\":[],\"load\":{\"load_percent\":0,\"memory_available\":1,\"disk_free\":1000000000000},\"trees\":[\"$tree\"]}}}"
 }
 READY
 while read -r line; do
@@ -101,7 +101,7 @@ fn what_it_says_of_tasks_that_it_does_not_have_is_ignored() {
 for other in 0.0 0.9 0.4294967295 7.1 4294967295.1; do
     started $other
     say "{\"long_log\":{\"at\":\"$other\"}}"
-    say "{\"stage\":{\"at\":\"$other\",\"stage\":\"evil\"}}"
+    say "{\"phase\":{\"at\":\"$other\",\"phase\":\"booting\",\"text\":\"evil\"}}"
     say "{\"log\":{\"at\":\"$other\",\"seq\":18446744073709551615,\"text\":\"evil\",\"lost\":18446744073709551615}}"
     say "{\"returned\":{\"tasks\":[\"$other\",\"$other\"]}}"
     say "{\"refused\":{\"at\":\"$other\",\"reason\":\"no_space\",\"text\":\"evil\"}}"
@@ -111,7 +111,9 @@ started $at; good $at"#;
     let (_scene, ended) = told(&Lies { task, ..HONEST });
     let ended = ended.expect_code(0).expect_tasks(1, "success");
     assert_eq!(ended.of_kind("task_started").len(), 1, "{ended:#?}");
-    assert!(ended.of_kind("task_output").is_empty() && ended.of_kind("task_stage").is_empty(), "{ended:#?}");
+    let phases: Vec<_> = ended.of_kind("task_phase").iter().map(|event| event["phase"].clone()).collect();
+    assert_eq!(phases, [serde_json::json!({ "stage": "run" }), "storing".into()], "{ended:#?}");
+    assert!(ended.of_kind("task_output").is_empty(), "{ended:#?}");
 }
 
 #[test]

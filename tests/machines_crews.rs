@@ -64,8 +64,9 @@ fn begun(ended: &[Ended]) -> Vec<u64> {
     let begun_in = |ended: &Ended| -> Vec<u64> {
         let started = ended.of_kind("task_started");
         let of_single = |at: &Value| started.iter().any(|event| event["at"] == *at && event["target"] == "b");
-        let stages = ended.of_kind("task_stage");
-        let times = stages.iter().filter(|event| of_single(&event["at"]));
+        let phases = ended.of_kind("task_phase");
+        let second = |event: &&&Value| event["phase"]["stage"] == "second" && of_single(&event["at"]);
+        let times = phases.iter().filter(second);
         times.filter_map(|event| event["time_ms"].as_u64()).collect()
     };
     let mut times: Vec<u64> = ended.iter().flat_map(begun_in).collect();
@@ -75,7 +76,7 @@ fn begun(ended: &[Ended]) -> Vec<u64> {
 
 fn steps<'a>(ended: &'a [Ended], beginning: &str) -> Vec<&'a str> {
     let texts =
-        ended.iter().flat_map(|one| one.of_kind("task_step")).filter_map(|event| event["text"].as_str());
+        ended.iter().flat_map(|one| one.of_kind("task_phase")).filter_map(|event| event["text"].as_str());
     texts.filter(|text| text.starts_with(beginning)).collect()
 }
 

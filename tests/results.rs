@@ -6,9 +6,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::json;
 use support::lab::{Lab, User};
 use support::scene::Scene;
-use support::{read, run, write};
+use support::{phase_ms, read, run, write};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
 
@@ -204,6 +205,15 @@ artifacts = ["not-there"]
     assert_eq!(ended.results.file("bad", "done").trim(), "7");
     assert_eq!(ended.results.file("bad", "log"), "fine\nthis went wrong\n");
     assert!(ended.results.file("killed", "result.json").contains("11"), "the signal is kept");
+    let slow: serde_json::Value =
+        serde_json::from_str(&ended.results.file("slow", "result.json")).expect("JSON");
+    let (stage, took) = (&slow["stages"][0], slow["wall_ms"].as_u64());
+    assert_eq!((&stage["name"], &stage["exit"]), (&"run".into(), &"timeout".into()), "{slow:#}");
+    let times = [stage["wall_ms"].as_u64(), phase_ms(&slow, &json!({ "stage": "run" })), took];
+    assert!(times.iter().all(|ms| ms.is_some_and(|ms| (1000..60_000).contains(&ms))), "{slow:#}");
+    for phase in ["waiting", "preparing", "storing"] {
+        assert!(phase_ms(&slow, &phase.into()).is_some(), "{phase} is missing: {slow:#}");
+    }
     lab.expect_clean(&HOSTS);
     let again = scene.build(&lab, &crew).run().expect_code(100);
     assert!(again.of_kind("task_started").is_empty(), "failures are results too: {again:#?}");

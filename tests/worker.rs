@@ -295,7 +295,7 @@ fn timeout_and_cancel_end_even_the_deaf() {
     let mut worker = Worker::start("stop");
     let deaf = format!("{HIDERS} trap '' TERM; wait; sleep 1004");
     let at = worker.order(Target { timeout_ms: 200, ..shell(&deaf) });
-    worker.hear("started", |message| matches!(message, FromWorker::Started { .. }).then_some(()));
+    worker.hear("started", |message| matches!(message, FromWorker::Phase { .. }).then_some(()));
     let clock = FairClock::start();
     assert_eq!(worker.done(at).outcome, Outcome::Timeout);
     assert!(clock.elapsed() < Duration::from_secs(8), "it took {:?}", clock.elapsed());
@@ -493,7 +493,7 @@ fn two_bosses_share_the_slots_of_a_host() {
     for _ in 0..20 {
         one.order_again(0);
     }
-    one.hear("started", |message| matches!(message, FromWorker::Started { .. }).then_some(()));
+    one.hear("started", |message| matches!(message, FromWorker::Phase { .. }).then_some(()));
     let mut two = beside(&one, "two", |hello| hello.slots = Some(1));
     let other = two.order(shell("date +%s%N"));
     two.hear("it waits", |message| matches!(message, FromWorker::Slots { .. }).then_some(()));

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::machine::HeldGuest;
-use crewboss_protocol::{Attempt, HostName, Load, Name, Outcome, RunId, TaskId, TaskRef, TreeId};
+use crewboss_protocol::{
+    Attempt, HostName, Load, Name, Outcome, Phase, Phases, RunId, TaskId, TaskRef, TreeId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::store::{MachineInputs, TaskKey};
 
 /// Version of the event stream. It is raised when a field is removed or changes its meaning; fields and events may be
 /// added without.
-pub const EVENT_SCHEMA: u32 = 1;
+pub const EVENT_SCHEMA: u32 = 2;
 
 /// Something that happened, and when.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -142,7 +144,7 @@ pub enum EventKind {
         /// Why, per host.
         reasons: BTreeMap<HostName, String>,
     },
-    /// An attempt's first stage runs.
+    /// An attempt has its slot. What it is at there follows.
     TaskStarted {
         /// Where.
         host: HostName,
@@ -153,22 +155,16 @@ pub enum EventKind {
         /// The short id of its commit.
         commit: Arc<str>,
     },
-    /// A further stage runs.
-    TaskStage {
+    /// What an attempt is at from now on: every stage, and whatever else takes its time.
+    TaskPhase {
         /// Where.
         host: HostName,
         /// Which attempt.
         at: TaskRef,
-        /// The stage.
-        stage: Name,
-    },
-    /// What an attempt does before its first stage and between them: boot, bootstrap, wait for a machine.
-    TaskStep {
-        /// Where.
-        host: HostName,
-        /// Which attempt.
-        at: TaskRef,
-        /// What, for a person.
+        /// What it is at.
+        phase: Phase,
+        /// More about that for a person, as why a machine boots once more.
+        #[serde(skip_serializing_if = "String::is_empty")]
         text: String,
     },
     /// How a guest of an attempt is.
@@ -261,8 +257,11 @@ pub struct TaskDone {
     /// The guest, if it was kept for a person. `crewboss enter HOST/GUEST` gets in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held: Option<Box<HeldGuest>>,
-    /// Time from its first stage to its end.
+    /// The time that it has taken itself, see [`Phases::own_ms`].
     pub wall_ms: u64,
+    /// Where all of its time went, from the start of the run, or from the end of the attempt before.
+    #[serde(skip_serializing_if = "Phases::is_empty")]
+    pub phases: Phases,
     /// Bytes of logs and artifacts that were brought back.
     pub bytes: u64,
     /// What a person should know.

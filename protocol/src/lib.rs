@@ -18,6 +18,7 @@ pub mod machine;
 pub mod message;
 pub mod outcome;
 pub mod overview;
+pub mod phase;
 pub mod target;
 pub mod tree;
 pub mod units;
@@ -28,11 +29,12 @@ pub use id::{Attempt, HostName, Name, RelPath, RunId, SessionId, TaskId, TaskRef
 pub use machine::MachineUse;
 pub use message::{FromWorker, Invalid, ToWorker, Validate};
 pub use outcome::{Outcome, StageExit, StageResult};
+pub use phase::{Phase, PhaseClock, Phases};
 pub use target::{Command, Environment, Stage, Target};
 
 /// The version of the line protocol. Both sides are always the same build, so this only guards against a worker
 /// started by hand; a difference ends the session.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// An error and its causes in one line, each said once: how errors travel in messages and stand in logs.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -108,7 +108,7 @@ pub const KILL_GRACE: Duration = Duration::from_secs(2);
 pub const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 // All times of a task together are a number, too.
-const _: () = assert!(NUMBER_MAX < u64::MAX / (STAGES_MAX as u64 + 4));
+const _: () = assert!(NUMBER_MAX < u64::MAX / (STAGES_MAX as u64 + 16));
 // A heartbeat may be lost to a busy machine twice before it counts as silence.
 const _: () = assert!(SILENCE.as_millis() >= 3 * HEARTBEAT.as_millis());
 // Killing must be over before the boss stops waiting for it.

@@ -16,6 +16,7 @@ use crate::limits::{
 };
 use crate::machine::{AccelChoice, HeldGuest, MachineResult};
 use crate::outcome::{Outcome, StageResult};
+use crate::phase::{Phase, Phases};
 use crate::target::{Command, Environment, Target};
 
 /// Why a message that could be parsed is refused all the same.
@@ -239,23 +240,15 @@ pub struct Pause {
 pub enum FromWorker {
     /// The answer to `hello`.
     Ready(Box<Ready>),
-    /// An attempt's first stage starts now.
-    Started {
+    /// What an attempt, or a bootstrap, is at from now on. The first of these says that it has its slot.
+    Phase {
         /// Which.
         at: TaskRef,
-    },
-    /// A further stage starts.
-    Stage {
-        /// Which.
-        at: TaskRef,
-        /// The stage.
-        stage: Name,
-    },
-    /// What an attempt does before its first stage and between them: boot, bootstrap, wait for a machine.
-    Step {
-        /// Which.
-        at: TaskRef,
-        /// What, for a person.
+        /// What it is at.
+        phase: Phase,
+        /// More about that for a person: which machine boots, and why once more. Said again with the same phase, it is news
+        /// of that.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
         text: String,
     },
     /// An attempt waits for a person to enter its guest and to let it go on.
@@ -368,8 +361,11 @@ pub struct Done {
     pub at: TaskRef,
     /// The outcome.
     pub outcome: Outcome,
-    /// The stages that ran.
+    /// The stages that began, each with its end.
     pub stages: Vec<StageResult>,
+    /// Where its time on the host went.
+    #[serde(default, skip_serializing_if = "Phases::is_empty")]
+    pub phases: Phases,
     /// Largest resident size of one process, in KiB.
     pub rss_kib_max: u64,
     /// Both outputs in the order of arrival.
@@ -589,12 +585,10 @@ impl Validate for FromWorker {
             }
             FromWorker::Returned { tasks } => Invalid::at_most("tasks", tasks.len(), TASKS_PER_MESSAGE_MAX),
             FromWorker::Refused { text, .. }
-            | FromWorker::Step { text, .. }
+            | FromWorker::Phase { text, .. }
             | FromWorker::Notice { text }
             | FromWorker::Error { text, .. } => Invalid::at_most("text", text.len(), TEXT_BYTES_MAX),
-            FromWorker::Started { .. }
-            | FromWorker::Stage { .. }
-            | FromWorker::Waiting { .. }
+            FromWorker::Waiting { .. }
             | FromWorker::GuestLoad { .. }
             | FromWorker::LongLog { .. }
             | FromWorker::Alive { .. }
@@ -637,10 +631,12 @@ impl Validate for BootstrapEnd {
 impl Validate for Done {
     fn validate(&self) -> Result<(), Invalid> {
         Invalid::at_most("stages", self.stages.len(), STAGES_MAX + 1)?;
+        Invalid::at_most("phases", self.phases.len(), Phases::MAX)?;
         Invalid::at_most("artifacts", self.artifacts.files as usize, ARTIFACTS_MAX)?;
         Invalid::at_most("message", self.message.len(), TEXT_BYTES_MAX)?;
         Invalid::at_most("sizes", self.sizes.len(), TEXT_BYTES_MAX)?;
         let times = self.stages.iter().flat_map(|stage| [stage.wall_ms, stage.cpu_ms]);
+        let times = times.chain(self.phases.iter().map(|phase| phase.wall_ms));
         let sizes = [self.log.bytes, self.err.bytes, self.artifacts.bytes, self.rss_kib_max];
         for number in times.chain(sizes) {
             Invalid::check(number <= NUMBER_MAX, "done", || {

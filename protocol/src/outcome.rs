@@ -76,14 +76,20 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// How the first process of a stage ended.
+/// How a stage ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StageExit {
-    /// It exited with this code.
+    /// Its first process exited with this code.
     Code(u8),
-    /// It was ended by this signal.
+    /// Its first process was ended by this signal.
     Signal(u8),
+    /// The time of its task was up, and it was stopped.
+    Timeout,
+    /// It was stopped for another reason: a person, the end of the run, no room for what it wrote.
+    Stopped,
+    /// Nobody saw its end: its guest, or what ran it, ended before or made no sense any more.
+    Lost,
 }
 
 impl StageExit {
@@ -92,11 +98,19 @@ impl StageExit {
         self == StageExit::Code(0)
     }
 
+    /// Whether it ended by itself, so that its own process said how.
+    pub fn is_its_own(self) -> bool {
+        matches!(self, StageExit::Code(_) | StageExit::Signal(_))
+    }
+
     /// The number a shell would show: the code, or 128 plus the signal.
     pub fn shell_code(self) -> u8 {
         match self {
             StageExit::Code(code) => code,
             StageExit::Signal(signal) => 128_u8.saturating_add(signal),
+            // What is stopped gets SIGTERM.
+            StageExit::Timeout | StageExit::Stopped => 143,
+            StageExit::Lost => 137,
         }
     }
 }
@@ -106,11 +120,14 @@ impl fmt::Display for StageExit {
         match self {
             StageExit::Code(code) => write!(f, "exit code {code}"),
             StageExit::Signal(signal) => write!(f, "signal {signal}"),
+            StageExit::Timeout => f.write_str("its time was up"),
+            StageExit::Stopped => f.write_str("it was stopped"),
+            StageExit::Lost => f.write_str("nobody saw its end"),
         }
     }
 }
 
-/// One stage that ran.
+/// One stage that began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageResult {
     /// The stage's name.

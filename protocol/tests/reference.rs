@@ -94,12 +94,12 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 10]);
-    let mut seen = [false; 17];
+    let mut seen = [false; 15];
     for message in samples::from_worker() {
         seen[match message {
             FromWorker::Ready(_) => 0,
-            FromWorker::Started { .. } => 1,
-            FromWorker::Stage { .. } => 2,
+            FromWorker::Phase { .. } => 1,
+            FromWorker::GuestLoad { .. } => 2,
             FromWorker::Log { .. } => 3,
             FromWorker::LongLog { .. } => 4,
             FromWorker::Alive { .. } => 5,
@@ -110,13 +110,11 @@ fn the_samples_are_complete() {
             FromWorker::Error { .. } => 10,
             FromWorker::Finished => 11,
             FromWorker::Slots { .. } => 12,
-            FromWorker::Step { .. } => 13,
-            FromWorker::Waiting { .. } => 14,
-            FromWorker::Bootstrapped { .. } => 15,
-            FromWorker::GuestLoad { .. } => 16,
+            FromWorker::Waiting { .. } => 13,
+            FromWorker::Bootstrapped { .. } => 14,
         }] = true;
     }
-    assert_eq!(seen, [true; 17]);
+    assert_eq!(seen, [true; 15]);
     let mut seen = [false; 6];
     for message in samples::bulk_request() {
         seen[match message {

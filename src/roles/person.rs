@@ -152,6 +152,7 @@ fn ended(retried: &Retried) -> Exit {
     let how = match result.exit {
         StageExit::Code(code) => format!("with exit code {code}"),
         StageExit::Signal(signal) => format!("by signal {signal}"),
+        other => format!("({other})"),
     };
     print(&format!("stage {} ended {how} after {seconds}.{} s\n", result.name, result.wall_ms % 1000 / 100));
     if result.exit.is_success() { Exit::Good } else { Exit::TaskFailed }

@@ -13,7 +13,7 @@ use crewboss_protocol::HostName;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::plain::Lines;
-use super::progress::{HostProgress, HostState, Progress};
+use super::progress::{HostProgress, HostState, Progress, Running};
 use super::text::{bytes, clock, put, shortened};
 
 /// Between two drawings: what the eye takes for moving.
@@ -28,6 +28,9 @@ const LINES_KEPT_FREE: usize = 6;
 
 /// Host lines that are shown even on the smallest terminal.
 const HOST_LINES_MIN: usize = 2;
+
+/// Tasks in one host line: more than the widest terminal has room for.
+const TASKS_MAX: usize = 8;
 
 /// Draws a run on the terminal at standard error.
 #[derive(Debug)]
@@ -170,11 +173,11 @@ fn host_line(name: &HostName, host: &HostProgress, width: usize) -> String {
     let name = shortened(name.as_str(), width.max(8));
     let tally = host.tally;
     let what = match host.state {
-        // The one that started last: it is where things happen.
-        HostState::Ready => host.running.iter().next_back().map_or_else(String::new, |(_, task)| {
-            let stage = task.stage.as_ref().map(|stage| format!(":{stage}")).unwrap_or_default();
-            format!("{}@{}{stage}", task.target, task.commit)
-        }),
+        // Those that started last first: they are where things happen. The terminal is full sooner or later.
+        HostState::Ready => {
+            let tasks = host.running.values().rev().take(TASKS_MAX);
+            tasks.map(Running::to_string).collect::<Vec<_>>().join(", ")
+        }
         state => state.word().to_owned(),
     };
     format!(
@@ -274,7 +277,7 @@ mod tests {
     fn a_run_halfway() {
         let view = view(14, 20);
         insta::assert_snapshot!(format!("{}\n{}", view.hosts.join("\n"), view.overall), @r"
-lab1    2/4    ok 0     warn 0    fail 0    aarch64@1a2b3c4d
+lab1    2/4    ok 0     warn 0    fail 0    aarch64@1a2b3c4d booting, native@1a2b3c4d stage test
 lab2    0/0    ok 0     warn 0    fail 0    connecting
 2/6  ok 0  warn 0  fail 2  2.0 KiB  0:01
 ");

@@ -120,6 +120,7 @@ impl<W: Write> Drop for Events<W> {
 mod tests {
     use super::*;
     use crate::terminal::samples::run;
+    use crewboss_boss::event::EVENT_SCHEMA;
 
     #[test]
     fn every_event_is_a_line_that_says_what_it_is() {
@@ -134,7 +135,7 @@ mod tests {
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), run().len());
         assert_eq!(lines[0]["event"], "run_started");
-        assert_eq!(lines[0]["schema"], 1);
+        assert_eq!(lines[0]["schema"], EVENT_SCHEMA);
         assert!(lines.iter().all(|line| line["time_ms"].is_u64() && line["event"].is_string()));
         assert_eq!(lines[lines.len() - 1]["event"], "run_finished");
     }

@@ -17,6 +17,9 @@ const QUIET_MS_MAX: u64 = 60_000;
 /// make sure that an event comes along soon.
 const FLUSH_MS: u64 = 100;
 
+/// Kinds of phases of running tasks that are told in one line.
+const PHASES_MAX: usize = 4;
+
 /// Writes lines as things happen.
 #[derive(Debug)]
 pub struct Plain<W: Write> {
@@ -56,10 +59,11 @@ impl<W: Write> Plain<W> {
         let left =
             progress.remaining_ms().map(|ms| format!(", about {} left", duration(ms))).unwrap_or_default();
         let line = format!(
-            "{} of {} done, {} running, {} failed, {} gone{left}\n",
+            "{} of {} done, {} running{}, {} failed, {} gone{left}\n",
             progress.tally.done(),
             counted(progress.total, "task"),
             progress.running(),
+            at_what(progress),
             progress.tally.fail,
             duration(progress.elapsed_ms()),
         );
@@ -233,6 +237,17 @@ impl Lines {
     }
 }
 
+/// What the running tasks are at, as far as a line has room.
+fn at_what(progress: &Progress) -> String {
+    let mut phases = progress.phases();
+    let rest: usize = phases.drain(PHASES_MAX.min(phases.len())..).map(|(_, count)| count).sum();
+    let mut parts: Vec<String> = phases.iter().map(|(phase, count)| format!("{count} {phase}")).collect();
+    if rest > 0 {
+        parts.push(format!("{rest} elsewhere"));
+    }
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+}
+
 fn verbose(kind: &EventKind, into: &mut String) {
     match kind {
         EventKind::HostConnecting { host } => line!(into, "host {host}: connecting"),
@@ -249,10 +264,12 @@ fn verbose(kind: &EventKind, into: &mut String) {
         EventKind::TaskStarted { host, at, target, commit } => {
             line!(into, "{target}@{commit} starts on {host} (task {}, attempt {})", at.task, at.attempt);
         }
-        EventKind::TaskStep { host, at, text } => {
+        EventKind::TaskPhase { host, at, phase, text } if text.is_empty() => {
+            line!(into, "task {} on {host}: {phase}", at.task);
+        }
+        EventKind::TaskPhase { host, at, text, .. } => {
             line!(into, "task {} on {host}: {}", at.task, one_line(text));
         }
-        EventKind::TaskStage { host, at, stage } => line!(into, "task {} on {host}: stage {stage}", at.task),
         _ => {}
     }
 }
@@ -324,7 +341,9 @@ host lab2: out of this run
             "stage test",
             "done before: failure",
             "unchanged: tree 070707070707, target definition, machine debian12 (debian12-7), toolchain id 8d2f0c",
-            "task 2 on lab1: booting debian12",
+            "task 0 on lab1: stage test",
+            "task 1 on lab1: booting\n",
+            "task 1 on lab1: debian12 boots",
         ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }

@@ -1,10 +1,11 @@
 //! The state of a run as the event stream tells it. Terminal and plain output both read it; it formats nothing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use crewboss_boss::event::{Event, EventKind, TaskDone};
-use crewboss_protocol::{HostName, Name, Outcome, TaskRef};
+use crewboss_protocol::{HostName, Name, Outcome, Phase, TaskRef};
 
 /// How far a run is.
 #[derive(Debug, Default)]
@@ -102,8 +103,16 @@ pub struct Running {
     pub target: Name,
     /// The short id of its commit.
     pub commit: Arc<str>,
-    /// Its stage, once it is beyond the first.
-    pub stage: Option<Name>,
+    /// What it is at, as soon as that is said.
+    pub phase: Option<Phase>,
+}
+
+/// The task, and what it is at.
+impl fmt::Display for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.target, self.commit)?;
+        self.phase.as_ref().map_or(Ok(()), |phase| write!(f, " {phase}"))
+    }
 }
 
 impl Progress {
@@ -135,12 +144,12 @@ impl Progress {
             EventKind::TaskStarted { host, at, target, commit } => self.with(host, |state| {
                 // A task on a paused host is the one by which it proves itself.
                 state.state = HostState::Ready;
-                let running = Running { target: target.clone(), commit: Arc::clone(commit), stage: None };
+                let running = Running { target: target.clone(), commit: Arc::clone(commit), phase: None };
                 state.running.insert(*at, running);
             }),
-            EventKind::TaskStage { host, at, stage } => self.with(host, |state| {
+            EventKind::TaskPhase { host, at, phase, .. } => self.with(host, |state| {
                 if let Some(running) = state.running.get_mut(at) {
-                    running.stage = Some(stage.clone());
+                    running.phase = Some(phase.clone());
                 }
             }),
             EventKind::TaskRetried { host, at, .. } => self.with(host, |state| {
@@ -199,6 +208,18 @@ impl Progress {
     /// Tasks that run now.
     pub fn running(&self) -> usize {
         self.hosts.values().map(|host| host.running.len()).sum()
+    }
+
+    /// What they are at, and how many of them; what most are at first.
+    pub fn phases(&self) -> Vec<(String, usize)> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        let running = self.hosts.values().flat_map(|host| host.running.values());
+        for phase in running.filter_map(|task| task.phase.as_ref()) {
+            *counts.entry(phase.to_string()).or_default() += 1;
+        }
+        let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        counts
     }
 }
 

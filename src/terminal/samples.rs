@@ -14,8 +14,8 @@ use crewboss_protocol::machine::{
 };
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
-    Attempt, Feature, HostFacts, HostName, Load, Name, Outcome, SlotHolder, TaskId, TaskRef, Toolchain,
-    TreeId,
+    Attempt, Feature, HostFacts, HostName, Load, Name, Outcome, Phase, Phases, SlotHolder, TaskId, TaskRef,
+    Toolchain, TreeId,
 };
 
 /// The time at which everything here is looked at, in seconds since 1970.
@@ -47,6 +47,7 @@ fn done(task: u32, target: &str, outcome: Outcome, tail: &str) -> EventKind {
         matched: None,
         held: None,
         wall_ms: 1_200 * u64::from(task + 1),
+        phases: Phases::default(),
         bytes: 2_048,
         message: String::new(),
         tail: tail.to_owned(),
@@ -137,6 +138,12 @@ fn beginning() -> Vec<EventKind> {
 }
 
 fn middle() -> Vec<EventKind> {
+    let phase = |task, phase, text: &str| EventKind::TaskPhase {
+        host: host("lab1"),
+        at: at(task, 1),
+        phase,
+        text: text.to_owned(),
+    };
     let started = |task, target: &str| EventKind::TaskStarted {
         host: host("lab1"),
         at: at(task, 1),
@@ -146,8 +153,9 @@ fn middle() -> Vec<EventKind> {
     vec![
         started(0, "native"),
         started(1, "aarch64"),
-        EventKind::TaskStage { host: host("lab1"), at: at(0, 1), stage: name("test") },
-        EventKind::TaskStep { host: host("lab1"), at: at(2, 1), text: "booting\x1b[2J debian12".to_owned() },
+        phase(0, Phase::Stage(name("test")), ""),
+        phase(1, Phase::Booting, ""),
+        phase(1, Phase::Booting, "debian12\x1b[2J boots"),
         EventKind::GuestLoad {
             host: host("lab1"),
             at: at(2, 1),

@@ -64,7 +64,7 @@ fn make(site: &Site, scene: &Scene, name: &str, service: &str, options: &[&str])
 
 /// What was said of what attempts did, in order.
 fn steps(ended: &Ended) -> Vec<String> {
-    let texts = ended.of_kind("task_step").into_iter().filter_map(|event| event["text"].as_str());
+    let texts = ended.of_kind("task_phase").into_iter().filter_map(|event| event["text"].as_str());
     texts.map(str::to_owned).collect()
 }
 

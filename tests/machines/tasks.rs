@@ -10,7 +10,8 @@ use crate::support::boss::Running;
 use crate::support::lab::User;
 use crate::support::machines::{A_GUEST_RUN, Kept, PLAIN, Site, TINY, directory, live, target};
 use crate::support::scene::Scene;
-use crate::support::{SOON, wait_for};
+use crate::support::{SOON, phase_ms, wait_for};
+use serde_json::{Value, json};
 
 /// Both ways to talk to a guest.
 const BOTH: [&str; 2] = [TINY, PLAIN];
@@ -165,6 +166,62 @@ fn results_say_which_machine_it_was() {
     });
 }
 
+/// What a task was at, in the order in which that was announced.
+fn announced(kept: &Kept, target: &str) -> Vec<String> {
+    let started = kept.ended.of_kind("task_started").into_iter().find(|event| event["target"] == target);
+    let at = &started.unwrap_or_else(|| panic!("{target} never started: {:#?}", kept.ended))["at"];
+    let phases = kept.ended.of_kind("task_phase").into_iter().filter(|event| event["at"] == *at);
+    let mut words: Vec<String> = phases.map(|event| event["phase"].to_string()).collect();
+    words.dedup();
+    words
+}
+
+#[test]
+fn what_a_guest_is_at_is_announced_from_the_first_stage_on() {
+    let at = |words: &[String], wanted: &str| {
+        let place = words.iter().position(|word| word == wanted);
+        place.unwrap_or_else(|| panic!("{wanted} was not announced: {words:?}"))
+    };
+    each("good", |kept, target| {
+        let words = announced(kept, target);
+        let mut wanted = vec!["\"machine\"", "\"booting\""];
+        let stages = [r#""preparing""#, r#"{"stage":"build"}"#, r#"{"stage":"test"}"#];
+        wanted.extend(if target.ends_with(TINY) { &stages[..] } else { &["\"stages\""] });
+        wanted.extend(["\"collecting\"", "\"storing\""]);
+        let places: Vec<usize> = wanted.iter().map(|word| at(&words, word)).collect();
+        assert!(places.is_sorted(), "{wanted:?}: {words:?}");
+    });
+}
+
+#[test]
+fn every_stage_that_began_is_in_the_result_with_its_end_and_its_time() {
+    let stage = |name: &str| json!({ "stage": name });
+    let ms = |result: &Value, phase: &Value| {
+        phase_ms(result, phase).unwrap_or_else(|| panic!("{phase} is missing: {result:#}"))
+    };
+    each("good", |kept, target| {
+        let result = kept.result(target);
+        let phases = ["machine".into(), "booting".into(), stage("build"), stage("test"), "collecting".into()];
+        let own: u64 = phases.iter().map(|phase| ms(&result, phase)).sum();
+        assert!(result["wall_ms"].as_u64().is_some_and(|all| all >= own), "{result:#}");
+        assert!(ms(&result, &"booting".into()) >= result["machine"]["boot_ms"].as_u64().unwrap_or(u64::MAX));
+        ms(&result, &"storing".into());
+    });
+    // The limit is 7 s, and what comes before does not count.
+    each("slow", |kept, target| {
+        let result = kept.result(target);
+        let known = target.ends_with(TINY);
+        let phase = if known { stage("run") } else { "stages".into() };
+        assert!((7000..60_000).contains(&ms(&result, &phase)), "{result:#}");
+        assert_eq!(exits(kept, target), if known { &["run \"timeout\""][..] } else { &[] });
+        let took = result["wall_ms"].as_u64().unwrap_or_default();
+        assert!(took >= 7000 + ms(&result, &"booting".into()), "{result:#}");
+    });
+    let off = format!("off-{TINY}");
+    assert_eq!(exits(matrix(), &off), [r#"first {"code":0}"#, "second \"lost\""]);
+    ms(&matrix().result(&off), &stage("second"));
+}
+
 #[test]
 fn a_warning_on_standard_error_makes_a_warning() {
     each("warns", |kept, target| assert_eq!(kept.ended.outcome_of(target), "warning"));
@@ -296,8 +353,8 @@ fn ctrl_c_ends_guests_that_run_and_guests_that_boot() {
         if runs {
             running.wait_for_output("it runs");
         } else {
-            let boots = |event: &serde_json::Value| event["text"].to_string().contains("boots");
-            running.wait_for_event("task_step", boots);
+            let boots = |event: &Value| event["text"].to_string().contains("boots");
+            running.wait_for_event("task_phase", boots);
         }
         running.signal("INT");
         let ended = running.end_in_time(STOP_WITHIN).expect_code(130).expect_civil();
@@ -338,14 +395,13 @@ fn a_machine_that_boots_only_later_is_tried_again() {
     site.variant(TINY, "late", &[PANICS, "limits = { misboots = 20 }"]);
     let scene = Scene::with_commits(&format!("{BUILD}{}", target("t", "late", "stages.run = 'true'")), 1);
     let mut running = site.build(&scene, "slots = 1").start();
-    running.wait_for_event("task_step", |event| {
+    running.wait_for_event("task_phase", |event| {
         event["text"].as_str().is_some_and(|text| text.starts_with("late did not boot, try 1 of 21"))
     });
     // Each try has a snapshot of the copy as it is then.
     site.on("sed -i s/rdinit=.bin.false// /srv/crewboss/machines/local/late/late-default/manifest.toml");
     let ended = running.end(A_GUEST_RUN).expect_code(0).expect_tasks(1, "success");
-    let result: serde_json::Value =
-        serde_json::from_str(&ended.results.file("t", "result.json")).expect("JSON");
+    let result: Value = serde_json::from_str(&ended.results.file("t", "result.json")).expect("JSON");
     assert!(result["machine"]["boots"].as_u64().is_some_and(|boots| boots >= 2), "{result:#}");
     site.remove("late");
     site.expect_no_guests();

@@ -42,7 +42,7 @@ fn tasks(ended: &Ended) -> Vec<(Vec<String>, Value)> {
 }
 
 fn steps(ended: &Ended) -> String {
-    let steps = ended.of_kind("task_step");
+    let steps = ended.of_kind("task_phase");
     steps.iter().filter_map(|event| event["text"].as_str()).collect::<Vec<_>>().join("\n")
 }
 

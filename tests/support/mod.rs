@@ -73,3 +73,9 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) {
         .unwrap_or_else(|error| panic!("cannot make {}: {error}", parent.display()));
     std::fs::write(path, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
 }
+
+/// How long a phase took by a `result.json` or a `task_done`, in milliseconds, if it is there.
+pub fn phase_ms(result: &serde_json::Value, phase: &serde_json::Value) -> Option<u64> {
+    let phases = result["phases"].as_array()?;
+    phases.iter().find(|one| one["phase"] == *phase)?["wall_ms"].as_u64()
+}

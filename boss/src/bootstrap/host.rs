@@ -137,7 +137,7 @@ impl Book {
 
     fn take(&mut self, message: FromWorker) -> Result<(), SessionError> {
         match message {
-            FromWorker::Step { at, text } => self.say(at, text, false),
+            FromWorker::Phase { at, text, .. } if !text.is_empty() => self.say(at, text, false),
             FromWorker::Log { at, text, .. } => self.say(at, text, true),
             FromWorker::Bootstrapped { at, end } => self.end(at, end),
             FromWorker::Refused { at, text, .. } => self.end(at, BootstrapEnd::Failed { why: text }),

@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crewboss_protocol::message::{Done, LogEnd};
-use crewboss_protocol::{HostName, Outcome, RunId, StageExit, TaskId, TaskRef};
+use crewboss_protocol::{HostName, Outcome, PhaseClock, Phases, RunId, StageExit, TaskId, TaskRef};
 
 use crate::event::{Matched, TaskDone};
 use crate::run::events::unix_ms;
@@ -36,6 +37,8 @@ pub struct Collected {
     pub fetched: bool,
     /// What the boss itself adds to the log.
     pub log_more: String,
+    /// Goes on where the worker's has stopped.
+    pub clock: PhaseClock,
 }
 
 impl Collected {
@@ -49,6 +52,11 @@ impl Collected {
             err: missing(&self.done.err),
             artifacts: Some(self.done.artifacts).filter(|count| !count.is_none()),
         }
+    }
+
+    /// Nothing more of it is done before it is stored.
+    pub fn end_phases(&mut self, now: Instant) {
+        self.done.phases = std::mem::take(&mut self.clock).end(now);
     }
 
     /// The event that announces the result once it is stored.
@@ -65,7 +73,8 @@ impl Collected {
             recorded: None,
             matched: None,
             held: done.held.clone(),
-            wall_ms: wall_ms(done),
+            wall_ms: done.phases.own_ms(),
+            phases: done.phases.clone(),
             bytes: done.log.bytes + done.artifacts.bytes,
             message: self.reason(),
             tail: if good { String::new() } else { self.tail() },
@@ -109,7 +118,7 @@ impl Collected {
     }
 
     /// What the store needs.
-    pub fn submission(self, plan: &Plan, run: &RunId, path: &Arc<str>) -> Submission {
+    pub fn submission(self, plan: &Plan, run: &RunId, path: &Arc<str>, since: Instant) -> Submission {
         let task = self.done.at.task;
         let result = self.result(plan, run);
         let recorded = Recorded {
@@ -127,6 +136,7 @@ impl Collected {
         let text = |log: LogEnd| if log.bytes == 0 { Some(String::new()) } else { log.text };
         Submission {
             task,
+            since,
             result,
             recorded,
             part: self.part,
@@ -153,7 +163,8 @@ impl Collected {
             attempt: done.at.attempt,
             host: self.host.clone(),
             ended_ms: unix_ms(),
-            wall_ms: wall_ms(done),
+            wall_ms: done.phases.own_ms(),
+            phases: done.phases.clone(),
             cpu_ms: done.stages.iter().map(|stage| stage.cpu_ms).sum(),
             rss_kib_max: done.rss_kib_max,
             stages: done.stages.clone(),
@@ -170,16 +181,13 @@ impl Collected {
     }
 }
 
-fn wall_ms(done: &Done) -> u64 {
-    done.stages.iter().map(|stage| stage.wall_ms).sum()
-}
-
 /// The result of a task that no attempt could complete.
 pub fn given_up(at: TaskRef, message: String) -> Box<Done> {
     Box::new(Done {
         at,
         outcome: Outcome::Infrastructure,
         stages: Vec::new(),
+        phases: Phases::default(),
         rss_kib_max: 0,
         log: LogEnd::default(),
         err: LogEnd::default(),
@@ -212,6 +220,7 @@ pub fn skipped(plan: &Plan, task: TaskId, record: &Recorded) -> TaskDone {
         })),
         held: None,
         wall_ms: record.wall_ms,
+        phases: Phases::default(),
         bytes: 0,
         message: String::new(),
         tail: String::new(),

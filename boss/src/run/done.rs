@@ -172,7 +172,7 @@ mod tests {
         Accelerator, Auxiliary, CopyFacts, CopyState, Emulator, MachineFacts, MachineResult, MachineUse,
     };
     use crewboss_protocol::message::ArtifactCount;
-    use crewboss_protocol::{Attempt, Command, Load, Stage, Toolchain, TreeId};
+    use crewboss_protocol::{Attempt, Command, Load, Phases, Stage, Toolchain, TreeId};
     use std::collections::BTreeSet;
     use std::fs;
 
@@ -222,6 +222,7 @@ mod tests {
             host: None,
             ended_ms: 1,
             wall_ms: 1,
+            phases: Phases::default(),
             cpu_ms: 1,
             rss_kib_max: 1,
             stages: Vec::new(),

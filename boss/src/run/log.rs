@@ -147,14 +147,14 @@ impl EventSink for BossLog {
                 self.line(at, format_args!("finished after {} ms", summary.wall_ms));
             }
             kind @ EventKind::HostLoad { .. } => self.status(at, kind),
-            EventKind::TaskStep { host, at: task, text } => {
+            EventKind::TaskPhase { host, at: task, text, .. } if !text.is_empty() => {
                 self.line(at, format_args!("{host}: task {task}: {text}"));
             }
             EventKind::TaskWaiting { host, target, commit, guest, .. } => {
                 self.line(at, format_args!("{target} @ {commit} waits for a person in {host}/{guest}"));
             }
             EventKind::HostConnecting { .. }
-            | EventKind::TaskStage { .. }
+            | EventKind::TaskPhase { .. }
             | EventKind::TaskOutput { .. }
             | EventKind::GuestLoad { .. } => {}
         }

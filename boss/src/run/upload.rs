@@ -195,7 +195,8 @@ impl Shared {
     }
 }
 
-fn stage_name() -> Option<Name> {
+/// The stage of a task that is run here.
+pub fn stage_name() -> Option<Name> {
     "upload".parse().ok()
 }
 

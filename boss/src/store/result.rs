@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::ArtifactCount;
-use crewboss_protocol::{Attempt, HostName, Name, Outcome, RunId, StageResult, Target, TreeId};
+use crewboss_protocol::{Attempt, HostName, Name, Outcome, Phases, RunId, StageResult, Target, TreeId};
 use serde::{Deserialize, Serialize};
 
 /// Version of `result.json`. Raised when a field is removed or changes its meaning.
-pub const RESULT_SCHEMA: u32 = 1;
+pub const RESULT_SCHEMA: u32 = 2;
 
 /// What a task builds: the hash of its tree and of its target's definition, environment included. Together with the
 /// version of the toolchain, or for a target in a machine with [`MachineInputs`], it decides whether a task is already done.
@@ -154,13 +154,17 @@ pub struct ResultFile {
     pub host: Option<HostName>,
     /// Milliseconds since 1970, UTC, by the boss's clock.
     pub ended_ms: u64,
-    /// From the first stage to the end, in milliseconds.
+    /// The time that it has taken itself, see [`Phases::own_ms`]. Before schema 2 that of its stages alone.
     pub wall_ms: u64,
+    /// Where all of its time went, from the start of the run, or from the end of the attempt before. `storing` lasts until
+    /// this was written.
+    #[serde(default, skip_serializing_if = "Phases::is_empty")]
+    pub phases: Phases,
     /// Processor time of all stages, in milliseconds.
     pub cpu_ms: u64,
     /// Largest process, in KiB.
     pub rss_kib_max: u64,
-    /// The stages that ran.
+    /// The stages that began, each with its end.
     pub stages: Vec<StageResult>,
     /// Version of the toolchain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,6 +199,33 @@ impl ResultFile {
             Some(stage) if !stage.exit.is_success() => stage.exit.shell_code(),
             // Nothing failed by itself: a limit, a missing artifact or the environment ended it.
             _ => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crewboss_protocol::StageExit;
+
+    /// As the first schema had it.
+    const FIRST: &str = r#"{
+        "schema": 1, "run": "20260704-120000-3f2a", "target": "arm64",
+        "commit": "4b825dc642cb6eb9a060e54bf8d69288fbee4904", "subject": "Do it", "tree": "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+        "key": "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262", "outcome": "timeout", "attempt": 1, "host": "lab1",
+        "ended_ms": 1783166400000, "wall_ms": 1840, "cpu_ms": 1700, "rss_kib_max": 51200,
+        "stages": [{"name": "build", "exit": {"signal": 15}, "wall_ms": 1840, "cpu_ms": 1700}],
+        "warm": false, "log_bytes": 0, "err_bytes": 0, "artifacts": {"files": 0, "bytes": 0}
+    }"#;
+
+    #[test]
+    fn a_result_of_the_first_schema_can_still_be_read() {
+        let mut result: ResultFile = serde_json::from_str(FIRST).unwrap();
+        assert_eq!((result.schema, result.wall_ms, result.phases.is_empty()), (1, 1840, true));
+        assert_eq!(result.return_code(), 143);
+        for (exit, code) in [(StageExit::Timeout, 143), (StageExit::Lost, 137), (StageExit::Code(0), 1)] {
+            result.stages[0].exit = exit;
+            assert_eq!(result.return_code(), code, "{exit}");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -18,7 +19,7 @@ use super::journal::{Journal, JournalError};
 use super::layout::{StoreError, remove};
 use super::record::Recorded;
 use super::result::ResultFile;
-use crewboss_protocol::{RunId, TaskId};
+use crewboss_protocol::{Phase, RunId, TaskId};
 
 /// Results that are brought to the disk together.
 const BATCH_MAX: usize = 1024;
@@ -28,6 +29,8 @@ const BATCH_MAX: usize = 1024;
 pub struct Submission {
     /// Which task.
     pub task: TaskId,
+    /// When it was handed over.
+    pub since: Instant,
     /// Goes into `result.json`.
     pub result: ResultFile,
     /// Goes into the journal.
@@ -141,8 +144,8 @@ impl<R: FnMut(StoreReply)> Work<R> {
         self.journal
     }
 
-    fn store(&mut self, batch: Vec<Submission>) -> Result<Vec<Stored>, WriteError> {
-        batch.iter().try_for_each(complete)?;
+    fn store(&mut self, mut batch: Vec<Submission>) -> Result<Vec<Stored>, WriteError> {
+        batch.iter_mut().try_for_each(complete)?;
         self.disk.sync_trees(batch.iter().map(|submission| &*submission.part))?;
         let mut changed = BTreeSet::new();
         for submission in &batch {
@@ -203,7 +206,8 @@ impl<R: FnMut(StoreReply)> Work<R> {
 }
 
 /// Writes what did not come as files.
-fn complete(submission: &Submission) -> Result<(), StoreError> {
+fn complete(submission: &mut Submission) -> Result<(), StoreError> {
+    submission.result.phases.add(Phase::Storing, submission.since.elapsed());
     let part = &submission.part;
     if !submission.fetched {
         fs::create_dir(part).map_err(StoreError::io("create", part))?;
@@ -257,7 +261,7 @@ mod tests {
     use super::*;
     use crate::store::{RESULT_SCHEMA, TaskKey};
     use crewboss_protocol::message::ArtifactCount;
-    use crewboss_protocol::{Attempt, Outcome, StageExit, StageResult, TreeId};
+    use crewboss_protocol::{Attempt, Outcome, Phases, StageExit, StageResult, TreeId};
 
     fn submission(root: &Path, outcome: Outcome, exit: StageExit) -> Submission {
         let stage = StageResult { name: "build".parse().unwrap(), exit, wall_ms: 5, cpu_ms: 4 };
@@ -274,6 +278,7 @@ mod tests {
             host: None,
             ended_ms: 1,
             wall_ms: 5,
+            phases: Phases::default(),
             cpu_ms: 4,
             rss_kib_max: 100,
             stages: vec![stage],
@@ -301,6 +306,7 @@ mod tests {
         };
         Submission {
             task: TaskId(0),
+            since: Instant::now(),
             result,
             recorded,
             part: root.join("1.1"),

@@ -200,8 +200,9 @@ impl ResultDocument {
         let mut text = Writer::new("result");
         for stage in &self.stages {
             let (kind, number) = match stage.exit {
-                StageExit::Code(code) => ("code", code),
                 StageExit::Signal(signal) => ("signal", signal),
+                // In a guest a stage ends by itself.
+                other => ("code", other.shell_code()),
             };
             text.line("stage", &format!("{} {kind} {number} {} {}", stage.name, stage.wall_ms, stage.cpu_ms));
         }

@@ -241,7 +241,11 @@ impl Validate for FromGuest {
             FromGuest::Ended { result, rss_kib_max, .. } => {
                 let largest = result.wall_ms.max(result.cpu_ms).max(*rss_kib_max);
                 let why = || format!("{largest} is over the limit of {NUMBER_MAX}");
-                if largest <= NUMBER_MAX { Ok(()) } else { Err(Invalid { field: "result", why: why() }) }
+                if largest > NUMBER_MAX {
+                    return Err(Invalid { field: "result", why: why() });
+                }
+                let why = || "a stage in a guest ends with a code or by a signal".to_owned();
+                if result.exit.is_its_own() { Ok(()) } else { Err(Invalid { field: "result", why: why() }) }
             }
             FromGuest::Bootstrapped { versions } => at_most("versions", versions.len(), VERSIONS_MAX),
             FromGuest::Ready { .. }

@@ -4,6 +4,7 @@
 pub mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
@@ -19,8 +20,8 @@ use crewboss_protocol::message::{
 };
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
-    Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, SlotHolder, Stage,
-    StageExit, StageResult, Target, TaskRef, ToWorker, Toolchain, TreeId,
+    Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, Phase, Phases,
+    SlotHolder, Stage, StageExit, StageResult, Target, TaskRef, ToWorker, Toolchain, TreeId,
 };
 
 fn name<T: std::str::FromStr>(text: &str) -> T
@@ -266,16 +267,29 @@ fn held() -> HeldGuest {
     }
 }
 
+fn phases(times: &[(Phase, u64)]) -> Phases {
+    let mut phases = Phases::default();
+    times.iter().for_each(|(phase, ms)| phases.add(phase.clone(), Duration::from_millis(*ms)));
+    phases
+}
+
 fn machine_done() -> Done {
     Done {
         at: name("13.1"),
         outcome: Outcome::Timeout,
         stages: vec![StageResult {
             name: name("check"),
-            exit: StageExit::Signal(15),
+            exit: StageExit::Timeout,
             wall_ms: 1_800_000,
-            cpu_ms: 31_000,
+            cpu_ms: 0,
         }],
+        phases: phases(&[
+            (Phase::Waiting, 40),
+            (Phase::Preparing, 310),
+            (Phase::Booting, 2100),
+            (Phase::Stage(name("check")), 1_800_000),
+            (Phase::Holding, 4200),
+        ]),
         rss_kib_max: 51_200,
         log: LogEnd { bytes: 0, text: Some(String::new()) },
         err: LogEnd { bytes: 0, text: Some(String::new()) },
@@ -317,9 +331,8 @@ pub fn from_worker() -> Vec<FromWorker> {
             pid: 4242,
             facts: facts(),
         })),
-        FromWorker::Started { at: at() },
-        FromWorker::Stage { at: at(), stage: name("check") },
-        FromWorker::Step { at: name("13.1"), text: "booting debian12".to_owned() },
+        FromWorker::Phase { at: at(), phase: Phase::Stage(name("check")), text: String::new() },
+        FromWorker::Phase { at: name("13.1"), phase: Phase::Booting, text: "debian12 boots".to_owned() },
         FromWorker::Waiting {
             at: name("13.1"),
             guest: name("debian12-gcc12-k3x9"),
@@ -344,6 +357,12 @@ pub fn from_worker() -> Vec<FromWorker> {
                 wall_ms: 1840,
                 cpu_ms: 1700,
             }],
+            phases: phases(&[
+                (Phase::Source, 900),
+                (Phase::Preparing, 12),
+                (Phase::Stage(name("configure")), 1841),
+                (Phase::Collecting, 3),
+            ]),
             rss_kib_max: 51_200,
             log: LogEnd { bytes: 6, text: Some("oops!\n".to_owned()) },
             err: LogEnd { bytes: 90_000, text: None },

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::machine::MachineState;
 use crewboss_protocol::message::{BootstrapOrder, Hello, TaskOrder};
 use crewboss_protocol::{
-    Environment, FromWorker, HostFacts, Load, Outcome, SlotHolder, TaskRef, ToWorker, chain,
+    Environment, FromWorker, HostFacts, Load, Outcome, Phases, SlotHolder, TaskRef, ToWorker, chain,
 };
 use rustix::event::{PollFd, PollFlags};
 
@@ -387,7 +387,7 @@ impl Shell {
                 channel.output.send(&FromWorker::Alive { number, load });
             }
             Action::Prepare { order, warm } => self.prepare(&order, warm),
-            Action::Run { runner, order } => self.start(runner, &order),
+            Action::Run { runner, order, phases } => self.start(runner, &order, phases),
             Action::Bootstrap { runner, order } => self.bootstrap(runner, order),
             Action::CancelRun { runner, at } => {
                 if let Some(Some(runner)) = self.runners.get_mut(runner) {
@@ -440,7 +440,7 @@ impl Shell {
         Some(key)
     }
 
-    fn start(&mut self, index: usize, order: &TaskOrder) {
+    fn start(&mut self, index: usize, order: &TaskOrder, phases: Phases) {
         let (Some(held), Some(target)) = (self.prepared.get(&order.at), self.core.target(order.target))
         else {
             return self.lose(index, Outcome::Infrastructure, "its environment is not there");
@@ -449,6 +449,7 @@ impl Shell {
         let in_out = target.environment == Environment::Directory && !target.incremental;
         let job = Job {
             at: order.at,
+            phases,
             target: order.target,
             commit: order.commit,
             warm: prepared.warm,

@@ -13,7 +13,9 @@ use crewboss_protocol::limits::{KILL_GRACE, QUEUED_TASKS_MAX};
 use crewboss_protocol::message::{
     BootstrapEnd, BootstrapOrder, Done, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
 };
-use crewboss_protocol::{Environment, FromWorker, Name, Outcome, Target, TaskRef, ToWorker, TreeId};
+use crewboss_protocol::{
+    Environment, FromWorker, Name, Outcome, Phase, PhaseClock, Phases, Target, TaskRef, ToWorker, TreeId,
+};
 
 use crate::slots::Share;
 use bootstraps::Bootstraps;
@@ -122,6 +124,8 @@ pub enum Action {
         runner: usize,
         /// What.
         order: TaskOrder,
+        /// Where its time went until now.
+        phases: Phases,
     },
     /// Give a bootstrap to an idle runner.
     Bootstrap {
@@ -187,6 +191,8 @@ enum State {
 struct Entry {
     order: TaskOrder,
     state: State,
+    /// Runs until a runner has it, which goes on from there.
+    clock: PhaseClock,
 }
 
 /// What this host has for tasks.
@@ -326,8 +332,8 @@ impl Core {
                 self.broken(kind, text, now, actions);
             }
             Event::Stop => self.stop(now, actions),
-            Event::Source(tree) => self.source(tree),
-            Event::Prepared { at, problem } => self.prepared(at, problem, actions),
+            Event::Source(tree) => self.source(tree, now),
+            Event::Prepared { at, problem } => self.prepared(at, problem, now, actions),
             Event::Ended { runner, at, outcome } => self.ended(runner, at, outcome, actions),
             Event::Promised { runner, within } => self.promises.renew(runner, within, now),
             Event::RunnerGone { runner, outcome, text, log } => {
@@ -363,8 +369,8 @@ impl Core {
                 self.broken(WorkerErrorKind::Protocol, "a second hello".to_owned(), now, actions);
             }
             ToWorker::Configure { first, targets } => self.targets.extend((first..).zip(targets)),
-            ToWorker::SourceReady { tree } => self.source(tree),
-            ToWorker::Task(order) => self.order(order, actions),
+            ToWorker::SourceReady { tree } => self.source(tree, now),
+            ToWorker::Task(order) => self.order(order, now, actions),
             ToWorker::Bootstrap(order) => self.order_bootstrap(order, actions),
             ToWorker::Cancel { at } => self.cancel(at, now, actions),
             ToWorker::Recall { tasks } => {
@@ -382,19 +388,20 @@ impl Core {
         self.stop(now, actions);
     }
 
-    fn source(&mut self, tree: TreeId) {
+    fn source(&mut self, tree: TreeId, now: Instant) {
         if !self.sources.insert(tree) {
             return;
         }
         for (at, entry) in &mut self.attempts {
             if entry.state == State::Waiting && entry.order.tree == tree {
                 entry.state = State::Queued;
+                entry.clock.begin(Phase::Waiting, now);
                 self.queue.push_back(*at);
             }
         }
     }
 
-    fn order(&mut self, order: TaskOrder, actions: &mut Vec<Action>) {
+    fn order(&mut self, order: TaskOrder, now: Instant, actions: &mut Vec<Action>) {
         let at = order.at;
         if let Err((reason, text)) = self.check(&order) {
             actions.push(Action::Send(FromWorker::Refused { at, reason, text }));
@@ -406,7 +413,9 @@ impl Core {
             self.queue.push_back(at);
         }
         self.unstarted += 1;
-        self.attempts.insert(at, Entry { order, state });
+        let mut clock = PhaseClock::default();
+        clock.begin(if here { Phase::Waiting } else { Phase::Source }, now);
+        self.attempts.insert(at, Entry { order, state, clock });
     }
 
     /// Whether anything at all can be ordered by this name.
@@ -488,7 +497,13 @@ impl Core {
         }
     }
 
-    fn prepared(&mut self, at: TaskRef, problem: Option<(Refusal, String)>, actions: &mut Vec<Action>) {
+    fn prepared(
+        &mut self,
+        at: TaskRef,
+        problem: Option<(Refusal, String)>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         self.preparing -= 1;
         let Some(entry) = self.attempts.get_mut(&at) else { return };
         let unwanted = entry.state == State::Preparing { unwanted: true };
@@ -496,6 +511,7 @@ impl Core {
             None if unwanted => self.forget(at, actions),
             None => {
                 entry.state = State::Ready;
+                entry.clock.begin(Phase::Waiting, now);
                 self.ready.push_back(at);
             }
             Some((reason, text)) => {
@@ -613,7 +629,7 @@ impl Core {
             }
             return;
         }
-        self.prepare_ahead(actions);
+        self.prepare_ahead(now, actions);
         self.want_slots(actions);
         self.tell_slots(now, actions);
         while self.running() < self.held {
@@ -622,8 +638,10 @@ impl Core {
             entry.state = State::Running { runner };
             self.promises.begin(runner, self.targets.get(&entry.order.target), now);
             self.unstarted -= 1;
-            actions.push(Action::Run { runner, order: entry.order.clone() });
-            actions.push(Action::Send(FromWorker::Started { at }));
+            let phases = std::mem::take(&mut entry.clock).end(now);
+            let phase = first_phase(self.targets.get(&entry.order.target));
+            actions.push(Action::Run { runner, order: entry.order.clone(), phases });
+            actions.push(Action::Send(FromWorker::Phase { at, phase, text: String::new() }));
         }
         self.start_bootstraps(now, actions);
     }
@@ -637,11 +655,12 @@ impl Core {
             self.promises.begin(runner, None, now);
             let at = order.at;
             actions.push(Action::Bootstrap { runner, order });
-            actions.push(Action::Send(FromWorker::Started { at }));
+            let (phase, text) = (Phase::Machine, String::new());
+            actions.push(Action::Send(FromWorker::Phase { at, phase, text }));
         }
     }
 
-    fn prepare_ahead(&mut self, actions: &mut Vec<Action>) {
+    fn prepare_ahead(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let enough = self.slots as usize + READY_AHEAD;
         while self.preparing + self.ready.len() < enough {
             let Some(at) = self.queue.pop_front() else { break };
@@ -655,6 +674,7 @@ impl Core {
                 self.warm.insert(entry.order.target, VecDeque::new());
             }
             entry.state = State::Preparing { unwanted: false };
+            entry.clock.begin(Phase::Preparing, now);
             self.preparing += 1;
             actions.push(Action::Prepare { order: entry.order.clone(), warm });
         }
@@ -707,6 +727,13 @@ fn is_warm(targets: &BTreeMap<u32, Target>, order: &TaskOrder) -> bool {
     !order.cold && targets.get(&order.target).is_some_and(|target| target.incremental)
 }
 
+/// What a task is at as soon as it has a runner.
+fn first_phase(target: Option<&Target>) -> Phase {
+    let stage = |target: &Target| target.stages.first().map(|stage| Phase::Stage(stage.name.clone()));
+    let on_host = target.filter(|target| !matches!(target.environment, Environment::Machine(_)));
+    on_host.and_then(stage).unwrap_or(Phase::Machine)
+}
+
 /// The result of an attempt of which nothing is left but how it ended.
 fn without_running(at: TaskRef, outcome: Outcome, message: String) -> Done {
     let nothing = LogEnd { bytes: 0, text: Some(String::new()) };
@@ -714,6 +741,7 @@ fn without_running(at: TaskRef, outcome: Outcome, message: String) -> Done {
         at,
         outcome,
         stages: Vec::new(),
+        phases: Phases::default(),
         rss_kib_max: 0,
         log: nothing.clone(),
         err: nothing,

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::message::{BootstrapOrder, Refusal, TaskOrder};
 use crewboss_protocol::target::{Command, Stage};
-use crewboss_protocol::{Environment, FromWorker, Outcome, Target, TaskRef, ToWorker, TreeId};
+use crewboss_protocol::{Environment, FromWorker, Outcome, Phase, Phases, Target, TaskRef, ToWorker, TreeId};
 use proptest::prelude::*;
 
 use super::state::{Action, Core, Event, GRACE, Offer, READY_AHEAD, STOP_WITHIN};
@@ -47,6 +47,8 @@ struct World {
     want: u32,
     share: Share,
     sent: Vec<FromWorker>,
+    /// Where the time of what runs went before.
+    phases: BTreeMap<TaskRef, Phases>,
     exit: bool,
 }
 
@@ -68,6 +70,7 @@ impl World {
             want: 0,
             share: Share { slots: SLOTS, pass_on: false },
             sent: Vec::new(),
+            phases: BTreeMap::new(),
             exit: false,
         };
         world.boss(ToWorker::Configure {
@@ -140,7 +143,8 @@ impl World {
                 self.preparing.push((order.at, order.target, warm));
                 assert!(self.preparing.len() <= SLOTS as usize + READY_AHEAD);
             }
-            Action::Run { runner, order } => {
+            Action::Run { runner, order, phases } => {
+                self.phases.insert(order.at, phases);
                 assert!(self.prepared.contains_key(&order.at), "{} runs without an environment", order.at);
                 assert!(self.running.insert(runner, order.at).is_none(), "runner {runner} runs two");
                 assert!(self.running.len() <= self.held as usize, "more tasks than slots");
@@ -271,6 +275,26 @@ fn a_task_waits_for_its_source_then_runs_and_its_directory_goes_when_collected()
     world.boss(ToWorker::Collected { at });
     world.boss(ToWorker::Collected { at });
     assert!(world.prepared.is_empty());
+}
+
+#[test]
+fn what_a_task_does_before_it_runs_is_measured_and_the_first_that_it_does_is_said() {
+    let mut world = World::new();
+    let passes = |world: &mut World, ms| world.now += Duration::from_millis(ms);
+    let at = world.order(1, 0);
+    passes(&mut world, 100);
+    world.boss(ToWorker::SourceReady { tree: TREE });
+    passes(&mut world, 20);
+    world.prepare_one(None);
+    passes(&mut world, 30);
+    world.take_slots();
+    let mut expected = Phases::default();
+    for (phase, ms) in [(Phase::Source, 100), (Phase::Waiting, 30), (Phase::Preparing, 20)] {
+        expected.add(phase, Duration::from_millis(ms));
+    }
+    assert_eq!(world.phases.get(&at), Some(&expected));
+    let phase = Phase::Stage("s".parse().unwrap());
+    assert_eq!(world.sent, [FromWorker::Phase { at, phase, text: String::new() }]);
 }
 
 #[test]

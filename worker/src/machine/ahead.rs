@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crewboss_protocol::Phases;
 use crewboss_protocol::message::BootstrapEnd;
 
 use super::directory::Standing;
@@ -15,7 +16,7 @@ use crate::runner::message::BootstrapJob;
 /// Makes a machine ready. A suspension is forgotten: who asks has looked.
 pub fn bootstrap(job: &BootstrapJob, link: &mut Link) -> BootstrapEnd {
     let at = job.order.at;
-    let mut watch = Watch::new(link, at);
+    let mut watch = Watch::new(link, at, Phases::default());
     let end = make(job, &mut watch).unwrap_or_else(|stop| {
         let why = shortened(stop.to_string());
         match stop {

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crewboss_protocol::machine::{MachineHolder, MachineRole};
-use crewboss_protocol::{Name, TaskRef, chain};
+use crewboss_protocol::{Name, Phase, TaskRef, chain};
 
 use super::bootstrap::{self, Bench, Means, Versions};
 use super::directory::{MachineDir, Machines, Standing, Toolchain, ToolchainError};
@@ -114,6 +114,7 @@ impl<'a> Supply<'a> {
                     let made = self.bootstrap(watch, &found, &tools, &why, &mut told, still)?;
                     if let Some(versions) = made {
                         watch.step(format!("bootstrapped {name}: {}", bootstrap::shown(&versions)));
+                        watch.begin(Phase::Machine);
                     }
                 }
             }
@@ -176,6 +177,7 @@ impl<'a> Supply<'a> {
             told.once(watch, || format!("waits for a place in {name}, to bootstrap it"));
             return wait(watch);
         };
+        watch.begin(Phase::Bootstrapping);
         watch.step(format!("bootstraps {name}, since {why}"));
         let means = Means {
             owners: self.owners.clone(),

@@ -1,12 +1,11 @@
 //! Why a task in a guest does not come to its end, and what that means: pure.
 
-use std::fmt;
 use std::time::Duration;
 
 use super::directory::DirectoryError;
 use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::message::Hold;
-use crewboss_protocol::{Name, Outcome};
+use crewboss_protocol::{Name, Outcome, Phase, StageExit};
 
 /// What put an end to a task.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +14,7 @@ pub enum Stop {
     #[error("it was stopped")]
     Cancelled,
     /// The time of its target was up.
-    #[error("stopped in {} after {} ms{}", .phase, .limit.as_millis(), condition(.load))]
+    #[error("stopped {} after {} ms{}", .phase.during(), .limit.as_millis(), condition(.load))]
     Timeout {
         /// How far the task had come.
         phase: Phase,
@@ -25,7 +24,7 @@ pub enum Stop {
         load: Option<GuestLoad>,
     },
     /// The guest ended, crashed or started anew by itself.
-    #[error("the guest of {machine} {how} in {}; its console ended with: {last_words}", .phase)]
+    #[error("the guest of {machine} {how} {}; its console ended with: {last_words}", .phase.during())]
     Ended {
         /// Which machine.
         machine: Name,
@@ -37,7 +36,10 @@ pub enum Stop {
         last_words: String,
     },
     /// The agent does not answer any more.
-    #[error("the guest of {machine} has not answered for {} s in {}{}", .silence.as_secs(), .phase, condition(.load))]
+    #[error(
+        "the guest of {machine} has not answered for {} s {}{}",
+        .silence.as_secs(), .phase.during(), condition(.load)
+    )]
     Silent {
         /// Which machine.
         machine: Name,
@@ -49,7 +51,7 @@ pub enum Stop {
         load: Option<GuestLoad>,
     },
     /// The agent is there and cannot go on.
-    #[error("the agent in the guest of {machine} cannot go on in {phase}: {why}")]
+    #[error("the agent in the guest of {machine} cannot go on {}: {why}", .phase.during())]
     Failed {
         /// Which machine.
         machine: Name,
@@ -60,8 +62,9 @@ pub enum Stop {
     },
     /// What comes out of it is too much for the host's disk.
     #[error(
-        "the guest of {machine} was stopped in {phase}: {why}; \
-         hint: have it write less, or say with `needs.disk` how much it takes"
+        "the guest of {machine} was stopped {}: {why}; \
+         hint: have it write less, or say with `needs.disk` how much it takes",
+        .phase.during()
     )]
     Full {
         /// Which machine.
@@ -113,37 +116,6 @@ pub enum Stop {
     Host(String),
 }
 
-/// How far a task in a guest has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Phase {
-    /// No stage has begun.
-    Preparation,
-    /// This stage is the last one that has begun.
-    Stage(Name),
-    /// Some stage runs, and only the guest knows which.
-    Stages,
-    /// What it made is brought out.
-    Collection,
-}
-
-impl Phase {
-    /// The stage, if it is known.
-    pub fn stage(&self) -> Option<&Name> {
-        if let Self::Stage(name) = self { Some(name) } else { None }
-    }
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Preparation => f.write_str("its preparation"),
-            Self::Stage(name) => write!(f, "stage {name}"),
-            Self::Stages => f.write_str("its stages"),
-            Self::Collection => f.write_str("the collection of what it made"),
-        }
-    }
-}
-
 /// A build that hangs often does so since it has no memory or no disk left.
 fn condition(load: &Option<GuestLoad>) -> String {
     let Some(GuestLoad { load_percent, memory_available, disk_free }) = load else { return String::new() };
@@ -182,6 +154,23 @@ impl Stop {
             | Stop::Auxiliary { .. }
             | Stop::Machine(_)
             | Stop::Host(_) => Outcome::Infrastructure,
+        }
+    }
+
+    /// How a stage ended that ran when this happened.
+    pub fn stage_exit(&self) -> StageExit {
+        match self {
+            Stop::Timeout { .. } => StageExit::Timeout,
+            Stop::Ended { .. } | Stop::Silent { .. } | Stop::Failed { .. } | Stop::Unreadable { .. } => {
+                StageExit::Lost
+            }
+            Stop::Cancelled
+            | Stop::Full { .. }
+            | Stop::Unable { .. }
+            | Stop::Misboot { .. }
+            | Stop::Auxiliary { .. }
+            | Stop::Machine(_)
+            | Stop::Host(_) => StageExit::Stopped,
         }
     }
 
@@ -225,8 +214,10 @@ mod tests {
             "the guest of debian switched itself off in stage build; its console ended with: Power down"
         );
         let limit = Duration::from_secs(2);
-        let stop = Stop::Timeout { phase: Phase::Preparation, limit, load: None };
-        assert_eq!(stop.to_string(), "stopped in its preparation after 2000 ms");
+        assert_eq!(stop.stage_exit(), StageExit::Lost);
+        let stop = Stop::Timeout { phase: Phase::Person, limit, load: None };
+        assert_eq!(stop.to_string(), "stopped while waiting for a person after 2000 ms");
+        assert_eq!(stop.stage_exit(), StageExit::Timeout);
         let load = GuestLoad { load_percent: 405, memory_available: 3 << 20, disk_free: 1 << 30 };
         let stop = Stop::Timeout { phase: Phase::Stages, limit, load: Some(load) };
         assert_eq!(
@@ -236,12 +227,11 @@ mod tests {
         );
         let (machine, why) =
             ("debian".parse().unwrap(), "its log has 300 MiB, and the host has room for 256".to_owned());
-        let full = Stop::Full { machine, phase: Phase::Collection, why };
+        let full = Stop::Full { machine, phase: Phase::Collecting, why };
         assert_eq!((full.outcome(), full.blames_machine()), (Outcome::Failure, false));
         assert_eq!(
             full.to_string(),
-            "the guest of debian was stopped in the collection of what it made: its log has 300 MiB, and the host has \
-             room for 256; hint: have it write less, or say with `needs.disk` how much it takes"
+            "the guest of debian was stopped while collecting: its log has 300 MiB, and the host has room for 256; hint: have it write less, or say with `needs.disk` how much it takes"
         );
         let (host, machine) = (Stop::Host("no QEMU".to_owned()), Stop::Machine("suspended".to_owned()));
         assert_eq!((host.outcome(), host.blames_machine()), (Outcome::Infrastructure, false));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crewboss_protocol::guest::{FromGuest, Identity, ToGuest};
 use crewboss_protocol::machine::AGENT_VERSION;
-use crewboss_protocol::{Name, chain};
+use crewboss_protocol::{Name, Phase, chain};
 
 use super::boot::{Patience, boot};
 use super::bootstrap::Means;
@@ -251,8 +251,11 @@ impl Site<'_> {
         let name = &self.directory.name;
         let lock = self.locks.try_bootstrap(name, self.toolchain).map_err(|error| Stop::host(&error))?;
         let Some(_lock) = lock else { return Ok(false) };
+        watch.begin(Phase::Bootstrapping);
         watch.step(format!("saves a guest of {name} to start from, since {why}"));
-        match self.try_make(watch, guests) {
+        let made = self.try_make(watch, guests);
+        watch.begin(Phase::Booting);
+        match made {
             Ok(()) => Ok(true),
             Err(stop @ (Stop::Cancelled | Stop::Auxiliary { .. })) => Err(stop),
             Err(stop) => {

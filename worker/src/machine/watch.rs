@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::{FromWorker, TaskRef};
+use crewboss_protocol::{FromWorker, Phase, PhaseClock, Phases, TaskRef};
 use rustix::event::{PollFd, PollFlags};
 
 use super::guest::{Guest, GuestEvent};
@@ -35,22 +35,40 @@ pub struct Watch<'a> {
     pub console: Option<Vec<u8>>,
     /// The network between the guests, if they have one.
     pub hub: Hub,
+    /// What the attempt is at, and has been at.
+    pub clock: PhaseClock,
     at: TaskRef,
     seen: VecDeque<Seen>,
     cancelled: bool,
 }
 
 impl<'a> Watch<'a> {
-    /// For an attempt.
-    pub fn new(link: &'a mut Link, at: TaskRef) -> Self {
-        Self { link, console: None, hub: Hub::default(), at, seen: VecDeque::new(), cancelled: false }
+    /// For an attempt that has just got its slot, and came so far before.
+    pub fn new(link: &'a mut Link, at: TaskRef, before: Phases) -> Self {
+        let mut clock = PhaseClock::after(before);
+        // The worker proper has said so.
+        clock.begin(Phase::Machine, Instant::now());
+        Self { link, console: None, hub: Hub::default(), clock, at, seen: VecDeque::new(), cancelled: false }
     }
 
-    /// Tells a person what goes on.
+    /// What the attempt is at.
+    pub fn phase(&self) -> Phase {
+        self.clock.current().cloned().unwrap_or(Phase::Machine)
+    }
+
+    /// The attempt comes to its next phase.
+    pub fn begin(&mut self, phase: Phase) {
+        if self.clock.current() != Some(&phase) {
+            self.clock.begin(phase, Instant::now());
+            self.step("");
+        }
+    }
+
+    /// Tells a person what goes on in this phase.
     pub fn step(&mut self, text: impl Into<String>) {
         self.link.promise(Instant::now());
         let text = crate::runner::job::shortened(text.into());
-        self.link.forward(&FromWorker::Step { at: self.at, text });
+        self.link.forward(&FromWorker::Phase { at: self.at, phase: self.phase(), text });
     }
 
     /// Waits until something happens that its caller has to know, for no longer than `until`. Consoles are kept, and shown
@@ -163,9 +181,9 @@ mod tests {
         let at: TaskRef = "1.1".parse().unwrap();
         let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
         let begin = Instant::now();
-        assert!(!Watch::new(&mut link, at).pause(Duration::from_secs(20)));
+        assert!(!Watch::new(&mut link, at, Phases::default()).pause(Duration::from_secs(20)));
         assert!(begin.elapsed() < Duration::from_secs(10), "it was heard by and by only");
         let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
-        assert!(Watch::new(&mut link, at).is_cancelled());
+        assert!(Watch::new(&mut link, at, Phases::default()).is_cancelled());
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 use crewboss_protocol::message::Done;
 use crewboss_protocol::target::{Command as StageCommand, Stage};
-use crewboss_protocol::{FromWorker, Outcome, StageExit, StageResult};
+use crewboss_protocol::{FromWorker, Outcome, Phase, PhaseClock, StageExit, StageResult};
 
 use super::artifacts::{Found, find};
 use super::link::Link;
@@ -43,6 +43,7 @@ struct Attempt<'a> {
     spec: &'a Spec,
     output: Output,
     stages: Vec<StageResult>,
+    clock: PhaseClock,
     rss_kib: u64,
     message: String,
     /// By the clock that files get their times from.
@@ -54,15 +55,13 @@ pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done
     let output = Output::new(job.at, &job.dir);
     let begun = clock_gettime(ClockId::RealtimeCoarse);
     let (stages, message) = (Vec::new(), String::new());
-    let mut attempt = Attempt { job, spec, output, stages, rss_kib: 0, message, begun };
+    let clock = PhaseClock::after(job.phases.clone());
+    let mut attempt = Attempt { job, spec, output, stages, clock, rss_kib: 0, message, begun };
     let mut outcome = attempt.run_stages(link, kept);
     link.flush_live(job.at, Instant::now(), true);
     let (mut artifacts, mut sizes) = (Found::default(), String::new());
     if matches!(outcome, Outcome::Success | Outcome::Failure) {
-        if !spec.target.artifacts.is_empty() || uploads::are_in(&job.out) {
-            // That can take far longer than building it.
-            link.promise(Instant::now());
-        }
+        attempt.begin_collecting(link);
         artifacts = attempt.collect(&mut outcome);
         if outcome == Outcome::Success && !spec.target.sizes.is_empty() {
             link.promise(Instant::now() + SIZE_WITHIN);
@@ -85,8 +84,11 @@ impl Attempt<'_> {
         }
         let deadline = Instant::now() + Duration::from_millis(self.spec.target.timeout_ms);
         for (index, stage) in self.spec.target.stages.iter().enumerate() {
+            let phase = Phase::Stage(stage.name.clone());
+            self.clock.begin(phase.clone(), Instant::now());
+            // The first one has been announced when it got its slot.
             if index > 0 {
-                link.forward(&FromWorker::Stage { at: self.job.at, stage: stage.name.clone() });
+                link.forward(&FromWorker::Phase { at: self.job.at, phase, text: String::new() });
             }
             if let Some(outcome) = self.run_stage(stage, deadline, link, kept) {
                 return outcome;
@@ -137,7 +139,11 @@ impl Attempt<'_> {
         self.rss_kib = self.rss_kib.max(ended.rss_kib);
         self.stages.push(StageResult {
             name: stage.name.clone(),
-            exit: ended.exit,
+            exit: match ended.stopped {
+                None => ended.exit,
+                Some(Stopped::Timeout) => StageExit::Timeout,
+                Some(Stopped::Cancelled | Stopped::Output(_)) => StageExit::Stopped,
+            },
             wall_ms: millis(ended.wall),
             cpu_ms: millis(ended.cpu),
         });
@@ -168,6 +174,17 @@ impl Attempt<'_> {
         command.env("HOME", &job.home).env("TMPDIR", &job.tmp);
         command.env("CREWBOSS_SRC", &job.src).env("CREWBOSS_OUT", &job.out);
         command.env("CREWBOSS_COMMIT", job.commit.to_string()).env("CREWBOSS_TASK", job.at.to_string());
+    }
+
+    /// That there is nothing to collect is the ordinary case, and not worth a word.
+    fn begin_collecting(&mut self, link: &mut Link) {
+        self.clock.begin(Phase::Collecting, Instant::now());
+        if !self.spec.target.artifacts.is_empty() || uploads::are_in(&self.job.out) {
+            // That can take far longer than building it.
+            link.promise(Instant::now());
+            let (at, phase) = (self.job.at, Phase::Collecting);
+            link.forward(&FromWorker::Phase { at, phase, text: String::new() });
+        }
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Found {
@@ -249,6 +266,7 @@ impl Attempt<'_> {
             at: self.job.at,
             outcome,
             stages: self.stages,
+            phases: self.clock.end(Instant::now()),
             rss_kib_max: self.rss_kib,
             log,
             err,

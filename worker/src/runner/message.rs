@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use crewboss_protocol::machine::{Accelerator, MachineUse};
 use crewboss_protocol::message::{BootstrapOrder, Hold, Pause};
-use crewboss_protocol::{HostName, Name, Outcome, RunId, SessionId, Target, TaskRef, Toolchain, TreeId};
+use crewboss_protocol::{
+    HostName, Name, Outcome, Phases, RunId, SessionId, Target, TaskRef, Toolchain, TreeId,
+};
 use serde::{Deserialize, Serialize};
 
 /// To a runner.
@@ -51,6 +53,9 @@ pub struct Spec {
 pub struct Job {
     /// Which.
     pub at: TaskRef,
+    /// Where its time went before it got a runner.
+    #[serde(default)]
+    pub phases: Phases,
     /// The number of its target.
     pub target: u32,
     /// The commit, for `$CREWBOSS_COMMIT`.

@@ -10,10 +10,11 @@ mod results;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{FromWorker, HostName, RunId, TaskId, TaskRef, ToWorker};
+use crewboss_protocol::{FromWorker, HostName, Phase, RunId, TaskId, TaskRef, ToWorker};
 
 use super::collect::{Collected, skipped};
 use super::done::Division;
@@ -37,6 +38,8 @@ struct Storing {
     announce: TaskDone,
     /// Who may forget it once it is in place.
     source: Option<(HostIndex, TaskRef)>,
+    /// When it was handed over.
+    since: Instant,
 }
 
 /// The state of a run.
@@ -61,6 +64,8 @@ pub struct Dispatcher {
     uploader: Uploader,
     storing: BTreeMap<TaskId, Storing>,
     stories: BTreeMap<TaskId, Vec<AttemptStory>>,
+    /// When tasks were queued again; all others wait since the start.
+    requeued: BTreeMap<TaskId, Millis>,
     candidates: BTreeMap<TaskId, Vec<Recorded>>,
     /// Targets that were named as impossible.
     impossible: BTreeSet<usize>,
@@ -98,6 +103,7 @@ impl Dispatcher {
             uploader,
             storing: BTreeMap::new(),
             stories: BTreeMap::new(),
+            requeued: BTreeMap::new(),
             candidates: BTreeMap::new(),
             impossible: BTreeSet::new(),
             remaining: plan.tasks(),
@@ -248,9 +254,11 @@ impl Dispatcher {
         match reply {
             StoreReply::Stored(results) => {
                 for stored in results {
-                    let Some(Storing { announce, source }) = self.storing.remove(&stored.task) else {
+                    let Some(Storing { mut announce, source, since }) = self.storing.remove(&stored.task)
+                    else {
                         continue;
                     };
+                    announce.phases.add(Phase::Storing, since.elapsed());
                     if let Some((host, at)) = source {
                         self.send(host, ToWorker::Collected { at });
                     }
@@ -297,21 +305,15 @@ impl Dispatcher {
 
     fn message(&mut self, host: HostIndex, message: FromWorker) {
         match message {
-            FromWorker::Started { at } => self.started(host, at),
             // What is told of attempts that are not there is not passed on.
-            FromWorker::Stage { at, .. }
-            | FromWorker::Step { at, .. }
+            FromWorker::Phase { at, .. }
             | FromWorker::Waiting { at, .. }
             | FromWorker::GuestLoad { at, .. }
             | FromWorker::Log { at, .. }
                 if !self.scheduler.holds(host, at) => {}
-            FromWorker::Stage { at, stage } => {
-                let host = self.name(host);
-                self.events.emit(EventKind::TaskStage { host, at, stage });
-            }
-            FromWorker::Step { at, text } => {
-                let host = self.name(host);
-                self.events.emit(EventKind::TaskStep { host, at, text });
+            FromWorker::Phase { at, phase, text } => {
+                self.started(host, at);
+                self.tell_phase(host, at, phase, text);
             }
             FromWorker::Waiting { at, guest, stage, until } => {
                 let (host, task) = (self.name(host), at.task);
@@ -350,15 +352,19 @@ impl Dispatcher {
     }
 
     fn started(&mut self, host: HostIndex, at: TaskRef) {
-        let is_new = self.scheduler.awaits_start(host, at);
-        self.input(Input::Started { host, at });
-        if !is_new {
+        if !self.scheduler.awaits_start(host, at) {
             return;
         }
+        self.input(Input::Started { host, at });
         let name = self.name(host);
         let target = self.plan.target(at.task).target.name.clone();
         let commit = self.plan.commit(at.task).short.clone();
         self.events.emit(EventKind::TaskStarted { host: name, at, target, commit });
+    }
+
+    fn tell_phase(&mut self, host: HostIndex, at: TaskRef, phase: Phase, text: String) {
+        let host = self.name(host);
+        self.events.emit(EventKind::TaskPhase { host, at, phase, text });
     }
 
     fn input(&mut self, input: Input) {
@@ -381,6 +387,7 @@ impl Dispatcher {
             Action::Cancel { host, at } => self.send(host, ToWorker::Cancel { at }),
             Action::Accept { host, at } => self.accept(host, at),
             Action::Retry { host, at, reason } => {
+                self.requeued.insert(at.task, self.events.now());
                 let host = self.name(host);
                 let story = AttemptStory { attempt: at.attempt, host: host.clone(), reason: reason.clone() };
                 self.stories.entry(at.task).or_default().push(story);

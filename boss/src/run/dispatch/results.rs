@@ -1,13 +1,14 @@
 //! Results: from a worker's word that an attempt has ended to the announcement of what is stored.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{HostName, Outcome, TaskId, TaskRef, ToWorker};
+use crewboss_protocol::{HostName, Outcome, Phase, PhaseClock, TaskId, TaskRef, ToWorker};
 
 use super::super::collect::{Collected, given_up};
 use super::super::hosts::Order;
-use super::super::upload::{UploadJob, Uploader, UploadsEnd};
+use super::super::upload::{UploadJob, Uploader, UploadsEnd, stage_name};
 use super::{Dispatcher, Storing};
 use crate::event::{EventKind, Stopped};
 use crate::scheduler::{Ended, GiveUp, HostIndex, Input, Unfit};
@@ -51,20 +52,33 @@ impl Dispatcher {
     /// Brings what is still on the host, then has it stored.
     fn take(&mut self, host: HostIndex, done: Box<Done>) {
         let at = done.at;
-        let collected = self.collected(Some(self.name(host)), done);
+        let mut collected = self.collected(Some(self.name(host)), done);
         let fetch = collected.fetch();
         if fetch.is_empty() && !self.following.contains_key(&at) {
             self.submit(Some((host, at)), collected);
         } else {
+            self.begin_here(host, &mut collected, Phase::Collecting);
             self.hosts[host.0 as usize].order(Order::Fetch(fetch));
             self.fetching.insert(at, (host, collected));
         }
     }
 
-    fn collected(&self, host: Option<HostName>, done: Box<Done>) -> Collected {
+    fn collected(&mut self, host: Option<HostName>, mut done: Box<Done>) -> Collected {
         let (earlier, part) =
             (self.stories.get(&done.at.task).cloned().unwrap_or_default(), self.out.part(done.at));
-        Collected { done, host, earlier, part, fetched: false, log_more: String::new() }
+        let mut phases = std::mem::take(&mut done.phases);
+        // What the host does not know of, it has waited for.
+        let since = self.requeued.remove(&done.at.task).unwrap_or_default();
+        let whole = self.events.now().0.saturating_sub(since.0);
+        phases.add_waiting(Duration::from_millis(whole.saturating_sub(phases.total_ms())));
+        let clock = PhaseClock::after(phases);
+        Collected { done, host, earlier, part, fetched: false, log_more: String::new(), clock }
+    }
+
+    /// What is done with a result here begins.
+    fn begin_here(&mut self, host: HostIndex, collected: &mut Collected, phase: Phase) {
+        collected.clock.begin(phase.clone(), Instant::now());
+        self.tell_phase(host, collected.done.at, phase, String::new());
     }
 
     pub(super) fn fetched(&mut self, at: TaskRef) {
@@ -80,8 +94,11 @@ impl Dispatcher {
     }
 
     /// A failed upload is a failed task, so the result is not stored before its uploads are where they belong.
-    fn upload(&mut self, host: HostIndex, collected: Collected) {
+    fn upload(&mut self, host: HostIndex, mut collected: Collected) {
         let at = collected.done.at;
+        if let Some(stage) = stage_name() {
+            self.begin_here(host, &mut collected, Phase::Stage(stage));
+        }
         let target = self.plan.target(at.task).target.name.clone();
         let (commit, part) = (self.plan.commit(at.task).id, collected.part.clone());
         self.uploading.insert(at, (host, collected));
@@ -117,13 +134,17 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn submit(&mut self, source: Option<(HostIndex, TaskRef)>, collected: Collected) {
-        let task = collected.done.at.task;
+    pub(super) fn submit(&mut self, source: Option<(HostIndex, TaskRef)>, mut collected: Collected) {
+        let (task, since) = (collected.done.at.task, Instant::now());
+        collected.end_phases(since);
+        if let Some((host, at)) = source {
+            self.tell_phase(host, at, Phase::Storing, String::new());
+        }
         let announce = collected.event(&self.plan);
-        let submission = collected.submission(&self.plan, &self.run, &announce.path);
+        let submission = collected.submission(&self.plan, &self.run, &announce.path, since);
         self.stories.remove(&task);
         if self.store.submit(submission) {
-            self.storing.insert(task, Storing { announce, source });
+            self.storing.insert(task, Storing { announce, source, since });
         }
     }
 

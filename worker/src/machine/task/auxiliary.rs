@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::guest::{Ending, FromGuest, Served, ToGuest};
 use crewboss_protocol::machine::variable_prefix;
-use crewboss_protocol::{Name, chain};
+use crewboss_protocol::{Name, Phase, chain};
 
 use super::Task;
 use super::boot::{start, wire};
@@ -24,6 +24,9 @@ const ADDRESS: &str = "ADDRESS";
 impl Task<'_> {
     /// Starts all of them, one after the other, and keeps what they say of themselves for the task.
     pub(super) fn start_auxiliaries(&mut self, claims: &mut Claims) -> Result<(), Stop> {
+        if !claims.auxiliary.is_empty() {
+            self.watch.begin(Phase::Booting);
+        }
         for place in 0..claims.auxiliary.len() {
             self.boot_auxiliary(claims, place)?;
             let (name, claim) = &claims.auxiliary[place];

@@ -1,8 +1,8 @@
 //! The build machine's guest, up and asking for its task.
 
-use crewboss_protocol::Name;
 use crewboss_protocol::guest::{TaskDocument, network_address};
 use crewboss_protocol::machine::{AuxiliaryResult, MachineResult};
+use crewboss_protocol::{Name, Phase};
 
 use super::Task;
 use super::claim::{Claim, Claims};
@@ -23,6 +23,7 @@ const OF_THE_HOST: [&str; 6] = ["PATH", "LANG", "LOGNAME", "USER", "SHELL", crat
 impl Task<'_> {
     /// Starts the build machine's guest; it is the last of the guests then.
     pub(super) fn boot_build_machine(&mut self, claims: &mut Claims) -> Result<(), Stop> {
+        self.watch.begin(Phase::Booting);
         let document = self.document().to_text();
         if let Some(Warm { took, copy }) = self.start_warm(claims, &document)? {
             self.note_machine(claims, copy, Boot { took, boots: 0 });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::guest::{FromGuest, GuestStream, ResultDocument, ToGuest};
 use crewboss_protocol::target::Stage;
-use crewboss_protocol::{FromWorker, Outcome, StageResult, chain};
+use crewboss_protocol::{Outcome, Phase, StageResult, chain};
 
 use super::Task;
 use crate::machine::exchange::{self, ArchiveError, ArchiveLimits};
@@ -15,7 +15,7 @@ use crate::machine::files::result_disk;
 use crate::machine::guest::GuestEvent;
 use crate::machine::record::Step;
 use crate::machine::room;
-use crate::machine::verdict::{Phase, Stop};
+use crate::machine::verdict::Stop;
 use crate::runner::artifacts::is_of_host;
 use crate::runner::stage::Stream;
 use crate::runner::uploads;
@@ -39,6 +39,7 @@ impl Task<'_> {
     /// Runs all stages, then brings out what they made.
     pub(super) fn run_by_agent(&mut self) -> Result<Outcome, Stop> {
         let build = self.build();
+        self.watch.begin(Phase::Preparing);
         self.guests[build].advance(Step::Preparing)?;
         if self.guests[build].tell_address()? {
             self.answer(Instant::now() + PREPARE_WITHIN, |said| {
@@ -61,7 +62,7 @@ impl Task<'_> {
                 // What a person takes is not the task's time.
                 deadline += self.wait_for_person(&stage.name)?;
             }
-            self.begin_stage(index, stage);
+            self.watch.begin(Phase::Stage(stage.name.clone()));
             if !self.run_stage(stage, deadline)? {
                 outcome = Outcome::Failure;
                 break;
@@ -70,16 +71,9 @@ impl Task<'_> {
         if outcome == Outcome::Failure && self.pauses_on_failure() {
             self.wait_for_failure()?;
         }
-        self.phase = Phase::Collection;
+        self.watch.begin(Phase::Collecting);
         self.collect_from_agent(&mut outcome)?;
         Ok(outcome)
-    }
-
-    pub(super) fn begin_stage(&mut self, index: usize, stage: &Stage) {
-        self.phase = Phase::Stage(stage.name.clone());
-        if index > 0 {
-            self.watch.link.forward(&FromWorker::Stage { at: self.job.at, stage: stage.name.clone() });
-        }
     }
 
     /// Runs one stage; says whether the next one may start.
@@ -99,7 +93,7 @@ impl Task<'_> {
         loop {
             let Some(event) = self.next(deadline)? else {
                 let load = self.guests[self.build()].load;
-                return Err(Stop::Timeout { phase: self.phase.clone(), limit, load });
+                return Err(Stop::Timeout { phase: self.watch.phase(), limit, load });
             };
             match event {
                 GuestEvent::Output(stream, bytes) => self.take(stream, &bytes)?,
@@ -109,7 +103,7 @@ impl Task<'_> {
                 }
                 GuestEvent::Said(FromGuest::Failed { text, .. }) => {
                     let machine = self.machine.machines.name.clone();
-                    return Err(Stop::Failed { machine, phase: self.phase.clone(), why: text });
+                    return Err(Stop::Failed { machine, phase: self.watch.phase(), why: text });
                 }
                 GuestEvent::Said(other) => return Err(self.unexpected(&other)),
                 _ => {}
@@ -139,7 +133,7 @@ impl Task<'_> {
                 None => {
                     let silence = begun.elapsed();
                     let load = self.guests[self.build()].load;
-                    return Err(Stop::Silent { machine, phase: self.phase.clone(), silence, load });
+                    return Err(Stop::Silent { machine, phase: self.watch.phase(), silence, load });
                 }
                 Some(GuestEvent::Output(stream, bytes)) => self.take(stream, &bytes)?,
                 Some(GuestEvent::Said(said)) => match (is_it(&said), said) {

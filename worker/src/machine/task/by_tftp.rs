@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::guest::ResultDocument;
-use crewboss_protocol::{Outcome, chain};
+use crewboss_protocol::{Outcome, Phase, chain};
 
 use super::Task;
 use super::by_agent::cannot_store;
@@ -14,7 +14,7 @@ use crate::machine::files::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::guest::GuestEvent;
 use crate::machine::record::Step;
 use crate::machine::room;
-use crate::machine::verdict::{Phase, Stop};
+use crate::machine::verdict::Stop;
 use crate::runner::stage::Stream;
 
 /// A result is a few lines; a guest that puts more of them lies.
@@ -30,19 +30,23 @@ impl Task<'_> {
         let deadline = Instant::now() + limit;
         let build = self.build();
         self.guests[build].advance(Step::Running)?;
-        self.phase = Phase::Stages;
+        self.watch.begin(Phase::Stages);
         loop {
             match self.next(deadline)? {
-                None => return Err(Stop::Timeout { phase: self.phase.clone(), limit, load: None }),
+                None => return Err(Stop::Timeout { phase: self.watch.phase(), limit, load: None }),
                 Some(GuestEvent::Put(name)) if name == RESULT => break,
                 Some(_) => {}
             }
         }
         self.guests[build].advance(Step::Collecting)?;
-        self.phase = Phase::Collection;
+        self.watch.begin(Phase::Collecting);
         self.take_logs()?;
         let result = self.result_document()?;
         let mut outcome = self.judge(&result)?;
+        for stage in &result.stages {
+            let phase = Phase::Stage(stage.name.clone());
+            self.watch.clock.ended().concede(&Phase::Stages, phase, stage.wall_ms);
+        }
         self.rss_kib = result.rss_kib_max;
         (self.sizes, self.message) = (result.sizes, result.message);
         self.stages = result.stages;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{Name, Outcome, chain};
+use crewboss_protocol::{Name, Outcome, Phase, chain};
 
 use super::Task;
 use crate::machine::hold;
@@ -24,6 +24,7 @@ impl Task<'_> {
         if outcome == Outcome::Success && self.output.has_warnings() {
             outcome = Outcome::Warning;
         }
+        self.watch.begin(Phase::Collecting);
         if keeps_console(outcome) {
             self.keep_consoles();
         }
@@ -47,6 +48,7 @@ impl Task<'_> {
             at: self.job.at,
             outcome,
             stages: self.stages,
+            phases: self.watch.clock.end(Instant::now()),
             rss_kib_max: self.rss_kib,
             log,
             err,
@@ -88,6 +90,7 @@ impl Task<'_> {
             return;
         }
         let Some(mut guest) = self.guests.pop() else { return };
+        self.watch.begin(Phase::Holding);
         self.watch.step(format!("holds the guest {}", guest.record.id));
         let held = self.held_guest(outcome, &guest.record.id);
         let watch = &mut self.watch;
@@ -113,14 +116,13 @@ impl Task<'_> {
         let now = SystemTime::now();
         let seconds =
             |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let last = || self.stages.last().map(|stage| stage.name.clone());
         HeldGuest {
             id: id.clone(),
             machine: self.machine.machines.name.clone(),
             target: self.spec.target.name.clone(),
             commit: self.job.commit,
             at: self.job.at,
-            stage: self.phase.stage().cloned().or_else(last),
+            stage: self.stages.last().map(|stage| stage.name.clone()),
             outcome,
             boss: self.machine.boss.clone(),
             run: self.machine.run.clone(),

@@ -25,9 +25,10 @@ use super::guest::{Guest, GuestEvent};
 use super::lock::Place;
 use super::manifest::Exchange;
 use super::room::{RESERVE, Room};
-use super::verdict::{Phase, Stop};
+use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 use crate::runner::artifacts::Found;
+use crate::runner::job::millis;
 use crate::runner::link::Link;
 use crate::runner::message::{Job, MachineJob, Spec};
 use crate::runner::output::Output;
@@ -39,11 +40,10 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         job,
         machine,
         spec,
-        watch: Watch::new(link, job.at),
+        watch: Watch::new(link, job.at, job.phases.clone()),
         guests: Vec::new(),
         places: Vec::new(),
         output: Output::new(job.at, &job.dir),
-        phase: Phase::Preparation,
         stages: Vec::new(),
         processors: machine.processors,
         rss_kib: 0,
@@ -57,6 +57,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         room: None,
     };
     let outcome = task.run().unwrap_or_else(|stop| {
+        task.cut_off_stage(&stop);
         task.message = stop.to_string();
         task.machine_failed = stop.blames_machine();
         stop.outcome()
@@ -74,7 +75,6 @@ struct Task<'a> {
     /// The locks of their machines, held until all of them are gone.
     places: Vec<Place>,
     output: Output,
-    phase: Phase,
     stages: Vec<StageResult>,
     /// Those of the build machine's guest.
     processors: u32,
@@ -131,7 +131,7 @@ impl Task<'_> {
                 Seen::Guest(_, GuestEvent::Silent(silence)) => {
                     let machine = self.machine.machines.name.clone();
                     let load = self.guests[build].load;
-                    return Err(Stop::Silent { machine, phase: self.phase.clone(), silence, load });
+                    return Err(Stop::Silent { machine, phase: self.watch.phase(), silence, load });
                 }
                 Seen::Guest(_, GuestEvent::Nonsense(why)) => return Err(self.unreadable(why)),
                 Seen::Guest(_, GuestEvent::Refused(what)) => {
@@ -153,16 +153,25 @@ impl Task<'_> {
     }
 
     fn too_much(&self, why: String) -> Stop {
-        Stop::Full { machine: self.machine.machines.name.clone(), phase: self.phase.clone(), why }
+        Stop::Full { machine: self.machine.machines.name.clone(), phase: self.watch.phase(), why }
     }
 
     fn ended(&self, how: String) -> Stop {
         Stop::Ended {
             machine: self.machine.machines.name.clone(),
-            phase: self.phase.clone(),
+            phase: self.watch.phase(),
             how,
             last_words: self.guests[self.build()].console.last_words(3),
         }
+    }
+
+    /// A stage that has begun is part of the result, also when nobody can say any more how it ended by itself.
+    fn cut_off_stage(&mut self, stop: &Stop) {
+        let phase = self.watch.phase();
+        let running = phase.stage().filter(|name| self.stages.iter().all(|ended| ended.name != **name));
+        let Some(name) = running.cloned() else { return };
+        let wall_ms = millis(self.watch.clock.elapsed(Instant::now()));
+        self.stages.push(StageResult { name, exit: stop.stage_exit(), wall_ms, cpu_ms: 0 });
     }
 
     fn unreadable(&self, why: String) -> Stop {

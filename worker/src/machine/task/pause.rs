@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::target::Stage;
-use crewboss_protocol::{FromWorker, Name};
+use crewboss_protocol::{FromWorker, Name, Phase};
 
 use super::Task;
 use crate::machine::guest::GuestEvent;
@@ -46,7 +46,7 @@ impl Task<'_> {
 
     /// Waits for the person after the stage that failed.
     pub(super) fn wait_for_failure(&mut self) -> Result<(), Stop> {
-        let Some(stage) = self.phase.stage().cloned() else { return Ok(()) };
+        let Some(stage) = self.watch.phase().stage().cloned() else { return Ok(()) };
         self.wait_for_person(&stage).map(drop)
     }
 
@@ -85,6 +85,7 @@ impl Task<'_> {
         let machines = guest.machines().clone();
         guest.record.wait(&machines, waiting).map_err(|error| Stop::host(&error))?;
         crate::machine::halt::at(Step::Waiting);
+        self.watch.begin(Phase::Person);
         let (at, guest) = (self.job.at, guest.record.id.clone());
         let (stage, until) = (Some(stage.clone()), until.as_secs());
         self.watch.link.forward(&FromWorker::Waiting { at, guest, stage, until });
