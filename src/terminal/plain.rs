@@ -17,6 +17,9 @@ const QUIET_MS_MAX: u64 = 60_000;
 /// make sure that an event comes along soon.
 const FLUSH_MS: u64 = 100;
 
+/// Phases that are shorter than this are not worth a word.
+const SHORT_MS: u64 = 100;
+
 /// Kinds of phases of running tasks that are told in one line.
 const PHASES_MAX: usize = 4;
 
@@ -221,6 +224,9 @@ impl Lines {
         if !done.message.is_empty() {
             into.push_str(&tail(&done.message, "    "));
         }
+        if !good || self.verbosity >= Verbosity::Verbose {
+            times(done, into);
+        }
         if let Some(matched) = &done.matched {
             line!(into, "    unchanged: {}", one_line(&matched.to_string()));
         }
@@ -234,6 +240,15 @@ impl Lines {
             let time = duration(held.until.saturating_sub(held.since).saturating_mul(1000));
             line!(into, "    its guest is kept for {time}: {}", enter(host, &held.id));
         }
+    }
+}
+
+/// Where the time of a task went, unless all of it went to one thing.
+fn times(done: &TaskDone, into: &mut String) {
+    let long = done.phases.iter().filter(|one| one.wall_ms >= SHORT_MS);
+    let long: Vec<String> = long.map(|one| format!("{} {}", one.phase, duration(one.wall_ms))).collect();
+    if long.len() > 1 {
+        line!(into, "    {}", long.join(", "));
     }
 }
 
@@ -305,6 +320,7 @@ host lab2: out of this run
 [4/6] warning  aarch64@1a2b3c4d on lab1 2.4s
 arm64@abc1234 did not come to its end on lab1, tried again: the disk is full
 [5/6] failure  arm@1a2b3c4d on lab1 3.6s
+    booting 2.1s, stage test 1.5s
     | cc -c main.c
     | main.c:3: error: no such thing
     see 1_of_1_g1a2b3c4d_subject/arm
@@ -323,6 +339,7 @@ host lab2: out of this run
     cannot connect to lab2: connection refused
     hint: is sshd running there?
 [5/6] failure  arm@1a2b3c4d on lab1 3.6s
+    booting 2.1s, stage test 1.5s
     | cc -c main.c
     | main.c:3: error: no such thing
     see 1_of_1_g1a2b3c4d_subject/arm

@@ -1,6 +1,7 @@
 //! A small run with everything in it, for the tests of everything that shows one.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crewboss_boss::event::{
     EVENT_SCHEMA, Event, EventKind, HeldSummary, HostSummary, Matched, Summary, TaskDone,
@@ -59,6 +60,9 @@ fn done(task: u32, target: &str, outcome: Outcome, tail: &str) -> EventKind {
 fn held(done: EventKind) -> EventKind {
     let EventKind::TaskDone(mut task) = done else { unreachable!() };
     task.held = Some(Box::new(held_guest()));
+    for (phase, ms) in [(Phase::Waiting, 7), (Phase::Booting, 2100), (Phase::Stage(name("test")), 1500)] {
+        task.phases.add(phase, Duration::from_millis(ms));
+    }
     EventKind::TaskDone(task)
 }
 

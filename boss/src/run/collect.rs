@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crewboss_protocol::message::{Done, LogEnd};
-use crewboss_protocol::{HostName, Outcome, PhaseClock, Phases, RunId, StageExit, TaskId, TaskRef};
+use crewboss_protocol::{
+    HostName, Name, Outcome, PhaseClock, Phases, RunId, StageExit, StageResult, TaskId, TaskRef,
+};
 
 use crate::event::{Matched, TaskDone};
 use crate::run::events::unix_ms;
@@ -181,6 +183,26 @@ impl Collected {
     }
 }
 
+/// Adds what has been seen from here of an attempt that nobody is left to tell of: its runner or its host was lost.
+pub fn witness(done: &mut Done, seen: PhaseClock) {
+    if !done.phases.is_empty() || done.outcome.is_good() {
+        return;
+    }
+    done.phases = seen.end(Instant::now());
+    let stages = done.phases.iter().filter_map(|one| Some((one.phase.stage()?, one.wall_ms)));
+    // A stage begins when the one before it has ended well.
+    let ended = |(name, wall_ms): (&Name, u64)| StageResult {
+        name: name.clone(),
+        exit: StageExit::Code(0),
+        wall_ms,
+        cpu_ms: 0,
+    };
+    done.stages = stages.map(ended).collect();
+    if let Some(last) = done.stages.last_mut() {
+        last.exit = if done.outcome == Outcome::Timeout { StageExit::Timeout } else { StageExit::Lost };
+    }
+}
+
 /// The result of a task that no attempt could complete.
 pub fn given_up(at: TaskRef, message: String) -> Box<Done> {
     Box::new(Done {
@@ -255,6 +277,38 @@ fn last_lines(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crewboss_protocol::Phase;
+    use std::time::Duration;
+
+    #[test]
+    fn a_lost_runner_leaves_the_stages_that_were_seen_to_begin() {
+        let begin = Instant::now();
+        let phases = || {
+            let mut seen = PhaseClock::default();
+            for (ms, phase) in [(0, Phase::Booting), (30, stage("a")), (50, stage("b"))] {
+                seen.begin(phase, begin + Duration::from_millis(ms));
+            }
+            seen
+        };
+        for (outcome, exit) in
+            [(Outcome::Infrastructure, StageExit::Lost), (Outcome::Timeout, StageExit::Timeout)]
+        {
+            let mut done = given_up("1.1".parse().unwrap(), String::new());
+            done.outcome = outcome;
+            witness(&mut done, phases());
+            let stages: Vec<(&str, StageExit)> =
+                done.stages.iter().map(|stage| (stage.name.as_str(), stage.exit)).collect();
+            assert_eq!(stages, [("a", StageExit::Code(0)), ("b", exit)]);
+            assert_eq!((done.stages[0].wall_ms, done.phases.len()), (20, 3));
+            let told = done.clone();
+            witness(&mut done, PhaseClock::default());
+            assert_eq!(done, told, "what was told counts");
+        }
+    }
+
+    fn stage(name: &str) -> Phase {
+        Phase::Stage(name.parse().unwrap())
+    }
 
     #[test]
     fn the_tail_is_short_and_never_cuts_a_character() {

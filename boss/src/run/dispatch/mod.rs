@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{FromWorker, HostName, Phase, RunId, TaskId, TaskRef, ToWorker};
+use crewboss_protocol::{FromWorker, HostName, Phase, PhaseClock, RunId, TaskId, TaskRef, ToWorker};
 
 use super::collect::{Collected, skipped};
 use super::done::Division;
@@ -66,6 +66,8 @@ pub struct Dispatcher {
     stories: BTreeMap<TaskId, Vec<AttemptStory>>,
     /// When tasks were queued again; all others wait since the start.
     requeued: BTreeMap<TaskId, Millis>,
+    /// What attempts were seen to be at, for the case that nobody is left to tell.
+    seen: BTreeMap<TaskRef, PhaseClock>,
     candidates: BTreeMap<TaskId, Vec<Recorded>>,
     /// Targets that were named as impossible.
     impossible: BTreeSet<usize>,
@@ -104,6 +106,7 @@ impl Dispatcher {
             storing: BTreeMap::new(),
             stories: BTreeMap::new(),
             requeued: BTreeMap::new(),
+            seen: BTreeMap::new(),
             candidates: BTreeMap::new(),
             impossible: BTreeSet::new(),
             remaining: plan.tasks(),
@@ -313,6 +316,7 @@ impl Dispatcher {
                 if !self.scheduler.holds(host, at) => {}
             FromWorker::Phase { at, phase, text } => {
                 self.started(host, at);
+                self.see(at, &phase);
                 self.tell_phase(host, at, phase, text);
             }
             FromWorker::Waiting { at, guest, stage, until } => {
@@ -362,6 +366,14 @@ impl Dispatcher {
         self.events.emit(EventKind::TaskStarted { host: name, at, target, commit });
     }
 
+    fn see(&mut self, at: TaskRef, phase: &Phase) {
+        // A host could fill our memory with stages that its task does not have.
+        let stages = &self.plan.target(at.task).target.stages;
+        if phase.stage().is_none_or(|name| stages.iter().any(|stage| stage.name == *name)) {
+            self.seen.entry(at).or_default().begin(phase.clone(), Instant::now());
+        }
+    }
+
     fn tell_phase(&mut self, host: HostIndex, at: TaskRef, phase: Phase, text: String) {
         let host = self.name(host);
         self.events.emit(EventKind::TaskPhase { host, at, phase, text });
@@ -388,6 +400,7 @@ impl Dispatcher {
             Action::Accept { host, at } => self.accept(host, at),
             Action::Retry { host, at, reason } => {
                 self.requeued.insert(at.task, self.events.now());
+                self.seen.remove(&at);
                 let host = self.name(host);
                 let story = AttemptStory { attempt: at.attempt, host: host.clone(), reason: reason.clone() };
                 self.stories.entry(at.task).or_default().push(story);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::message::Done;
 use crewboss_protocol::{HostName, Outcome, Phase, PhaseClock, TaskId, TaskRef, ToWorker};
 
-use super::super::collect::{Collected, given_up};
+use super::super::collect::{Collected, given_up, witness};
 use super::super::hosts::Order;
 use super::super::upload::{UploadJob, Uploader, UploadsEnd, stage_name};
 use super::{Dispatcher, Storing};
@@ -22,8 +22,11 @@ impl Dispatcher {
     }
 
     /// An attempt has ended. If the scheduler wants its result, [`Self::accept`] follows; else it is thrown away.
-    pub(super) fn done(&mut self, host: HostIndex, done: Box<Done>) {
+    pub(super) fn done(&mut self, host: HostIndex, mut done: Box<Done>) {
         let at = done.at;
+        if let Some(seen) = self.seen.remove(&at) {
+            witness(&mut done, seen);
+        }
         let ended = Ended::of(&done);
         self.ended.insert(at, done);
         self.input(Input::Ended { host, at, ended });
@@ -173,7 +176,11 @@ impl Dispatcher {
                 self.take(host, Box::new(Done { outcome: Outcome::Infrastructure, message, ..*done }));
             }
             None => {
-                let collected = self.collected(story_host.map(|host| self.name(host)), given_up(at, message));
+                let mut done = given_up(at, message);
+                if let Some(seen) = self.seen.remove(&at) {
+                    witness(&mut done, seen);
+                }
+                let collected = self.collected(story_host.map(|host| self.name(host)), done);
                 self.submit(None, collected);
             }
         }
