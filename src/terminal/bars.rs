@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_run_halfway() {
-        let view = view(14, 20);
+        let view = view(15, 20);
         insta::assert_snapshot!(format!("{}\n{}", view.hosts.join("\n"), view.overall), @r"
 lab1    2/4    ok 0     warn 0    fail 0    aarch64@1a2b3c4d booting, native@1a2b3c4d stage test
 lab2    0/0    ok 0     warn 0    fail 0    connecting

@@ -308,6 +308,7 @@ mod tests {
 run 20260102-030405-1: 6 tasks (6 targets at 1 commit) on 2 hosts, results in /src/crewboss-results
 host lab1: ready, 4 slots, 8 threads, speed 1.00, 2 toolchains
 host lab1: no btrfs here: copies are made
+the journal is damaged in line 3
 no host can build sparc (1 task):
     lab1: no toolchain sparc
 x86@1a2b3c4d waits for you at stage check for 29m 59s: crewboss enter lab1/debian12-gcc12-p0q1
