@@ -2,6 +2,8 @@
 
 mod support;
 
+use crewboss_worker::process::{ProcessId, with_variable};
+use rustix::process::Signal;
 use serde_json::Value;
 use support::boss::{Ended, Running};
 use support::lab::{Lab, User};
@@ -112,6 +114,30 @@ fn a_host_that_falls_silent_loses_nothing() {
     lab.on("host2", "pkill -STOP -f '[c]rewboss'");
     expect_complete(end(&lab, running));
     lab.on("host2", "pkill -CONT -f '[c]rewboss' || true");
+    lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn an_ssh_connection_that_stands_still_loses_nothing_and_does_not_stay() {
+    let lab = Lab::shared();
+    let scene = counting();
+    let running = busy(&scene, &lab, User::Root);
+    let home = scene.path("home").display().to_string();
+    let masters: Vec<ProcessId> = with_variable("HOME", &home)
+        .into_iter()
+        .filter(|one| {
+            let line = std::fs::read(format!("/proc/{}/cmdline", one.pid)).unwrap_or_default();
+            line.starts_with(b"ssh") && line.windows(5).any(|part| part == b"host2")
+        })
+        .collect();
+    assert!(!masters.is_empty(), "nobody holds the connection");
+    assert!(masters.iter().all(|master| master.signal(Signal::STOP)));
+    expect_complete(end(&lab, running));
+    wait_for("the connection to be gone", SOON, || {
+        masters.iter().all(|master| !master.is_alive()).then_some(())
+    });
+    // Its sshd on the host may wait for the other end as long as it likes.
+    lab.on("host2", "pkill -f '[s]shd[^ ]*: .*@notty' || true");
     lab.expect_clean(&HOSTS);
 }
 

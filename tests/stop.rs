@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use support::boss::Running;
 use support::lab::{Lab, User};
-use support::scene::Scene;
-use support::{A_RUN, SOON};
+use support::scene::{FAST_LIMITS, Scene};
+use support::{A_RUN, SOON, wait_for};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
 
@@ -182,4 +182,29 @@ fn hosts_shows_who_holds_what() {
     running.signal("INT");
     running.end(SOON).expect_code(130);
     lab.expect_clean(&HOSTS);
+}
+
+#[test]
+fn a_boss_that_was_stopped_says_so_and_blames_nobody() {
+    // Four levels up is the work directory.
+    let build = "commits = 'HEAD'\n[target.t]\nstages.run = \"until [ -e $CREWBOSS_OUT/../../../../go ]; do sleep 0.1; done\"\n";
+    let scene = Scene::with_commits(build, 1);
+    let work = scene.path("work");
+    let crew = scene.crew_file(&format!("{FAST_LIMITS}[host.here]\nlocal = true\nwork = {work:?}\n"));
+    let mut boss = scene.build_local();
+    boss.arg("--crew").arg(crew);
+    let mut running = boss.start();
+    running.wait_for_event("task_started", |_| true);
+    running.signal("STOP");
+    let sessions = || std::fs::read_dir(work.join("tasks")).unwrap().count();
+    wait_for("the worker to end for want of its boss", SOON, || (sessions() == 0).then_some(()));
+    std::fs::write(work.join("go"), "").unwrap();
+    running.signal("CONT");
+    let ended = running.end(A_RUN).expect_code(0).expect_civil().expect_tasks(1, "success");
+    let ended = ended.expect_said("this boss stood still for");
+    for event in ended.of_kind("task_retried").into_iter().chain(ended.of_kind("host_lost")) {
+        let reason = event["reason"].as_str().unwrap();
+        assert!(reason.contains("this boss stood still for"), "{reason}");
+    }
+    assert_eq!(ended.of_kind("host_lost").len(), 1, "{ended:#?}");
 }

@@ -404,6 +404,27 @@ fn when_all_are_killed_at_once_the_next_sweep_does_it() {
     worker.nothing_is_left();
 }
 
+#[test]
+fn a_worker_that_stands_still_is_ended_once_its_boss_is_gone_and_a_guardian_is_woken() {
+    let mut worker = Worker::start("frozen");
+    worker.order(shell(&format!("{HIDERS} sleep 1000")));
+    worker.wait_for_marked(4);
+    let (proper, _) = worker.roles();
+    assert!(proper.signal(Signal::STOP));
+    worker.stdin = None;
+    until("the guardian has ended it and itself", || worker.child.try_wait().unwrap());
+    assert!(!proper.is_alive());
+    worker.nothing_is_left();
+
+    let mut worker = Worker::start("asleep");
+    let _running = worker.order(shell("sleep 1000"));
+    worker.wait_for_marked(1);
+    assert!(ProcessId::of(worker.child.id()).unwrap().signal(Signal::STOP));
+    worker.send(&ToWorker::Quit);
+    until("the guardian ends with its worker", || worker.child.try_wait().unwrap());
+    worker.nothing_is_left();
+}
+
 fn clean(work: &Path, force: bool) -> CleanReport {
     let mut command = Command::new(binary());
     command.arg("clean").arg("--work").arg(work);

@@ -49,7 +49,9 @@ pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
     for (index, (host, answer)) in (0..).map(HostIndex).zip(crew.hosts.iter().zip(&probed)) {
         let input = match &answer.1 {
             Ok(facts) => Input::HostUp { host: index, offer: offer(facts, &host.tags, &plan) },
-            Err(reason) => Input::HostDown { host: index, reason: reason.clone(), returns: false },
+            Err(reason) => {
+                Input::HostDown { host: index, reason: reason.clone(), returns: false, ours: false }
+            }
         };
         scheduler.handle(input, Millis(0), &mut Vec::new());
     }

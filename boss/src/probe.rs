@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::crew::Crew;
 use crate::link::Connector;
-use crate::run::{Common, Opening, RunError, run_id};
+use crate::run::{Awake, Common, Opening, RunError, run_id};
 use crate::scheduler::HostIndex;
 
 /// A host, and what it says or why it does not.
@@ -29,6 +29,7 @@ pub async fn probe(crew: &Crew, boss: String, refresh: bool) -> Result<Vec<Probe
         boss,
         priority: 0,
         timing: crew.timing,
+        awake: Arc::new(Awake::new(crew.timing.silence)),
         probe_only: true,
         refresh,
     });

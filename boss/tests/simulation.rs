@@ -33,7 +33,15 @@ pub fn model(slots: u32, speed: u32) -> HostModel {
 
 /// A task of which nothing is known.
 pub fn entry(task: u32, requirement: RequirementId) -> TaskEntry {
-    TaskEntry { task: TaskId(task), requirement, priority: 0, expected_ms: None, tree: 0, chain: None }
+    TaskEntry {
+        task: TaskId(task),
+        requirement,
+        priority: 0,
+        expected_ms: None,
+        limit_ms: None,
+        tree: 0,
+        chain: None,
+    }
 }
 
 /// A task of an incremental target.

@@ -337,8 +337,50 @@ pub enum FromWorker {
         /// Details for a person: what failed, where and why.
         text: String,
     },
+    /// The worker stops what runs and ends, and the boss has not asked for it.
+    Ending {
+        /// Why.
+        why: Ending,
+    },
     /// The last line: everything of this session is stopped and removed.
     Finished,
+}
+
+/// Why a worker ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The boss said `quit`.
+    Asked,
+    /// Its input or output was closed.
+    Closed,
+    /// It heard nothing from the boss for so long.
+    Silence {
+        /// In milliseconds.
+        ms: u64,
+    },
+    /// Somebody on the host sent it a signal, as `kill-workers --force` and a shutdown do.
+    Signal {
+        /// Which.
+        number: u32,
+    },
+    /// It cannot go on; `error` says why.
+    Broken,
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ending::Asked => f.write_str("the boss asked the worker to end"),
+            Ending::Closed => f.write_str("the connection to the worker was closed"),
+            Ending::Silence { ms } => write!(f, "the worker heard nothing from this boss for {ms} ms"),
+            Ending::Signal { number } => write!(
+                f,
+                "the worker got signal {number} on its host, as from a shutdown or from `crewboss kill-workers --force`"
+            ),
+            Ending::Broken => f.write_str("the worker could not go on"),
+        }
+    }
 }
 
 /// The answer to [`Hello`].
@@ -593,6 +635,7 @@ impl Validate for FromWorker {
             | FromWorker::LongLog { .. }
             | FromWorker::Alive { .. }
             | FromWorker::Slots { .. }
+            | FromWorker::Ending { .. }
             | FromWorker::Finished => Ok(()),
         }
     }

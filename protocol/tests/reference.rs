@@ -94,7 +94,7 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 10]);
-    let mut seen = [false; 15];
+    let mut seen = [false; 16];
     for message in samples::from_worker() {
         seen[match message {
             FromWorker::Ready(_) => 0,
@@ -112,9 +112,10 @@ fn the_samples_are_complete() {
             FromWorker::Slots { .. } => 12,
             FromWorker::Waiting { .. } => 13,
             FromWorker::Bootstrapped { .. } => 14,
+            FromWorker::Ending { .. } => 15,
         }] = true;
     }
-    assert_eq!(seen, [true; 15]);
+    assert_eq!(seen, [true; 16]);
     let mut seen = [false; 6];
     for message in samples::bulk_request() {
         seen[match message {

@@ -25,6 +25,8 @@ pub enum Role {
     WorkerProper {
         /// The work directory, if not the default.
         work: Option<PathBuf>,
+        /// Where the guardian listens.
+        pulse: Option<PathBuf>,
     },
     /// Runs the tasks of one slot.
     Runner,
@@ -101,6 +103,7 @@ pub enum RoleError {
 #[derive(Default)]
 struct Options {
     work: Option<PathBuf>,
+    pulse: Option<PathBuf>,
     machines: Option<OsString>,
     session: Option<OsString>,
     force: bool,
@@ -113,8 +116,8 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
     let rest: Vec<OsString> = arguments.collect();
     Some(match first.to_str()? {
         "worker" if rest.first().is_some_and(|word| word == "--proper") => {
-            options("worker", &["--work"], rest[1..].to_vec())
-                .map(|options| Role::WorkerProper { work: options.work })
+            options("worker", &["--work", "--pulse"], rest[1..].to_vec())
+                .map(|options| Role::WorkerProper { work: options.work, pulse: options.pulse })
         }
         "worker" => options("worker", &["--work"], rest).map(|options| Role::Worker { work: options.work }),
         "runner" => options("runner", &[], rest).map(|_| Role::Runner),
@@ -169,6 +172,7 @@ fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> 
         let mut value = || words.next().ok_or(RoleError::NoValue { role, option });
         match option {
             "--work" => options.work = Some(value()?.into()),
+            "--pulse" => options.pulse = Some(value()?.into()),
             "--session" => options.session = Some(value()?),
             "--root" => options.guest.root = Some(value()?.into()),
             "--machines" => options.machines = Some(value()?),
@@ -184,7 +188,7 @@ fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> 
 pub fn run(role: Result<Role, RoleError>) -> ExitCode {
     match role {
         Ok(Role::Worker { work }) => guardian::main(work),
-        Ok(Role::WorkerProper { work }) => core::main(work),
+        Ok(Role::WorkerProper { work, pulse }) => core::main(work, pulse),
         Ok(Role::Runner) => runner::main(),
         Ok(Role::Bulk { session, work }) => bulk::main(work, session),
         Ok(Role::Clean { force, work, machines }) => sweep::clean_main(force, work, machines.as_deref()),
@@ -212,7 +216,11 @@ mod tests {
         let work = || Some(PathBuf::from("/w"));
         assert_eq!(of("worker"), Some(Ok(Role::Worker { work: None })));
         assert_eq!(of("worker --work /w"), Some(Ok(Role::Worker { work: work() })));
-        assert_eq!(of("worker --proper --work /w"), Some(Ok(Role::WorkerProper { work: work() })));
+        let pulse = Some(PathBuf::from("/p"));
+        assert_eq!(
+            of("worker --proper --work /w --pulse /p"),
+            Some(Ok(Role::WorkerProper { work: work(), pulse }))
+        );
         assert_eq!(of("runner"), Some(Ok(Role::Runner)));
         assert_eq!(
             of("bulk --session s --work /w"),
@@ -237,6 +245,7 @@ mod tests {
     fn wrong_arguments_of_a_role_are_refused() {
         for line in [
             "worker --force",
+            "worker --pulse /p",
             "worker --work",
             "bulk",
             "bulk --session",

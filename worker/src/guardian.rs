@@ -1,7 +1,7 @@
 //! The guardian: starts the worker proper, waits for it, and whatever way it ended leaves nothing behind.
 //!
 //! It hears nobody and knows nothing of tasks, so there is little that could kill it. It is a sub-reaper: whatever outlives
-//! the worker proper becomes its child, and is killed.
+//! the worker proper becomes its child, and is killed. A worker proper that stands still ([`crate::pulse`]) is killed as well.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use crate::core::state::STOP_WITHIN;
 use crate::layout::Layout;
 use crate::owner::{Owner, sessions};
 use crate::process::{ProcessId, kill_all_descendants};
+use crate::pulse::{self, Listener};
 use crate::slots;
 use crate::sweep::remove_leftovers;
 use crate::sys::{self, Reap, Signals, reap};
@@ -33,15 +34,16 @@ pub fn main(work: Option<PathBuf>) -> ExitCode {
     }
     let watched = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
     let Ok(signals) = Signals::block(&watched) else { return ExitCode::FAILURE };
+    let Ok(mut listener) = Listener::new() else { return ExitCode::FAILURE };
     let mut command = Command::new("/proc/self/exe");
-    command.args(["worker", "--proper"]);
+    command.args(["worker", "--proper", "--pulse"]).arg(listener.name());
     if let Some(work) = &work {
         command.arg("--work").arg(work);
     }
     // Of its own group, so that a Ctrl-C at a terminal comes to it only through us.
     command.process_group(0);
     let Ok(child) = command.spawn() else { return ExitCode::FAILURE };
-    let status = wait(child.id(), &signals);
+    let status = wait(child.id(), &signals, &mut listener);
     kill_all_descendants(|_| ());
     if let Ok(layout) = Layout::resolve(work) {
         remove_own(&layout);
@@ -52,11 +54,11 @@ pub fn main(work: Option<PathBuf>) -> ExitCode {
     }
 }
 
-/// Waits for the worker proper; passes on a request to end. Returns its wait status.
-fn wait(worker: u32, signals: &Signals) -> Option<i32> {
+/// Waits for the worker proper; passes on a request to end, and ends one that stands still. Returns its wait status.
+fn wait(worker: u32, signals: &Signals, listener: &mut Listener) -> Option<i32> {
     let process = ProcessId::of(worker)?;
     let pid = i32::try_from(worker).ok()?;
-    let mut kill_at = None;
+    let (mut kill_at, mut boss_gone) = (None, false);
     loop {
         // Orphans of a dead runner can come here only after the worker proper is gone, so only that is of interest.
         while let Reap::Ended(reaped) = reap(None) {
@@ -69,10 +71,28 @@ fn wait(worker: u32, signals: &Signals) -> Option<i32> {
             process.signal(Signal::KILL);
             kill_at = None;
         }
-        let mut fds = [PollFd::new(signals.fd(), PollFlags::IN)];
+        let stdin = std::io::stdin();
+        let gone = if boss_gone { PollFlags::empty() } else { PollFlags::RDHUP };
+        let mut fds = vec![
+            PollFd::new(signals.fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(listener.fd(), PollFlags::IN),
+        ];
+        if !boss_gone {
+            // Nothing is read of it: all that shows is whether anybody can still write there.
+            fds.push(PollFd::new(&stdin, gone));
+        }
+        let look = kill_at.map_or(pulse::EVERY, |at| at.saturating_duration_since(now).min(pulse::EVERY));
         // With a broken poll there is no telling when the worker ends, so it ends now.
-        if sys::poll(&mut fds, kill_at.map(|at| at.saturating_duration_since(now))).is_err() {
-            return None;
+        let Ok(ready) = sys::poll(&mut fds, Some(look)) else { return None };
+        let hung_up = fds.get(2).is_some_and(|fd| !fd.revents().is_empty());
+        drop(fds);
+        listener.hear();
+        if hung_up {
+            boss_gone = true;
+            listener.hurry(WORKER_WITHIN);
+        }
+        if ready == 0 && listener.is_overdue(look) && kill_at.is_none() {
+            kill_at = Some(now);
         }
         while let Some(signal) = signals.take() {
             if signal != libc::SIGCHLD && kill_at.is_none() {

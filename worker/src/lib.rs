@@ -17,6 +17,7 @@ pub mod owner;
 pub mod probe;
 pub mod process;
 pub mod prune;
+pub mod pulse;
 pub mod runner;
 pub mod slots;
 pub mod source;

@@ -14,7 +14,7 @@ pub use choice::Wanted;
 
 use crate::crew::Crew;
 use crate::link::Connector;
-use crate::run::{Common, Opening, RunError, run_id};
+use crate::run::{Awake, Common, Opening, RunError, run_id};
 use crate::scheduler::HostIndex;
 use host::{Orders, keep_host};
 
@@ -119,6 +119,7 @@ pub async fn bootstrap(
         boss,
         priority: 0,
         timing: crew.timing,
+        awake: Arc::new(Awake::new(crew.timing.silence)),
         probe_only: false,
         refresh: false,
     });

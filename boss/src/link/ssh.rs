@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crewboss_protocol::HostName;
 use openssh::Session;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -28,6 +29,9 @@ const IDLE_SECONDS: u32 = 10;
 /// ssh's own limit covers the TCP connection and the greeting, not a login that hangs. This is added for the rest.
 const LOGIN_GRACE: Duration = Duration::from_secs(5);
 
+/// How long a master may take to say that it lives.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
+
 /// A master answers over a local socket at once; longer means that it hangs, and is left to its idle limit.
 const EXIT_WITHIN: Duration = Duration::from_millis(200);
 
@@ -36,6 +40,8 @@ const EXIT_WITHIN: Duration = Duration::from_millis(200);
 pub(super) struct Master {
     session: Arc<Session>,
     control: PathBuf,
+    /// Its process, to be ended when it does not answer any more.
+    process: Option<OwnedFd>,
     config: PathBuf,
     destination: String,
 }
@@ -76,6 +82,7 @@ impl Login<'_> {
         match ended {
             Ok(status) if status.success() => Ok(Master {
                 session: Arc::new(Session::resume_mux(self.control.clone().into(), None)),
+                process: process(&self.control),
                 control: self.control,
                 config: self.config.to_owned(),
                 destination: self.destination.to_owned(),
@@ -141,12 +148,17 @@ impl Master {
 
     /// Whether the connection stands, as far as ssh knows.
     pub(super) async fn is_alive(&self) -> bool {
-        self.session.check().await.is_ok()
+        timeout(ALIVE_WITHIN, self.session.check()).await.is_ok_and(|checked| checked.is_ok())
     }
 
     /// Ends the master and with it every channel.
     pub(super) fn close(&self) {
-        hang_up(&self.control);
+        if ask_to_exit(&self.control).is_err()
+            && let Some(process) = &self.process
+        {
+            // One that was stopped would stay, and with it what it stands for on the host.
+            let _gone_already = pidfd_send_signal(process, Signal::KILL);
+        }
         for file in [self.control.clone(), self.control.with_extension("log")] {
             let _gone_already = fs::remove_file(file);
         }
@@ -165,18 +177,37 @@ pub(super) fn hang_up(control: &Path) {
     let _left = ask_to_exit(control);
 }
 
+/// The process of the master behind a socket, which has left the one that was started.
+fn process(control: &Path) -> Option<OwnedFd> {
+    const ALIVE: [u32; 3] = [8, 0x1000_0004, 0];
+    /// Length, kind, request, process.
+    const ANSWER_BYTES: usize = 16;
+    let mut socket = speak(control, ALIVE).ok()?;
+    let mut answer = [0; ANSWER_BYTES];
+    socket.read_exact(&mut answer).ok()?;
+    let number = u32::from_be_bytes([answer[12], answer[13], answer[14], answer[15]]);
+    let pid = i32::try_from(number).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
 /// What `ssh -O exit` does, without a process for it: OpenSSH's PROTOCOL.mux, version 4.
 fn ask_to_exit(control: &Path) -> io::Result<()> {
-    const HELLO: [u32; 3] = [8, 0x0000_0001, 4];
     const TERMINATE: [u32; 3] = [8, 0x1000_0005, 0];
+    let mut socket = speak(control, TERMINATE)?;
+    // Its consent is as long as our request. Whoever hangs up before may not be heard.
+    socket.read_exact(&mut [0; size_of::<[u32; 3]>()])
+}
+
+/// Says hello and something more, and hears hello.
+fn speak(control: &Path, request: [u32; 3]) -> io::Result<UnixStream> {
+    const HELLO: [u32; 3] = [8, 0x0000_0001, 4];
     let mut socket = UnixStream::connect(control)?;
     socket.set_read_timeout(Some(EXIT_WITHIN))?;
     socket.set_write_timeout(Some(EXIT_WITHIN))?;
-    let request: Vec<u8> = HELLO.into_iter().chain(TERMINATE).flat_map(u32::to_be_bytes).collect();
-    socket.write_all(&request)?;
-    // Its own greeting and its consent are as long as ours. Whoever hangs up before may not be heard.
-    let mut answer = vec![0; request.len()];
-    socket.read_exact(&mut answer)
+    let words: Vec<u8> = HELLO.into_iter().chain(request).flat_map(u32::to_be_bytes).collect();
+    socket.write_all(&words)?;
+    socket.read_exact(&mut [0; size_of::<[u32; 3]>()])?;
+    Ok(socket)
 }
 
 fn channel_error(host: &HostName, error: &openssh::Error) -> LinkError {

@@ -12,6 +12,7 @@ use crewboss_protocol::HostName;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::channel::{Channel, Exit, ExitWatch, Pipes};
 use super::error::LinkError;
@@ -83,7 +84,7 @@ impl Connector {
             Transport::Command(words) => Carrier::Child(words.clone()),
             Transport::Ssh(destination) => Carrier::Ssh(self.log_in(&host.name, destination).await?),
         };
-        let inner = Inner { host: host.name.clone(), carrier, _run: self.shared.clone() };
+        let inner = Inner { host: host.name.clone(), carrier, run: self.shared.clone() };
         Ok(Link { inner: Arc::new(inner) })
     }
 
@@ -132,7 +133,7 @@ pub struct Link {
 struct Inner {
     host: HostName,
     carrier: Carrier,
-    _run: Arc<Shared>,
+    run: Arc<Shared>,
 }
 
 #[derive(Debug)]
@@ -158,7 +159,17 @@ impl Link {
         let broken = |source| LinkError::Pipe { host: host.clone(), source };
         let Pipes { near, far } = Pipes::new().map_err(broken)?;
         let exit = match &self.inner.carrier {
-            Carrier::Ssh(master) => master.open(host, script, far).await?,
+            Carrier::Ssh(master) => {
+                let within = self.inner.run.login_limit;
+                let opened = timeout(within, master.open(host, script, far)).await;
+                opened.unwrap_or_else(|_| {
+                    let text = format!(
+                        "it was not opened within {} s (`connect_timeout` in [ssh] of crew.toml)",
+                        within.as_secs()
+                    );
+                    Err(LinkError::Channel { host: host.clone(), text })
+                })?
+            }
             Carrier::Child(words) => spawn(host, words, script, far)?,
         };
         Channel::new(near, exit).map_err(broken)

@@ -1,9 +1,11 @@
 //! The one ordered stream of events, and the clocks of a run.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::event::{Event, EventKind, EventSink, Stopped, Summary};
+use crate::run::awake::Awake;
 use crate::run::log::BossLog;
 use crate::run::tally::Tally;
 use crate::scheduler::Millis;
@@ -14,6 +16,7 @@ pub struct EventStream {
     log: Option<BossLog>,
     sinks: Vec<Box<dyn EventSink + Send>>,
     started: Instant,
+    awake: Arc<Awake>,
 }
 
 impl fmt::Debug for EventStream {
@@ -24,8 +27,8 @@ impl fmt::Debug for EventStream {
 
 impl EventStream {
     /// A stream into these sinks.
-    pub fn new(sinks: Vec<Box<dyn EventSink + Send>>) -> Self {
-        Self { tally: Tally::default(), log: None, sinks, started: Instant::now() }
+    pub fn new(sinks: Vec<Box<dyn EventSink + Send>>, awake: Arc<Awake>) -> Self {
+        Self { tally: Tally::default(), log: None, sinks, started: Instant::now(), awake }
     }
 
     /// Adds `boss.log`, which needs the result directory.
@@ -50,9 +53,10 @@ impl EventStream {
         self.tally.summary(unix_ms(), stopped)
     }
 
-    /// Time since the start of the run: what the scheduler counts in.
+    /// Time since the start of the run in which this process ran: what the scheduler counts in.
     pub fn now(&self) -> Millis {
-        Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+        let ran = self.started.elapsed().saturating_sub(self.awake.stood());
+        Millis(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX))
     }
 }
 

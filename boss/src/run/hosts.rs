@@ -79,6 +79,8 @@ pub enum News {
         reason: String,
         /// When the next one is tried.
         retry_ms: u64,
+        /// It is this boss that stood still.
+        ours: bool,
     },
     /// There will be no further session.
     Failed {
@@ -112,6 +114,11 @@ pub enum Order {
     },
     /// The attempt has ended: fetch what is not here yet, then report `Fetched`.
     Fetch(Fetch),
+    /// End the session as one that is lost: its worker stands still.
+    End {
+        /// What it should have done.
+        reason: String,
+    },
     /// End the session in order. What runs there is stopped and removed.
     Quit,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crewboss_protocol::codec::{DecodeError, Line, LineDecoder, encode, parse};
-use crewboss_protocol::message::Ready;
+use crewboss_protocol::message::{Ending, Ready};
 use crewboss_protocol::{FromWorker, ToWorker};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
@@ -36,6 +36,8 @@ pub(super) struct Live {
     complaints: String,
     /// Targets that the worker knows.
     configured: HashSet<u32>,
+    /// Why the worker ends, if it has said so.
+    ending: Option<Ending>,
 }
 
 impl Live {
@@ -64,6 +66,7 @@ impl Live {
             round_trip: None,
             complaints: String::new(),
             configured: HashSet::new(),
+            ending: None,
         }
     }
 
@@ -129,11 +132,18 @@ impl Live {
                     return (messages, Some(SessionError::Worker { kind, text }));
                 }
                 Ok(FromWorker::Finished) => {
-                    return (messages, Some(SessionError::Ended { stderr: String::new() }));
+                    let unexpected = SessionError::Ended { stderr: String::new() };
+                    return (
+                        messages,
+                        Some(self.ending.map_or(unexpected, |why| SessionError::Ending { why })),
+                    );
                 }
                 Ok(message) => {
                     if let FromWorker::Alive { number, .. } = message {
                         self.round_trip = self.round_trip.take().or(answered(&mut self.pinged, number));
+                    }
+                    if let FromWorker::Ending { why } = message {
+                        self.ending = Some(why);
                     }
                     messages.push(message);
                 }
@@ -158,6 +168,9 @@ impl Live {
     pub(super) async fn ended(&mut self) -> SessionError {
         // A link is cut anywhere, also in the middle of a line.
         let _torn = self.decoder.finish();
+        if let Some(why) = self.ending {
+            return SessionError::Ending { why };
+        }
         let words = last_words(&mut self.guard).await;
         self.complain(&words);
         SessionError::Ended { stderr: one_line(&self.complaints) }

@@ -3,6 +3,7 @@
 //! [`dispatch`] holds the state and decides nothing that the scheduler can decide; [`session`] keeps one host going;
 //! [`push`] and [`fetch`] move bulk data beside it; [`drive`](run) waits for all of them and for the clock.
 
+mod awake;
 mod collect;
 mod dispatch;
 mod done;
@@ -32,6 +33,7 @@ pub use done::Force;
 pub use plan::{Guests, PlanError, TASKS_MAX};
 pub use start::{RunError, RunRequest};
 
+pub(crate) use awake::Awake;
 pub(crate) use dispatch::{offer, requirements};
 pub(crate) use done::{Division, confirmed, divide};
 pub(crate) use hosts::{Report, Traffic};
@@ -74,13 +76,16 @@ struct Inbox {
 }
 
 async fn drive(started: &mut start::Started, mut stop: watch::Receiver<bool>) {
-    let start::Started { dispatcher, inbox, .. } = started;
+    let start::Started { dispatcher, inbox, awake, .. } = started;
+    let mut looking = std::pin::pin!(awake.keep_looking());
     let mut settle = Some(Instant::now() + SETTLE_WITHIN);
     let mut stop_by: Option<Instant> = None;
     while !is_over(dispatcher, stop_by) {
+        dispatcher.tell_standstill();
         let wake = wake_at(dispatcher, settle, stop_by);
         tokio::select! {
             biased;
+            never = &mut looking => match never {},
             Ok(_) = stop.wait_for(|&asked| asked), if stop_by.is_none() => dispatcher.stop(Stopped::Interrupted),
             Some(reply) = inbox.stored.recv() => dispatcher.stored(reply),
             Some((at, end)) = inbox.uploaded.recv() => dispatcher.uploaded(at, end),

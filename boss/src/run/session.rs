@@ -70,6 +70,11 @@ impl Supervisor {
                 Ok(live) => {
                     let since = Instant::now();
                     let error = self.live(live).await;
+                    if let Some(wait) = self.own_standstill(&error) {
+                        self.report(wait).await;
+                        was_ready = true;
+                        continue;
+                    }
                     if !was_ready || since.elapsed() >= STEADY_AFTER {
                         (failures, pause) = (0, RETRY_FIRST);
                     }
@@ -78,7 +83,7 @@ impl Supervisor {
                 }
                 Err(error) => error,
             };
-            if matches!(error, SessionError::Quit) {
+            if error.is_quit() {
                 return self.report(News::Quit).await;
             }
             failures += 1;
@@ -88,12 +93,20 @@ impl Supervisor {
             }
             let wait = pause.mul_f64(0.75 + 0.5 * fastrand::f64());
             let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            self.report(News::Lost { reason: error.story(&self.host.name), retry_ms }).await;
+            let reason = error.story(&self.host.name);
+            self.report(News::Lost { reason, retry_ms, ours: false }).await;
             if timeout(wait, self.until_quit()).await.is_ok() {
                 return self.report(News::Quit).await;
             }
             pause = (pause * 2).min(RETRY_LONGEST);
         }
+    }
+
+    /// If a session ended since this process itself stood still, that counts for nothing, and the next one begins at once.
+    fn own_standstill(&self, error: &SessionError) -> Option<News> {
+        let after = self.common.awake.explains().filter(|_| !error.is_lasting() && !error.is_quit())?;
+        let reason = SessionError::OwnStandstill { after }.to_string();
+        Some(News::Lost { reason, retry_ms: 0, ours: true })
     }
 
     async fn report(&self, news: News) {
@@ -173,9 +186,13 @@ impl Supervisor {
                     }
                 }
                 order = self.orders.recv(), if quitting.is_none() => {
-                    if self.obey(live, helpers, order) {
-                        live.send(&ToWorker::Quit);
-                        quitting = Some(Instant::now() + QUIT_WITHIN);
+                    match self.obey(live, helpers, order) {
+                        Obeyed::GoOn => {}
+                        Obeyed::Quit => {
+                            live.send(&ToWorker::Quit);
+                            quitting = Some(Instant::now() + QUIT_WITHIN);
+                        }
+                        Obeyed::End(reason) => return SessionError::Stuck { reason },
                     }
                     live.flush();
                 }
@@ -233,13 +250,14 @@ impl Supervisor {
         end.map_or(Ok(()), Err)
     }
 
-    /// Carries out what is ordered, as much as is there. Whether it is the order to quit.
-    fn obey(&mut self, live: &mut Live, helpers: &mut Helpers, first: Option<(u32, Order)>) -> bool {
+    /// Carries out what is ordered, as much as is there.
+    fn obey(&mut self, live: &mut Live, helpers: &mut Helpers, first: Option<(u32, Order)>) -> Obeyed {
         let mut next = first;
         while let Some((session, order)) = next {
             match order {
-                Order::Quit => return true,
+                Order::Quit => return Obeyed::Quit,
                 _ if session != self.session => {}
+                Order::End { reason } => return Obeyed::End(reason),
                 Order::Send(message) => live.send(&message),
                 Order::Source(tree) => helpers.pusher.push(tree),
                 Order::Follow { at, part } => helpers.fetcher.follow(at, part),
@@ -248,13 +266,20 @@ impl Supervisor {
             }
             next = match self.orders.try_recv() {
                 Ok(order) => Some(order),
-                Err(mpsc::error::TryRecvError::Empty) => return false,
+                Err(mpsc::error::TryRecvError::Empty) => return Obeyed::GoOn,
                 Err(mpsc::error::TryRecvError::Disconnected) => None,
             };
         }
         // The run loop is gone.
-        true
+        Obeyed::Quit
     }
+}
+
+/// What becomes of a session after its orders.
+enum Obeyed {
+    GoOn,
+    Quit,
+    End(String),
 }
 
 /// What works beside a session.

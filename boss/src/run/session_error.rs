@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crewboss_protocol::HostName;
 use crewboss_protocol::codec::DecodeError;
-use crewboss_protocol::message::WorkerErrorKind;
+use crewboss_protocol::message::{Ending, WorkerErrorKind};
 
 use crate::link::{Exit, LinkError, ShipError, SshFailure};
 
@@ -26,6 +26,12 @@ pub(crate) enum SessionError {
     Worker { kind: WorkerErrorKind, text: String },
     #[error("nothing was heard for {} s", after.as_secs())]
     Silent { after: Duration },
+    #[error("{}", stood_still(*after))]
+    OwnStandstill { after: Duration },
+    #[error("{reason}")]
+    Stuck { reason: String },
+    #[error("{why}")]
+    Ending { why: Ending },
     #[error("the worker ended unexpectedly{}", said(stderr))]
     Ended { stderr: String },
     #[error("reading from the worker failed")]
@@ -34,6 +40,14 @@ pub(crate) enum SessionError {
     Source { text: String, lasting: bool },
     #[error("the boss is done")]
     Quit,
+}
+
+/// That a worker ended since this boss was not there for it.
+pub(super) fn stood_still(length: Duration) -> String {
+    format!(
+        "this boss stood still for {} s (it was stopped, or its computer slept), so its worker there ended",
+        length.as_secs()
+    )
 }
 
 fn said(stderr: &str) -> String {
@@ -74,8 +88,14 @@ impl SessionError {
             Self::Build { .. } | Self::Decode(_) | Self::NotReady { .. } => true,
             Self::Worker { kind, .. } => !matches!(kind, WorkerErrorKind::Internal),
             Self::Source { lasting, .. } => *lasting,
+            Self::OwnStandstill { .. } | Self::Stuck { .. } | Self::Ending { .. } => false,
             Self::Silent { .. } | Self::Ended { .. } | Self::Read(_) | Self::Quit => false,
         }
+    }
+
+    /// Whether the session ended since we wanted it to.
+    pub(super) fn is_quit(&self) -> bool {
+        matches!(self, Self::Quit)
     }
 
     fn hint(&self) -> Option<&'static str> {

@@ -8,6 +8,7 @@ use crewboss_protocol::limits::{KILL_GRACE, STOP_WITHIN};
 use crewboss_protocol::{RunId, SessionId};
 use tokio::sync::OnceCell;
 
+use super::awake::Awake;
 use super::hosts::Traffic;
 use super::plan::Plan;
 use crate::bulk::Bulk;
@@ -35,6 +36,8 @@ pub struct Common {
     pub priority: u32,
     /// Heartbeats.
     pub timing: Timing,
+    /// Whether this process itself stood still.
+    pub awake: Arc<Awake>,
     /// Only ask what hosts are.
     pub probe_only: bool,
     /// Have hosts measure everything anew.

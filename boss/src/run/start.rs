@@ -10,6 +10,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::awake::Awake;
 use super::dispatch::{Dispatcher, HostState};
 use super::done::{Force, divide};
 use super::events::{EventStream, unix_ms};
@@ -97,6 +98,7 @@ impl RunError {
 pub(super) struct Started {
     pub(super) dispatcher: Dispatcher,
     pub(super) inbox: Inbox,
+    pub(super) awake: Arc<Awake>,
     supervisors: JoinSet<()>,
 }
 
@@ -130,7 +132,8 @@ pub(super) async fn start(
     request: RunRequest,
     sinks: Vec<Box<dyn EventSink + Send>>,
 ) -> Result<Started, RunError> {
-    let mut events = EventStream::new(sinks);
+    let awake = Arc::new(Awake::new(request.crew.timing.silence));
+    let mut events = EventStream::new(sinks, awake.clone());
     let run = run_id();
     let common = Common {
         connector: Connector::new(&request.crew.ssh, &request.crew.timing)?,
@@ -139,11 +142,13 @@ pub(super) async fn start(
         boss: request.boss,
         priority: request.priority,
         timing: request.crew.timing,
+        awake: awake.clone(),
         probe_only: false,
         refresh: false,
     };
     // Logging in takes longer than anything below, so it begins first.
-    let Sessions { hosts, reports, work, supervisors } = Sessions::start(&request.crew, common);
+    let common = Arc::new(common);
+    let Sessions { hosts, reports, work, supervisors } = Sessions::start(&request.crew, common.clone());
     let (source, plan) = make_plan(request.repository, request.selection, request.targets).await?;
     let plan = plan.with_guests(request.guests);
     let out = OutDir::open(&request.out, &run)?;
@@ -164,10 +169,10 @@ pub(super) async fn start(
     let uploader = Uploader::new(request.uploads, ends);
     let plan = Arc::new(plan);
     work.send_replace(Some(Arc::new(Work { plan: plan.clone(), source, root: out.root().to_owned() })));
-    let mut dispatcher = Dispatcher::new(run, plan, hosts, events, out, store, uploader);
+    let mut dispatcher = Dispatcher::new(run, plan, hosts, events, (out, store), uploader, &common);
     dispatcher.begin(damage);
     dispatcher.add(division);
-    Ok(Started { dispatcher, inbox: Inbox { reports, stored, uploaded }, supervisors })
+    Ok(Started { dispatcher, inbox: Inbox { reports, stored, uploaded }, awake, supervisors })
 }
 
 /// Reads the repository on a thread that may wait.
@@ -201,8 +206,7 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(crate) fn start(crew: &Crew, common: Common) -> Self {
-        let common = Arc::new(common);
+    pub(crate) fn start(crew: &Crew, common: Arc<Common>) -> Self {
         let (work, working) = watch::channel(None);
         let (reports, inbox) = mpsc::channel(REPORTS_WAITING);
         let mut supervisors = JoinSet::new();

@@ -61,7 +61,7 @@ impl Scheduler {
         if state.pauses > PAUSES_MAX {
             state.out = true;
             out.push(Action::Out { host, reason: reason.to_owned() });
-            return self.host_down(host, reason.to_owned(), false, out);
+            return self.host_down(host, reason.to_owned(), false, false, out);
         }
         let for_ms = state.pause_ms();
         let until = Millis(now.0.saturating_add(for_ms));

@@ -73,6 +73,12 @@ pub(super) struct Host {
     /// How many of `sent` have been asked back.
     pub recalled: u32,
     pub running: BTreeSet<TaskId>,
+    /// When something should have started, if anything could.
+    pub start_due: Option<Millis>,
+    /// Trees that are being brought there: what was sent may wait for them.
+    pub sources_under_way: u32,
+    /// Its session is to be ended.
+    pub stuck: bool,
     /// Tasks asked back from elsewhere for this host, and not yet answered.
     pub expecting: u32,
     /// Chains of which a task is held.
@@ -109,6 +115,9 @@ impl Host {
             sent: BTreeMap::new(),
             recalled: 0,
             running: BTreeSet::new(),
+            start_due: None,
+            sources_under_way: 0,
+            stuck: false,
             expecting: 0,
             chains: BTreeSet::new(),
             warm: BTreeSet::new(),
@@ -128,6 +137,7 @@ impl Host {
     /// A new session begins.
     pub fn come_up(&mut self, offer: Offer, now: Millis) {
         self.link = Link::Up;
+        (self.stuck, self.sources_under_way) = (false, 0);
         self.slots = offer.slots.clamp(1, SLOTS_MAX);
         self.usable = self.slots;
         self.speed = offer.speed.clamp(1, SPEED_MAX);

@@ -5,7 +5,7 @@ use crewboss_protocol::{Attempt, Name, TaskId, TaskRef};
 
 use super::host::{Health, Link, STRIKES_MAX};
 use super::requirement::Offer;
-use super::task::{ATTEMPTS_MAX, LOST_MAX, NO_SEGMENT, Phase, REFUSALS_MAX, Recall, Task};
+use super::task::{ATTEMPTS_MAX, LOST_MAX, NEVER, NO_SEGMENT, Phase, REFUSALS_MAX, Recall, Task};
 use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, TaskEntry};
 use super::{Requirement, Scheduler};
 
@@ -14,7 +14,9 @@ impl Scheduler {
         match input {
             Input::AddTasks(tasks) => tasks.into_iter().for_each(|entry| self.add(&entry)),
             Input::HostUp { host, offer } => self.host_up(host, offer, out),
-            Input::HostDown { host, reason, returns } => self.host_down(host, reason, returns, out),
+            Input::HostDown { host, reason, returns, ours } => {
+                self.host_down(host, reason, returns, ours, out);
+            }
             Input::Started { host, at } => self.started(host, at),
             Input::Ended { host, at, ended } => self.ended(host, at, ended, out),
             Input::Refused { host, at, reason, text } => self.refused(host, at, reason, &text, out),
@@ -60,6 +62,7 @@ impl Scheduler {
         task.class = entry.requirement.0;
         task.priority = entry.priority;
         task.expected_ms = entry.expected_ms.unwrap_or(u64::MAX);
+        task.limit_ms = entry.limit_ms.unwrap_or(NEVER);
         task.tree = entry.tree;
         self.counts.total += 1;
         self.counts.waiting += 1;
@@ -75,7 +78,7 @@ impl Scheduler {
             return;
         }
         if self.host(host).link == Link::Up {
-            self.host_down(host, "a new session replaced it".to_owned(), true, out);
+            self.host_down(host, "a new session replaced it".to_owned(), true, false, out);
         }
         let now = self.now;
         self.host_mut(host).come_up(offer, now);
@@ -91,6 +94,7 @@ impl Scheduler {
         host: HostIndex,
         reason: String,
         returns: bool,
+        ours: bool,
         out: &mut Vec<Action>,
     ) {
         if !self.known_host(host) {
@@ -107,6 +111,14 @@ impl Scheduler {
         let slots = self.host(host).slots as usize;
         let running: Vec<TaskId> = self.host(host).running.iter().copied().collect();
         let sent: Vec<TaskId> = self.host(host).sent.values().copied().collect();
+        if ours {
+            for task in running.into_iter().chain(sent) {
+                let at = self.current(task);
+                self.release(host, task);
+                self.spare(host, at, &reason, out);
+            }
+            return self.refresh_host(host);
+        }
         if !running.is_empty() || !sent.is_empty() {
             self.host_mut(host).strikes += 1;
         }
@@ -136,6 +148,8 @@ impl Scheduler {
         let now = self.now;
         self.host_mut(host).progress = now;
         self.host_mut(host).running.insert(at.task);
+        self.watch_task(at.task);
+        self.moved(host);
         self.touch(host);
     }
 
@@ -159,12 +173,15 @@ impl Scheduler {
                 self.blame_machines(host, at.task, &reason, out);
                 self.fail(host, at, reason, out);
             }
-            Ended::Cancelled if self.stopped => self.result(host, at, out),
-            Ended::Cancelled => {
+            Ended::Cancelled { .. } if self.stopped => self.result(host, at, out),
+            Ended::Cancelled { why, ours } => {
                 // It takes nothing any more, and its session is about to end.
-                let reason = "somebody else ended the worker there".to_owned();
-                self.host_down(host, reason.clone(), true, out);
-                self.fail(host, at, reason, out);
+                self.host_down(host, why.clone(), true, ours, out);
+                if ours {
+                    self.spare(host, at, &why, out);
+                } else {
+                    self.fail(host, at, why, out);
+                }
             }
             Ended::Interrupted => {
                 self.fail(host, at, "work of a higher priority took its place".to_owned(), out);
@@ -349,9 +366,11 @@ impl Scheduler {
         if let Phase::Running { .. } = self.task(task).phase {
             self.counts.running -= 1;
             self.host_mut(host).running.remove(&task);
+            self.unwatch_task(task);
         } else {
             self.leave_sent(host, task);
         }
+        self.moved(host);
         let last = self.task(task).is_last_attempt();
         self.host_mut(host).last_attempts -= u32::from(last);
         self.counts.waiting += 1;
@@ -423,6 +442,15 @@ impl Scheduler {
         } else {
             out.push(Action::Retry { host, at, reason });
         }
+    }
+
+    /// A released attempt came to nothing since this boss itself stood still: nobody is to blame.
+    fn spare(&mut self, host: HostIndex, at: TaskRef, reason: &str, out: &mut Vec<Action>) {
+        if self.task(at.task).unwanted {
+            return self.conclude(at.task, Phase::Withdrawn);
+        }
+        self.put_back(at.task);
+        out.push(Action::Retry { host, at, reason: reason.to_owned() });
     }
 
     /// A released hand-out came to nothing, and the task is not to blame.

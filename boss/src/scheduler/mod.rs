@@ -28,6 +28,7 @@ mod queue;
 mod requirement;
 mod task;
 mod types;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -51,7 +52,8 @@ use chain::{Chain, Segment};
 use host::{Host, Link};
 use queue::{Class, ClassKey, Fit, Key};
 use requirement::lasting_fit;
-use task::{Task, Trouble};
+use task::{NEVER, Task, Trouble};
+use watch::Watched;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -91,6 +93,10 @@ pub struct Scheduler {
     hand_outs: u64,
     counts: Counts,
     stopped: bool,
+    /// After how long a host that starts nothing stands still.
+    standstill_ms: u64,
+    /// When something that is watched should have happened.
+    due: BTreeSet<(Millis, Watched)>,
 }
 
 impl Scheduler {
@@ -121,6 +127,8 @@ impl Scheduler {
             hand_outs: 0,
             counts: Counts::default(),
             stopped: false,
+            standstill_ms: NEVER,
+            due: BTreeSet::new(),
         }
     }
 
@@ -147,13 +155,15 @@ impl Scheduler {
             self.dirty.extend(self.roomy.iter().copied());
         }
         self.take(input, out);
+        self.find_stuck(out);
         self.settle(out);
     }
 
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_wake(&self) -> Option<Millis> {
         let pause = self.pauses.first().map(|(until, _)| *until);
-        [pause, self.look_at].into_iter().flatten().min()
+        let due = self.due.first().map(|(due, _)| *due);
+        [pause, self.look_at, due].into_iter().flatten().min()
     }
 
     /// How many tasks are in which state.
@@ -222,6 +232,7 @@ impl Scheduler {
         set_member(&mut self.roomy, host, room);
         set_member(&mut self.donors, host, donor);
         self.dirty.insert(host);
+        self.watch_start(host);
     }
 
     /// Puts a class where it belongs in the order of classes.

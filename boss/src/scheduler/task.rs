@@ -9,6 +9,9 @@ pub const LOST_MAX: u8 = 10;
 /// Refusals by different hosts after which a task is given up.
 pub const REFUSALS_MAX: usize = 10;
 
+/// A time that is not limited, in milliseconds.
+pub(super) const NEVER: u64 = u64::MAX;
+
 /// No segment.
 pub(super) const NO_SEGMENT: u32 = u32::MAX;
 
@@ -54,6 +57,10 @@ pub(super) struct Task {
     pub priority: u32,
     /// `u64::MAX` if not known.
     pub expected_ms: u64,
+    /// How long an attempt may run; [`NEVER`] if it is not watched.
+    pub limit_ms: u64,
+    /// When the one that runs should have ended.
+    pub due: Millis,
     pub tree: u32,
     /// The chain by its place in the list of chains, or [`NO_SEGMENT`].
     pub chain: u32,
@@ -76,6 +83,8 @@ impl Task {
             class: 0,
             priority: 0,
             expected_ms: u64::MAX,
+            limit_ms: NEVER,
+            due: Millis(NEVER),
             tree: 0,
             chain: NO_SEGMENT,
             segment: NO_SEGMENT,

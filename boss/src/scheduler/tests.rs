@@ -35,7 +35,7 @@ impl Desk {
     }
 
     fn down(&mut self, host: HostIndex) -> Vec<Action> {
-        self.say(Input::HostDown { host, reason: "cut".to_owned(), returns: true })
+        self.say(Input::HostDown { host, reason: "cut".to_owned(), returns: true, ours: false })
     }
 
     fn entry(&self, task: u32) -> TaskEntry {
@@ -44,6 +44,7 @@ impl Desk {
             requirement: self.class,
             priority: 0,
             expected_ms: None,
+            limit_ms: None,
             tree: 0,
             chain: None,
         }
@@ -137,7 +138,7 @@ fn what_somebody_else_stopped_is_tried_again_and_what_we_stopped_is_a_result() {
     let first = desk.add(1);
     let [Action::Send { at, .. }] = first[..] else { panic!("{first:?}") };
     desk.started(HOST, at);
-    let again = desk.say(Input::Ended { host: HOST, at, ended: Ended::Cancelled });
+    let again = desk.say(Input::Ended { host: HOST, at, ended: cancelled() });
     assert!(matches!(again[..], [Action::Retry { .. }]), "that worker takes nothing any more: {again:?}");
     desk.down(HOST);
     let next = desk.up(HOST, 1, 1000);
@@ -145,7 +146,7 @@ fn what_somebody_else_stopped_is_tried_again_and_what_we_stopped_is_a_result() {
     assert_eq!(at.attempt, Attempt(2));
     desk.started(HOST, at);
     desk.say(Input::Stop);
-    let last = desk.say(Input::Ended { host: HOST, at, ended: Ended::Cancelled });
+    let last = desk.say(Input::Ended { host: HOST, at, ended: cancelled() });
     assert_eq!(last, [Action::Accept { host: HOST, at }]);
 }
 
@@ -491,7 +492,8 @@ fn what_no_host_can_take_is_named_with_reasons_once_all_are_known() {
     let small = Offer { toolchains: [name("aarch64")].into(), memory: 1, ..offer_one() };
     assert_eq!(given_up(&desk.say(Input::HostUp { host: OTHER, offer: small })), [], "one is unknown");
     assert!(desk.scheduler.impossible().is_empty());
-    let gone = Input::HostDown { host: HostIndex(2), reason: "no route".to_owned(), returns: false };
+    let gone =
+        Input::HostDown { host: HostIndex(2), reason: "no route".to_owned(), returns: false, ours: false };
     let reasons: Vec<String> =
         desk.scheduler.explain(TaskId(0)).iter().map(|r| r.as_ref().unwrap_err().to_string()).collect();
     assert_eq!(
@@ -663,6 +665,107 @@ fn what_waits_for_slots_that_others_hold_is_asked_back() {
     assert_eq!(desk.scheduler.host_view(HOST).unwrap().capacity, 2);
 }
 
+/// What an attempt that its worker stopped looks like.
+fn cancelled() -> Ended {
+    Ended::Cancelled { why: "the worker got signal 15".to_owned(), ours: false }
+}
+
+/// The hosts whose session is to be ended.
+fn stuck(actions: &[Action]) -> Vec<HostIndex> {
+    let ends = actions.iter().filter_map(|action| match action {
+        Action::EndSession { host, .. } => Some(*host),
+        _ => None,
+    });
+    ends.collect()
+}
+
+impl Desk {
+    fn later(&mut self, ms: u64) -> Vec<Action> {
+        self.now += ms;
+        self.say(Input::Tick)
+    }
+}
+
+#[test]
+fn a_host_that_answers_and_never_starts_anything_loses_its_session() {
+    let mut desk = Desk::new(1);
+    desk.scheduler.watch(600_000);
+    desk.up(HOST, 2, 1000);
+    desk.later(600_000);
+    assert!(stuck(&desk.add(4)).is_empty(), "it had nothing to start");
+    desk.started(HOST, at(0, 1));
+    desk.later(300_000);
+    // What is on its way there may be what is waited for.
+    desk.scheduler.note_sources(HOST, 1);
+    assert!(stuck(&desk.later(900_000)).is_empty());
+    desk.scheduler.note_sources(HOST, 0);
+    assert!(stuck(&desk.later(599_999)).is_empty());
+    assert_eq!(desk.scheduler.next_wake(), Some(Millis(desk.now + 1)));
+    let ended = desk.later(1);
+    assert_eq!(stuck(&ended), [HOST]);
+    let [Action::EndSession { reason, .. }] = &ended[..] else { panic!("{ended:?}") };
+    assert!(reason.contains("has started none for 600 s") && reason.contains("`standstill`"), "{reason}");
+    assert!(stuck(&desk.later(6_000_000)).is_empty(), "it is told once");
+    desk.down(HOST);
+    desk.up(HOST, 2, 1000);
+    assert_eq!(stuck(&desk.later(600_000)), [HOST], "a new session has its own time");
+}
+
+#[test]
+fn a_host_whose_slots_are_all_in_use_does_not_stand_still() {
+    let mut desk = Desk::new(1);
+    desk.scheduler.watch(600_000);
+    desk.up(HOST, 1, 1000);
+    desk.add(3);
+    desk.started(HOST, at(0, 1));
+    assert!(stuck(&desk.later(6_000_000)).is_empty(), "one runs, and it has no limit");
+    desk.say(Input::Slots { host: HOST, usable: 0 });
+    desk.done(HOST, at(0, 1));
+    assert!(stuck(&desk.later(6_000_000)).is_empty(), "others have the slot");
+}
+
+#[test]
+fn an_attempt_that_nobody_ends_ends_the_session() {
+    let mut desk = Desk::new(1);
+    desk.up(HOST, 1, 1000);
+    let entry = TaskEntry { limit_ms: Some(5000), ..desk.entry(0) };
+    desk.say(Input::AddTasks(vec![entry]));
+    desk.later(10_000);
+    desk.started(HOST, at(0, 1));
+    assert!(stuck(&desk.later(4999)).is_empty());
+    let ended = desk.later(1);
+    assert_eq!(stuck(&ended), [HOST]);
+    let lost = desk.down(HOST);
+    assert!(matches!(lost[..], [Action::Retry { .. }]), "{lost:?}");
+    desk.up(HOST, 1, 1000);
+    desk.started(HOST, at(0, 2));
+    desk.done(HOST, at(0, 2));
+    assert!(stuck(&desk.later(50_000)).is_empty(), "it has ended");
+}
+
+#[test]
+fn what_ends_since_the_boss_stood_still_is_nobodys_failure() {
+    let mut desk = Desk::new(1);
+    desk.add(3);
+    for _ in 0..2 * ATTEMPTS_MAX {
+        let up = desk.up(HOST, 1, 1000);
+        assert!(!up.iter().any(|action| matches!(action, Action::Pause { .. })), "{up:?}");
+        let Some(Action::Send { at, .. }) = up.first() else { panic!("{up:?}") };
+        desk.started(HOST, *at);
+        let ended = Ended::Cancelled { why: "this boss stood still".to_owned(), ours: true };
+        let first = desk.say(Input::Ended { host: HOST, at: *at, ended });
+        let rest = desk.say(Input::HostDown {
+            host: HOST,
+            reason: "the same".to_owned(),
+            returns: true,
+            ours: true,
+        });
+        assert!(given_up(&first).is_empty() && given_up(&rest).is_empty(), "{first:?} {rest:?}");
+    }
+    let up = desk.up(HOST, 3, 1000);
+    assert_eq!(sends(&up).len(), 3, "{up:?}");
+}
+
 /// Anything at all, also what no session would ever say.
 fn any_input() -> impl Strategy<Value = Input> {
     let host = (0..4_u32).prop_map(HostIndex);
@@ -671,16 +774,17 @@ fn any_input() -> impl Strategy<Value = Input> {
     let ended = prop_oneof![
         4 => Just(Ended::Result),
         1 => Just(Ended::Interrupted),
-        1 => Just(Ended::Cancelled),
+        1 => Just(cancelled()),
         1 => Just(Ended::Infrastructure("bad".to_owned())), 1 => Just(Ended::Machines("bad".to_owned()))
     ];
     prop_oneof![
         (host.clone(), prop_oneof![0..4_u32, Just(u32::MAX)], prop_oneof![0..3000_u32, Just(u32::MAX)])
             .prop_map(|(host, slots, speed)| Input::HostUp { host, offer: offer(slots, speed) }),
-        (host.clone(), any::<bool>()).prop_map(|(host, returns)| Input::HostDown {
+        (host.clone(), any::<bool>(), any::<bool>()).prop_map(|(host, returns, ours)| Input::HostDown {
             host,
             reason: "cut".to_owned(),
-            returns
+            returns,
+            ours
         }),
         (host.clone(), task.clone()).prop_map(|(host, at)| Input::Started { host, at }),
         (host.clone(), task.clone(), ended).prop_map(|(host, at, ended)| Input::Ended { host, at, ended }),

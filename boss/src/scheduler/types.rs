@@ -36,6 +36,9 @@ pub struct TaskEntry {
     pub priority: u32,
     /// How long it takes on a host of speed 1000, in milliseconds, if that is known.
     pub expected_ms: Option<u64>,
+    /// How long an attempt may run at most, with all that comes after its stages, in milliseconds; whoever takes longer stands
+    /// still.
+    pub limit_ms: Option<u64>,
     /// Index of its commit's tree.
     pub tree: u32,
     /// For an incremental target: tasks of a chain are given in commit order.
@@ -53,9 +56,14 @@ pub enum Ended {
     Machines(String),
     /// Work of a higher priority took its place. It is tried again, and the host is not to blame.
     Interrupted,
-    /// It was stopped. If nobody here wanted that, somebody else is ending the worker: the session counts as lost, and
-    /// the task is tried again.
-    Cancelled,
+    /// It was stopped. If nobody here wanted that, its worker is ending: the session counts as lost, and the task is tried
+    /// again.
+    Cancelled {
+        /// Why the worker ends.
+        why: String,
+        /// It is this boss that stood still: neither host nor task is to blame.
+        ours: bool,
+    },
 }
 
 impl Ended {
@@ -65,7 +73,9 @@ impl Ended {
             Outcome::Infrastructure if done.machine_failed => Ended::Machines(done.message.clone()),
             Outcome::Infrastructure => Ended::Infrastructure(done.message.clone()),
             Outcome::Interrupted => Ended::Interrupted,
-            Outcome::Cancelled => Ended::Cancelled,
+            Outcome::Cancelled => {
+                Ended::Cancelled { why: "the worker there was ended".to_owned(), ours: false }
+            }
             _ => Ended::Result,
         }
     }
@@ -91,6 +101,8 @@ pub enum Input {
         reason: String,
         /// Whether connecting goes on. If not, no task waits for the host any more.
         returns: bool,
+        /// It is this boss that stood still: neither host nor tasks are to blame.
+        ours: bool,
     },
     /// An attempt's first stage runs.
     Started {
@@ -223,6 +235,13 @@ pub enum Action {
         /// For how long, in milliseconds.
         for_ms: u64,
         /// The last failure.
+        reason: String,
+    },
+    /// A host answers and stands still all the same: end its session, as one that is lost.
+    EndSession {
+        /// Which host.
+        host: HostIndex,
+        /// What it should have done.
         reason: String,
     },
     /// A host has failed every trial: end its session; it gets nothing any more in this run.

@@ -249,8 +249,12 @@ impl World {
         if let Some(after) = back {
             self.at(self.now + after, Happening::Up(host));
         }
-        let input =
-            Input::HostDown { host: HostIndex(host), reason: "cut".to_owned(), returns: back.is_some() };
+        let input = Input::HostDown {
+            host: HostIndex(host),
+            reason: "cut".to_owned(),
+            returns: back.is_some(),
+            ours: false,
+        };
         self.input(input);
     }
 
@@ -272,6 +276,11 @@ impl World {
                     self.at(self.now + 1, Happening::Outside(lost));
                 }
                 return;
+            }
+            // The boss sees to it that the session is lost.
+            Action::EndSession { host, .. } => {
+                let session = self.believed[host.0 as usize];
+                return self.at(self.now, Happening::Lost(host.0, session));
             }
             Action::Out { host, .. } => {
                 self.believed[host.0 as usize] = 0;

@@ -398,6 +398,7 @@ pub fn from_worker() -> Vec<FromWorker> {
             kind: WorkerErrorKind::Version,
             text: "this worker speaks version 1, the boss 2".to_owned(),
         },
+        FromWorker::Ending { why: Ending::Signal { number: 15 } },
         FromWorker::Finished,
     ]
 }

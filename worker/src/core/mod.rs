@@ -21,12 +21,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::codec::{self, Line, LineDecoder};
+use crewboss_protocol::limits::STANDSTILL;
 use crewboss_protocol::message::{Hello, Ready, WorkerErrorKind};
 use crewboss_protocol::{FromWorker, PROTOCOL_VERSION, ToWorker, chain};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 
 use crate::layout::Layout;
+use crate::pulse::Pulse;
 use crate::sys::{self, Signals};
 use output::Output;
 use session::{CannotBegin, Session};
@@ -49,13 +51,15 @@ pub struct Channel {
     pub signals: Signals,
     /// Whether the boss has closed its end.
     pub ended: bool,
+    /// Tells the guardian that we go on.
+    pub pulse: Pulse,
 }
 
 impl Channel {
-    fn open() -> io::Result<Self> {
+    fn open(pulse: Pulse) -> io::Result<Self> {
         let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
         rustix::io::ioctl_fionbio(io::stdout(), true)?;
-        Ok(Self { decoder: LineDecoder::new(), output: Output::default(), signals, ended: false })
+        Ok(Self { decoder: LineDecoder::new(), output: Output::default(), signals, ended: false, pulse })
     }
 
     /// Reads once from the boss; waits if there is nothing.
@@ -127,10 +131,11 @@ impl Channel {
 }
 
 /// `crewboss worker --proper`, which only the guardian starts.
-pub fn main(work: Option<PathBuf>) -> ExitCode {
+pub fn main(work: Option<PathBuf>, pulse: Option<PathBuf>) -> ExitCode {
+    let pulse = Pulse::open(pulse, rustix::process::getppid());
     let guardian = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     let own = rustix::process::getpid();
-    let Ok(mut channel) = Channel::open() else { return ExitCode::FAILURE };
+    let Ok(mut channel) = Channel::open(pulse) else { return ExitCode::FAILURE };
     // An orderly end when the guardian dies: then nobody else would clean up.
     let bound = rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
         .and_then(|()| rustix::process::set_child_subreaper(Some(own)));
@@ -168,6 +173,8 @@ fn serve(channel: &mut Channel, work: Option<PathBuf>, guardian: u32) -> Result<
     let mut shell = Shell::new(&layout, &hello, facts, session)
         .map_err(|error| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text: error })?;
     shell.run(channel);
+    // What was made may take as long to be removed as it took to be made.
+    channel.pulse.promise(STANDSTILL);
     for text in shell.end() {
         channel.output.send(&FromWorker::Notice { text });
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::machine::MachineState;
-use crewboss_protocol::message::{BootstrapOrder, Hello, TaskOrder};
+use crewboss_protocol::message::{BootstrapOrder, Ending, Hello, TaskOrder};
 use crewboss_protocol::{
     Environment, FromWorker, HostFacts, Load, Outcome, Phases, SlotHolder, TaskRef, ToWorker, chain,
 };
@@ -31,6 +31,9 @@ const SOURCES_EVERY: Duration = Duration::from_secs(2);
 
 /// Held guests whose time may be over are looked for.
 const EXPIRY_EVERY: Duration = Duration::from_secs(60);
+
+/// Between two rounds of the loop this process does nothing that takes longer, unless something it waits for hangs.
+const ROUND_WITHIN: Duration = Duration::from_secs(60);
 
 struct Held {
     prepared: Box<Prepared>,
@@ -126,14 +129,16 @@ impl Shell {
             channel.output.send(&FromWorker::Notice { text });
         }
         self.hear(channel);
+        let silence = Duration::from_millis(self.hello.silence_ms);
         while !self.exit {
+            channel.pulse.beat(Instant::now(), ROUND_WITHIN.max(silence * 2));
             self.settle(channel);
             channel.write();
             if self.exit {
                 break;
             }
             if channel.output.is_broken() {
-                self.events.push_back(Event::Stop);
+                self.events.push_back(Event::Stop(Ending::Closed));
             }
             if self.wait(channel).is_err() {
                 // Without poll there is no going on; the guardian does the rest.
@@ -162,10 +167,16 @@ impl Shell {
         self.look_at_slots(now);
         self.look_for_sources(now);
         self.look_at_held_guests(now);
-        let mut actions = Vec::new();
-        if self.events.is_empty() && now >= self.core.deadline() {
+        self.handle_all(now, channel);
+        // Time comes last: whoever stood still itself must first take what came meanwhile.
+        if now >= self.core.deadline() {
             self.events.push_back(Event::Tick);
+            self.handle_all(now, channel);
         }
+    }
+
+    fn handle_all(&mut self, now: Instant, channel: &mut Channel) {
+        let mut actions = Vec::new();
         while let Some(event) = self.events.pop_front() {
             self.core.handle(event, now, &mut actions);
             for action in actions.drain(..) {
@@ -200,8 +211,10 @@ impl Shell {
         sys::poll(&mut fds, Some(timeout))?;
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
-        if ready[0] && channel.signals.take().is_some() {
-            self.events.push_back(Event::Stop);
+        if ready[0]
+            && let Some(signal) = channel.signals.take()
+        {
+            self.events.push_back(Event::Stop(Ending::Signal { number: signal.unsigned_abs() }));
         }
         // Runners first: what they say may make room for what the boss says.
         for (index, ready) in talking.into_iter().zip(&ready[fixed..]) {
@@ -228,6 +241,7 @@ impl Shell {
             until = slots.next_try().map_or(until, |next| until.min(next));
             until = until.min(self.next_sources).min(self.next_expiry);
         }
+        until = until.min(channel.pulse.due());
         // A closed standard output shows without being asked for; it must not make this loop hot.
         let shortest = if channel.output.is_broken() { Duration::from_millis(10) } else { Duration::ZERO };
         until.saturating_duration_since(now).max(shortest)
@@ -251,7 +265,7 @@ impl Shell {
             }
         }
         if channel.ended {
-            self.events.push_back(Event::Stop);
+            self.events.push_back(Event::Stop(Ending::Closed));
         }
     }
 
@@ -403,6 +417,9 @@ impl Shell {
                 if let Some(line) = self.reports.remove(&at) {
                     channel.output.forward(&line);
                 }
+            }
+            Action::Forget { at } => {
+                self.reports.remove(&at);
             }
             Action::Remove { at } => {
                 if let (Some(pool), Some(held)) = (&self.pool, self.prepared.remove(&at)) {

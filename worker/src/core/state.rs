@@ -4,6 +4,7 @@
 //! warm directory) -> done (until the boss has collected it) -> gone.
 
 mod bootstraps;
+mod held_back;
 mod promises;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::{KILL_GRACE, QUEUED_TASKS_MAX};
 use crewboss_protocol::message::{
-    BootstrapEnd, BootstrapOrder, Done, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
+    BootstrapEnd, BootstrapOrder, Done, Ending, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::{
     Environment, FromWorker, Name, Outcome, Phase, PhaseClock, Phases, Target, TaskRef, ToWorker, TreeId,
@@ -19,6 +20,8 @@ use crewboss_protocol::{
 
 use crate::slots::Share;
 use bootstraps::Bootstraps;
+pub use held_back::HOLD_BACK;
+use held_back::HeldBack;
 pub use promises::GRACE;
 use promises::Promises;
 
@@ -47,7 +50,7 @@ pub enum Event {
         text: String,
     },
     /// The boss is gone, or somebody asked this worker to end.
-    Stop,
+    Stop(Ending),
     /// A tree's source was found on this host.
     Source(TreeId),
     /// An environment was made, or not.
@@ -162,6 +165,11 @@ pub enum Action {
         /// Of which attempt.
         at: TaskRef,
     },
+    /// Throw away the result that a runner has left.
+    Forget {
+        /// Of which attempt.
+        at: TaskRef,
+    },
     /// Remove an environment.
     Remove {
         /// Of which attempt.
@@ -183,7 +191,7 @@ enum State {
     Preparing { unwanted: bool },
     Ready,
     Running { runner: usize },
-    Keeping { collected: bool },
+    Keeping { collected: bool, outcome: Outcome },
     Done,
 }
 
@@ -247,7 +255,10 @@ pub struct Core {
     /// What the boss was told of usable slots.
     told: u32,
     heard: Instant,
+    held_back: HeldBack,
     stopping: Option<Instant>,
+    /// Why it stops.
+    ending: Option<Ending>,
     exited: bool,
 }
 
@@ -276,7 +287,9 @@ impl Core {
             short_since: None,
             told: slots,
             heard: now,
+            held_back: HeldBack::default(),
             stopping: None,
+            ending: None,
             exited: false,
         }
     }
@@ -314,7 +327,8 @@ impl Core {
             return since + STOP_WITHIN;
         }
         let silent = self.heard + self.silence;
-        let silent = self.promises.first().map_or(silent, |due| silent.min(due));
+        let first = [self.promises.first(), self.held_back.first()].into_iter().flatten().min();
+        let silent = first.map_or(silent, |due| silent.min(due));
         let untold = self.short_since.filter(|_| self.told != self.held);
         untold.map_or(silent, |since| silent.min(since + SHORT_AFTER))
     }
@@ -331,33 +345,35 @@ impl Core {
                 let kind = if full { WorkerErrorKind::NoSpace } else { WorkerErrorKind::Internal };
                 self.broken(kind, text, now, actions);
             }
-            Event::Stop => self.stop(now, actions),
+            Event::Stop(why) => self.stop(why, now, actions),
             Event::Source(tree) => self.source(tree, now),
             Event::Prepared { at, problem } => self.prepared(at, problem, now, actions),
-            Event::Ended { runner, at, outcome } => self.ended(runner, at, outcome, actions),
+            Event::Ended { runner, at, outcome } => self.ended(runner, at, outcome, now, actions),
             Event::Promised { runner, within } => self.promises.renew(runner, within, now),
             Event::RunnerGone { runner, outcome, text, log } => {
                 self.runner_gone(runner, outcome, text, log, actions);
             }
             Event::Kept { at, problem } => {
                 actions.extend(problem.map(|text| Action::Send(FromWorker::Notice { text })));
-                self.kept(at, actions);
+                self.kept(at, now, actions);
             }
             Event::Trouble(text) => actions.push(Action::Send(FromWorker::Notice { text })),
             Event::Slots { held, share } => (self.held, self.share) = (held, share),
-            Event::Tick => {}
-        }
-        if self.stopping.is_none() && now >= self.heard + self.silence {
-            self.stop(now, actions);
-        }
-        if self.stopping.is_none() {
-            self.end_overdue(now, actions);
+            Event::Tick => self.tick(now, actions),
         }
         self.advance(now, actions);
     }
 
-    /// A runner that is over its time stands still: it keeps the limits of its tasks itself, as long as it runs.
-    fn end_overdue(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping.is_some() {
+            return;
+        }
+        if now >= self.heard + self.silence {
+            let ms = u64::try_from(self.silence.as_millis()).unwrap_or(u64::MAX);
+            return self.stop(Ending::Silence { ms }, now, actions);
+        }
+        self.report_failures(now, actions);
+        // A runner that is over its time stands still: it keeps the limits of its tasks itself, as long as it runs.
         for (runner, outcome, text) in self.promises.overdue(now) {
             actions.push(Action::EndRunner { runner, outcome, text });
         }
@@ -379,13 +395,13 @@ impl Core {
             }
             ToWorker::Collected { at } => self.collected(at, actions),
             ToWorker::Ping { number } => actions.push(Action::Alive(number)),
-            ToWorker::Quit => self.stop(now, actions),
+            ToWorker::Quit => self.stop(Ending::Asked, now, actions),
         }
     }
 
     fn broken(&mut self, kind: WorkerErrorKind, text: String, now: Instant, actions: &mut Vec<Action>) {
         actions.push(Action::Send(FromWorker::Error { kind, text }));
-        self.stop(now, actions);
+        self.stop(Ending::Broken, now, actions);
     }
 
     fn source(&mut self, tree: TreeId, now: Instant) {
@@ -488,7 +504,7 @@ impl Core {
 
     fn collected(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
         match self.attempts.get_mut(&at).map(|entry| &mut entry.state) {
-            Some(State::Keeping { collected }) => *collected = true,
+            Some(State::Keeping { collected, .. }) => *collected = true,
             Some(State::Done) => {
                 self.attempts.remove(&at);
                 actions.push(Action::Remove { at });
@@ -529,7 +545,14 @@ impl Core {
         }
     }
 
-    fn ended(&mut self, runner: usize, at: TaskRef, outcome: Outcome, actions: &mut Vec<Action>) {
+    fn ended(
+        &mut self,
+        runner: usize,
+        at: TaskRef,
+        outcome: Outcome,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         self.idle.push(runner);
         self.promises.kept(runner);
         self.pass_on(actions);
@@ -539,11 +562,11 @@ impl Core {
         }
         let Some(entry) = self.attempts.get_mut(&at) else { return };
         if is_warm(&self.targets, &entry.order) {
-            entry.state = State::Keeping { collected: false };
+            entry.state = State::Keeping { collected: false, outcome };
             actions.push(Action::Keep { at, good: outcome.is_good() });
         } else {
             entry.state = State::Done;
-            actions.push(Action::Report { at });
+            self.report(at, outcome, now, actions);
         }
     }
 
@@ -572,19 +595,19 @@ impl Core {
             ..without_running(at, outcome, text)
         }))));
         if is_warm(&self.targets, &entry.order) {
-            entry.state = State::Keeping { collected: false };
+            entry.state = State::Keeping { collected: false, outcome };
             actions.push(Action::Keep { at, good: false });
         } else {
             entry.state = State::Done;
         }
     }
 
-    fn kept(&mut self, at: TaskRef, actions: &mut Vec<Action>) {
+    fn kept(&mut self, at: TaskRef, now: Instant, actions: &mut Vec<Action>) {
         let Some(entry) = self.attempts.get_mut(&at) else { return };
-        let State::Keeping { collected } = entry.state else { return };
+        let State::Keeping { collected, outcome } = entry.state else { return };
         entry.state = State::Done;
-        actions.push(Action::Report { at });
         let order = entry.order.clone();
+        self.report(at, outcome, now, actions);
         self.release_warm(&order);
         if collected {
             self.collected(at, actions);
@@ -604,11 +627,16 @@ impl Core {
         self.slots.saturating_sub(u32::try_from(self.idle.len()).unwrap_or(u32::MAX))
     }
 
-    fn stop(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn stop(&mut self, why: Ending, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_some() {
             return;
         }
         self.stopping = Some(now);
+        self.ending = Some(why);
+        if why != Ending::Asked {
+            actions.push(Action::Send(FromWorker::Ending { why }));
+        }
+        self.report_held_back(actions);
         for (at, entry) in &self.attempts {
             if let State::Running { runner } = entry.state {
                 actions.push(Action::CancelRun { runner, at: *at });

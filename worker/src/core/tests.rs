@@ -1,12 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::message::{BootstrapOrder, Refusal, TaskOrder};
+use crewboss_protocol::message::{BootstrapOrder, Ending, Refusal, TaskOrder};
 use crewboss_protocol::target::{Command, Stage};
 use crewboss_protocol::{Environment, FromWorker, Outcome, Phase, Phases, Target, TaskRef, ToWorker, TreeId};
 use proptest::prelude::*;
 
-use super::state::{Action, Core, Event, GRACE, Offer, READY_AHEAD, STOP_WITHIN};
+use super::state::{Action, Core, Event, GRACE, HOLD_BACK, Offer, READY_AHEAD, STOP_WITHIN};
 use crate::slots::Share;
 
 const SLOTS: u32 = 2;
@@ -161,6 +161,9 @@ impl World {
                 assert!(self.running.contains_key(&runner), "runner {runner} runs nothing");
                 self.killed.push((runner, outcome, text));
             }
+            Action::Forget { at } => {
+                self.reports.remove(&at);
+            }
             Action::Keep { at, .. } => self.keeping.push(at),
             Action::Report { at } => {
                 if self.reports.remove(&at).is_some() {
@@ -255,6 +258,8 @@ impl World {
             self.end_one(Outcome::Success);
             self.keep_one();
             let idle = self.preparing.is_empty() && self.running.is_empty() && self.keeping.is_empty();
+            // Failures are told late.
+            self.wait(HOLD_BACK);
             if idle && self.held >= self.want {
                 return;
             }
@@ -396,6 +401,51 @@ fn whoever_is_cancelled_and_does_not_end_is_ended_soon() {
     world.wait(STANDSTILL + GRACE);
     world.end_killed();
     assert_eq!(world.ended.get(&bootstrap), Some(&"done"));
+}
+
+#[test]
+fn a_failure_is_told_late_and_holds_up_nothing_and_a_success_is_told_at_once() {
+    let (mut world, at) = running();
+    world.end_one(Outcome::Failure);
+    assert!(world.ended.is_empty());
+    let other = world.order(2, 0);
+    world.prepare_one(None);
+    world.take_slots();
+    assert_eq!(world.running.values().collect::<Vec<_>>(), [&other], "the slot was free at once");
+    world.end_one(Outcome::Success);
+    assert_eq!(world.ended.keys().collect::<Vec<_>>(), [&other]);
+    assert_eq!(world.core.deadline(), world.now + HOLD_BACK);
+    world.wait(HOLD_BACK);
+    assert_eq!(world.ended.get(&at), Some(&"done"));
+}
+
+#[test]
+fn a_failure_just_before_the_end_of_the_worker_is_none_unless_the_boss_wants_that_end() {
+    let signal = Event::Stop(Ending::Signal { number: 15 });
+    for (asked, how, outcome) in
+        [(false, signal, Outcome::Cancelled), (true, Event::Boss(ToWorker::Quit), Outcome::Failure)]
+    {
+        let mut world = World::new();
+        world.boss(ToWorker::SourceReady { tree: TREE });
+        let both = [world.order(1, 0), world.order(2, 0)];
+        (0..2).for_each(|_| world.prepare_one(None));
+        world.take_slots();
+        world.end_one(Outcome::Failure);
+        world.feed(how);
+        assert_eq!(world.sent.iter().any(|sent| matches!(sent, FromWorker::Ending { .. })), !asked);
+        // The other one dies of the same, just when it is asked to end.
+        let (runner, at) = world.running.pop_first().unwrap();
+        world.reports.insert(at, Outcome::Failure);
+        world.feed(Event::Ended { runner, at, outcome: Outcome::Failure });
+        assert_eq!(world.ended.keys().copied().collect::<Vec<_>>(), both);
+        let told = world.sent.iter().filter_map(|sent| match sent {
+            FromWorker::Done(done) => Some(done.outcome),
+            _ => None,
+        });
+        let cancelled = told.filter(|told| *told == Outcome::Cancelled).count();
+        assert_eq!(cancelled, if outcome == Outcome::Cancelled { 2 } else { 0 });
+        assert!(world.reports.is_empty() && world.exit);
+    }
 }
 
 #[test]

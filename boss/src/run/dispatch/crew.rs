@@ -15,6 +15,7 @@ impl Dispatcher {
         let state = &mut self.hosts[host.0 as usize];
         state.trees = facts.trees.iter().copied().collect();
         state.settled = true;
+        (state.sources_under_way, state.ending) = (0, None);
         let offer = offer(facts, &state.tags, &self.plan);
         self.events.emit(EventKind::HostReady {
             host: state.name.clone(),
@@ -50,7 +51,7 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn lost(&mut self, host: HostIndex, reason: String, retry_ms: Option<u64>) {
+    pub(super) fn lost(&mut self, host: HostIndex, reason: String, retry_ms: Option<u64>, ours: bool) {
         let state = &mut self.hosts[host.0 as usize];
         state.settled = true;
         state.trees.clear();
@@ -66,7 +67,7 @@ impl Dispatcher {
         let lost: Vec<TaskRef> =
             self.fetching.iter().filter(|(_, (from, _))| *from == host).map(|(&at, _)| at).collect();
         // First of all, so that nothing of what follows is handed to this host again.
-        self.input(Input::HostDown { host, reason: reason.clone(), returns: retry_ms.is_some() });
+        self.input(Input::HostDown { host, reason: reason.clone(), returns: retry_ms.is_some(), ours });
         for at in lost {
             self.fetch_failed(host, at, reason.clone(), false);
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crewboss_protocol::message::Ending;
 use crewboss_protocol::{HostName, Name, TreeId};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -27,6 +28,10 @@ pub struct HostState {
     pub round_trip_us: u64,
     /// It has answered or failed once: nobody waits for its first answer any more.
     pub settled: bool,
+    /// Trees that are on their way.
+    pub sources_under_way: u32,
+    /// Why its worker ends, if it has said so.
+    pub ending: Option<Ending>,
     /// Its session will not come back.
     pub over: bool,
 }
@@ -48,6 +53,8 @@ impl HostState {
             trees: BTreeSet::new(),
             round_trip_us: 0,
             settled: false,
+            sources_under_way: 0,
+            ending: None,
             over: false,
         }
     }

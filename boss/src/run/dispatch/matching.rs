@@ -1,12 +1,20 @@
 //! Targets and hosts in the words of the scheduler.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crewboss_protocol::machine::{CopyState, MachineFacts, MachineRole, MachineState};
-use crewboss_protocol::{HostFacts, Name, TaskId};
+use crewboss_protocol::{Environment, HostFacts, Name, TaskId};
 
 use super::super::plan::Plan;
+use crate::plan::TargetPlan;
 use crate::scheduler::{ChainId, MachineOffer, Offer, Requirement, RequirementId, Scheduler, TaskEntry};
+
+/// For all that a worker does around an attempt, and the way of the news.
+const ATTEMPT_GRACE: Duration = Duration::from_secs(60);
+
+/// Before its first stage, a guest has its worker's limits, which the boss does not know.
+const GUEST_ALLOWANCE: Duration = Duration::from_secs(24 * 3600);
 
 /// What a host offers to the tasks of a plan.
 pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
@@ -66,8 +74,20 @@ pub fn requirements(plan: &Plan, scheduler: &mut Scheduler) -> Vec<RequirementId
         .collect()
 }
 
+/// How long an attempt can run at most, if its worker ends what it has to end: its stages, then what is collected.
+fn limit_ms(target: &TargetPlan, standstill: Duration) -> u64 {
+    let after = standstill + ATTEMPT_GRACE;
+    let before = match target.target.environment {
+        // It may wait for its machine, the machine for its bootstrap, and all of them for a person.
+        Environment::Machine(_) => GUEST_ALLOWANCE,
+        _ => Duration::ZERO,
+    };
+    let more = u64::try_from((before + after).as_millis()).unwrap_or(u64::MAX);
+    target.target.timeout_ms.saturating_add(more)
+}
+
 /// A task as the scheduler needs to know it.
-pub fn entry(plan: &Plan, requirements: &[RequirementId], task: TaskId) -> TaskEntry {
+pub fn entry(plan: &Plan, requirements: &[RequirementId], task: TaskId, standstill: Duration) -> TaskEntry {
     let target = plan.target_index(task);
     let index = u32::try_from(target).unwrap_or(u32::MAX);
     TaskEntry {
@@ -75,6 +95,7 @@ pub fn entry(plan: &Plan, requirements: &[RequirementId], task: TaskId) -> TaskE
         requirement: requirements[target],
         priority: plan.target(task).priority,
         expected_ms: None,
+        limit_ms: Some(limit_ms(plan.target(task), standstill)),
         tree: u32::try_from(plan.commit_index(task)).unwrap_or(u32::MAX),
         chain: plan.target(task).target.incremental.then_some(ChainId(index)),
     }

@@ -10,17 +10,19 @@ mod results;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
 use crewboss_protocol::message::Done;
 use crewboss_protocol::{FromWorker, HostName, Phase, PhaseClock, RunId, TaskId, TaskRef, ToWorker};
 
+use super::awake::Awake;
 use super::collect::{Collected, skipped};
 use super::done::Division;
 use super::events::EventStream;
 use super::hosts::{News, Order, Report};
 use super::plan::Plan;
+use super::site::Common;
 use super::upload::Uploader;
 use crate::event::{EventKind, HostSummary, Stopped, Summary, TaskDone};
 use crate::scheduler::{Action, HostIndex, Input, Millis, RequirementId, Scheduler};
@@ -73,6 +75,8 @@ pub struct Dispatcher {
     impossible: BTreeSet<usize>,
     /// Tasks without an announced end.
     remaining: u32,
+    standstill: Duration,
+    awake: Arc<Awake>,
     stopped: Option<Stopped>,
     actions: Vec<Action>,
 }
@@ -84,11 +88,12 @@ impl Dispatcher {
         plan: Arc<Plan>,
         hosts: Vec<HostState>,
         events: EventStream,
-        out: OutDir,
-        store: Writer,
+        (out, store): (OutDir, Writer),
         uploader: Uploader,
+        common: &Common,
     ) -> Self {
         let mut scheduler = Scheduler::new(u32::try_from(hosts.len()).unwrap_or(u32::MAX));
+        scheduler.watch(u64::try_from(common.timing.standstill.as_millis()).unwrap_or(u64::MAX));
         let requirements = requirements(&plan, &mut scheduler);
         Self {
             run,
@@ -110,6 +115,8 @@ impl Dispatcher {
             candidates: BTreeMap::new(),
             impossible: BTreeSet::new(),
             remaining: plan.tasks(),
+            standstill: common.timing.standstill,
+            awake: common.awake.clone(),
             stopped: None,
             actions: Vec::new(),
             plan,
@@ -153,7 +160,8 @@ impl Dispatcher {
 
     fn add_open(&mut self, tasks: &[TaskId]) {
         if !tasks.is_empty() {
-            let entries = tasks.iter().map(|&task| entry(&self.plan, &self.requirements, task)).collect();
+            let entry = |&task| entry(&self.plan, &self.requirements, task, self.standstill);
+            let entries = tasks.iter().map(entry).collect();
             self.input(Input::AddTasks(entries));
         }
     }
@@ -186,6 +194,18 @@ impl Dispatcher {
     /// The time by the run's clock.
     pub fn now(&self) -> Millis {
         self.events.now()
+    }
+
+    /// Says it if this process itself stood still.
+    pub fn tell_standstill(&mut self) {
+        if let Some(length) = self.awake.take_untold() {
+            let text = format!(
+                "this boss stood still for {} s: it was stopped, or its computer slept; workers that ended meanwhile are \
+                 started again",
+                length.as_secs()
+            );
+            self.events.emit(EventKind::Notice { text });
+        }
     }
 
     /// Time has passed.
@@ -237,14 +257,15 @@ impl Dispatcher {
                 self.input(Input::RoundTrip { host, micros });
             }
             News::SourceSent { tree, objects, bytes, wall_ms, check_out_ms } => {
+                self.source_arrived(host);
                 let host = self.name(host);
                 self.events.emit(EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms });
             }
             News::Fetched { at } => self.fetched(at),
             News::FetchFailed { at, reason, at_boss } => self.fetch_failed(host, at, reason, at_boss),
             News::Broken { reason } => self.stop(Stopped::Error(reason)),
-            News::Lost { reason, retry_ms } => self.lost(host, reason, Some(retry_ms)),
-            News::Failed { reason } => self.lost(host, reason, None),
+            News::Lost { reason, retry_ms, ours } => self.lost(host, reason, Some(retry_ms), ours),
+            News::Failed { reason } => self.lost(host, reason, None, false),
             News::Quit => {
                 self.hosts[host.0 as usize].over = true;
                 self.hosts[host.0 as usize].settled = true;
@@ -352,6 +373,8 @@ impl Dispatcher {
             // A run orders no bootstrap.
             FromWorker::Bootstrapped { .. } => {}
             FromWorker::Ready(_) | FromWorker::Error { .. } | FromWorker::Finished => {}
+            // What it stops follows, and then the end of the session.
+            FromWorker::Ending { why } => self.hosts[host.0 as usize].ending = Some(why),
         }
     }
 
@@ -413,6 +436,9 @@ impl Dispatcher {
                 let host = self.name(host);
                 self.events.emit(EventKind::HostPaused { host, reason, pause_ms: for_ms });
             }
+            Action::EndSession { host, reason } => {
+                self.hosts[host.0 as usize].order(Order::End { reason });
+            }
             Action::Out { host, reason } => {
                 let name = self.name(host);
                 self.events.emit(EventKind::HostFailed { host: name, reason });
@@ -424,9 +450,25 @@ impl Dispatcher {
     fn hand_out(&mut self, host: HostIndex, at: TaskRef) {
         let order = self.plan.order(at);
         let state = &mut self.hosts[host.0 as usize];
-        if state.trees.insert(order.tree) {
+        let lacks = state.trees.insert(order.tree);
+        if lacks {
             state.order(Order::Source(order.tree));
         }
         state.order(Order::Send(ToWorker::Task(order)));
+        if lacks {
+            self.sources(host, |under_way| under_way + 1);
+        }
+    }
+
+    fn source_arrived(&mut self, host: HostIndex) {
+        self.sources(host, |under_way| under_way.saturating_sub(1));
+    }
+
+    /// Lets the scheduler know how many trees are on their way. It may be in the middle of an input.
+    fn sources(&mut self, host: HostIndex, change: impl FnOnce(u32) -> u32) {
+        let state = &mut self.hosts[host.0 as usize];
+        state.sources_under_way = change(state.sources_under_way);
+        let under_way = state.sources_under_way;
+        self.scheduler.note_sources(host, under_way);
     }
 }

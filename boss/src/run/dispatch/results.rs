@@ -8,6 +8,7 @@ use crewboss_protocol::{HostName, Outcome, Phase, PhaseClock, TaskId, TaskRef, T
 
 use super::super::collect::{Collected, given_up, witness};
 use super::super::hosts::Order;
+use super::super::session_error::stood_still;
 use super::super::upload::{UploadJob, Uploader, UploadsEnd, stage_name};
 use super::{Dispatcher, Storing};
 use crate::event::{EventKind, Stopped};
@@ -27,11 +28,23 @@ impl Dispatcher {
         if let Some(seen) = self.seen.remove(&at) {
             witness(&mut done, seen);
         }
-        let ended = Ended::of(&done);
+        let ended = match Ended::of(&done) {
+            Ended::Cancelled { why, .. } => self.cancelled(host, why),
+            ended => ended,
+        };
         self.ended.insert(at, done);
         self.input(Input::Ended { host, at, ended });
         if self.ended.remove(&at).is_some() {
             self.discard(host, at);
+        }
+    }
+
+    /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us for too long.
+    fn cancelled(&self, host: HostIndex, otherwise: String) -> Ended {
+        let ending = self.hosts[host.0 as usize].ending;
+        match self.awake.explains() {
+            Some(stood) => Ended::Cancelled { why: stood_still(stood), ours: true },
+            None => Ended::Cancelled { why: ending.map_or(otherwise, |why| why.to_string()), ours: false },
         }
     }
 
