@@ -376,3 +376,18 @@ fn a_host_that_talks_nonsense_ends_with_a_clear_error() {
         ended.expect_tasks(1, "infrastructure");
     }
 }
+
+#[test]
+fn more_hosts_than_open_files_allow_are_refused_with_numbers() {
+    let scene = Scene::with_commits("commits = 'HEAD'\n[target.t]\nstages.run = ['/bin/true']\n", 1);
+    let hosts: String = (0..60).map(|n| format!("[host.h{n}]\ncommand = [\"false\"]\n")).collect();
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 500; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_crewboss"), "build"]);
+    limited.arg("--crew").arg(scene.crew_file(&hosts)).current_dir(scene.repo());
+    let output = limited.output().expect("crewboss");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(102), "{said}");
+    for words in ["60 hosts take up to", "allows this user 500", "--host"] {
+        assert!(said.contains(words), "{words:?} in {said}");
+    }
+}

@@ -61,6 +61,7 @@ fn hello(session: &str) -> Hello {
         // The tests send no pings.
         silence_ms: 600_000,
         standstill_ms: 600_000,
+        limits: Default::default(),
         slots: Some(2),
         toolchains: Default::default(),
         machines: None,
@@ -423,6 +424,28 @@ fn a_worker_that_stands_still_is_ended_once_its_boss_is_gone_and_a_guardian_is_w
     worker.send(&ToWorker::Quit);
     until("the guardian ends with its worker", || worker.child.try_wait().unwrap());
     worker.nothing_is_left();
+}
+
+#[test]
+fn what_a_task_may_leave_is_limited() {
+    let mut worker = Worker::start_with("limits", |hello| {
+        (hello.limits.log_bytes, hello.limits.artifacts, hello.limits.artifact_bytes) = (100_000, 3, 1 << 20);
+    });
+    let done = worker.run(shell("echo fine; while :; do echo on and on; done"));
+    assert_eq!(done.outcome, Outcome::Failure);
+    assert!(done.message.contains("its log has more than 100000 bytes (`log`"), "{}", done.message);
+    assert!(done.log.bytes <= 100_000 + (1 << 20), "{done:?}");
+    for (line, words) in [
+        ("cd $CREWBOSS_OUT; touch 1.x 2.x 3.x 4.x", "it has left 4 artifacts; the limit is 3 (`artifacts`"),
+        // A hole takes no space here, and may take it elsewhere.
+        ("truncate -s 1T $CREWBOSS_OUT/1.x", "1099511627776 bytes; the limit is 1048576 (`artifact_bytes`"),
+    ] {
+        let done = worker.run(Target { artifacts: vec!["*.x".to_owned()], ..shell(line) });
+        assert_eq!((done.outcome, done.artifacts.files), (Outcome::Failure, 0), "{done:?}");
+        assert!(done.message.contains(words), "{}", done.message);
+    }
+    let few = Target { artifacts: vec!["*.x".to_owned()], ..shell("cd $CREWBOSS_OUT; touch 1.x 2.x 3.x") };
+    assert_eq!(worker.run(few).outcome, Outcome::Success);
 }
 
 fn clean(work: &Path, force: bool) -> CleanReport {

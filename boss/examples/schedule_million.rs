@@ -163,6 +163,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         requirement: classes[random.usize(0..classes.len())].0,
         priority: 0,
         expected_ms: known.then(|| crew.durations[task as usize]),
+        limit_ms: None,
         tree: task / 1000,
         chain: None,
     });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crewboss_protocol::limits;
 use crewboss_protocol::machine::AccelChoice;
+use crewboss_protocol::message::TaskLimits;
 use crewboss_protocol::{HostName, Name};
 
 /// All hosts, and how the boss talks to them.
@@ -17,6 +18,8 @@ pub struct Crew {
     pub ssh: Ssh,
     /// What holds for every session.
     pub timing: Timing,
+    /// How much tasks and hosts may send.
+    pub limits: Limits,
 }
 
 /// One host.
@@ -74,6 +77,27 @@ pub enum HostKeys {
 impl Default for Ssh {
     fn default() -> Self {
         Self { config: None, host_keys: HostKeys::AcceptNew, connect_timeout: Duration::from_secs(15) }
+    }
+}
+
+/// How much of what comes from hosts is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// What one task may leave.
+    pub task: TaskLimits,
+    /// Bytes that are written down of a session with a host.
+    pub host_log: u64,
+    /// Lines that a host may say in a second.
+    pub messages: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            task: TaskLimits::default(),
+            host_log: limits::HOST_LOG_BYTES,
+            messages: limits::MESSAGES_PER_SECOND,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 use crate::crew::Crew;
+use crate::descriptors;
 use crate::link::Connector;
 use crate::run::{Awake, Common, Opening, RunError, run_id};
 use crate::scheduler::HostIndex;
@@ -22,6 +23,7 @@ pub type Probed = (HostName, Result<HostFacts, String>);
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
 pub async fn probe(crew: &Crew, boss: String, refresh: bool) -> Result<Vec<Probed>, RunError> {
+    descriptors::provide(crew.hosts.len())?;
     let common = Arc::new(Common {
         connector: Connector::new(&crew.ssh, &crew.timing)?,
         binary: OnceCell::new(),
@@ -29,6 +31,7 @@ pub async fn probe(crew: &Crew, boss: String, refresh: bool) -> Result<Vec<Probe
         boss,
         priority: 0,
         timing: crew.timing,
+        limits: crew.limits,
         awake: Arc::new(Awake::new(crew.timing.silence)),
         probe_only: true,
         refresh,

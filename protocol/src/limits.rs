@@ -57,6 +57,18 @@ pub const QUEUED_TASKS_MAX: usize = 4096;
 /// Artifacts of one task.
 pub const ARTIFACTS_MAX: usize = 1_000_000;
 
+/// Bytes of all artifacts of one task, holes included, unless something else is said.
+pub const ARTIFACT_BYTES: u64 = 100 << 30;
+
+/// Bytes of the log of one task, unless something else is said.
+pub const LOG_BYTES: u64 = 4 << 30;
+
+/// Bytes of what the boss writes down of one session with a host, unless something else is said.
+pub const HOST_LOG_BYTES: u64 = 256 << 20;
+
+/// Lines that a host may say in a second, unless something else is said: some ten times as many as the fastest tasks need.
+pub const MESSAGES_PER_SECOND: u32 = 50_000;
+
 /// Uploads of one task: each is an archive, a checksum and a command at the boss.
 pub const UPLOADS_MAX: usize = 1000;
 

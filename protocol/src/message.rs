@@ -11,8 +11,9 @@ use crate::guest::GuestLoad;
 use crate::host::{HostFacts, Load};
 use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
 use crate::limits::{
-    ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, MACHINES_MAX, NUMBER_MAX, STAGES_MAX,
-    TARGET_BYTES_MAX, TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX, VERSIONS_MAX, WORD_BYTES_MAX,
+    ARTIFACT_BYTES, ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, LOG_BYTES, MACHINES_MAX,
+    NUMBER_MAX, STAGES_MAX, TARGET_BYTES_MAX, TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX,
+    VERSIONS_MAX, WORD_BYTES_MAX,
 };
 use crate::machine::{AccelChoice, HeldGuest, MachineResult};
 use crate::outcome::{Outcome, StageResult};
@@ -117,6 +118,9 @@ pub struct Hello {
     /// How long a process on the host may do one thing without a sign of life before it stands still, in milliseconds.
     #[serde(default = "standstill_ms")]
     pub standstill_ms: u64,
+    /// What one task may leave, from `crew.toml`.
+    #[serde(default)]
+    pub limits: TaskLimits,
     /// Cap on the slots, from `crew.toml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
@@ -135,6 +139,47 @@ pub struct Hello {
     /// Measure and try everything anew instead of trusting what an earlier worker found.
     #[serde(default)]
     pub refresh: bool,
+}
+
+/// How much one task may leave. More is a failure of the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskLimits {
+    /// Bytes of its log.
+    pub log_bytes: u64,
+    /// Its artifacts.
+    pub artifacts: u32,
+    /// Bytes of all of them, holes included.
+    pub artifact_bytes: u64,
+}
+
+impl Default for TaskLimits {
+    fn default() -> Self {
+        Self {
+            log_bytes: LOG_BYTES,
+            artifacts: u32::try_from(ARTIFACTS_MAX).unwrap_or(u32::MAX),
+            artifact_bytes: ARTIFACT_BYTES,
+        }
+    }
+}
+
+impl TaskLimits {
+    /// What is wrong with so many artifacts, if anything is.
+    pub fn refuse(&self, count: ArtifactCount) -> Option<String> {
+        let ArtifactCount { files, bytes } = count;
+        let limit = if files > self.artifacts {
+            format!("{files} artifacts; the limit is {} (`artifacts`", self.artifacts)
+        } else if bytes > self.artifact_bytes {
+            format!("artifacts of {bytes} bytes; the limit is {} (`artifact_bytes`", self.artifact_bytes)
+        } else {
+            return None;
+        };
+        Some(format!("it has left {limit} in [limits] of crew.toml)"))
+    }
+
+    /// What is said of a log that gets longer than it may.
+    pub fn refuse_log(&self) -> String {
+        format!("its log has more than {} bytes (`log` in [limits] of crew.toml)", self.log_bytes)
+    }
 }
 
 /// One attempt at one task.

@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crewboss_boss::crew::{Crew, Host, HostKeys, Ssh, Timing, Transport};
+use crewboss_boss::crew::{Crew, Host, HostKeys, Limits, Ssh, Timing, Transport};
+use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
 use crewboss_protocol::machine::{AccelChoice, Accelerator};
+use crewboss_protocol::message::TaskLimits;
 use crewboss_protocol::{HostName, Name};
 use serde::Deserialize;
 use toml::Spanned;
@@ -14,7 +16,7 @@ use toml::Spanned;
 use super::document::{Document, Ordered};
 use super::error::{ConfigError, nearest};
 use super::trust;
-use super::units::TimeSpan;
+use super::units::{Amount, TimeSpan};
 
 /// Keys that are not known, with what to say about them.
 const LATER: &[(&str, &str)] = &[("hosts", "each host has a table of its own: [host.NAME]")];
@@ -24,6 +26,9 @@ const SLOTS_MAX: i64 = 65_536;
 
 /// Shortest heartbeat that a worker accepts.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+
+/// Fewest lines in a second that a host must be allowed: what it says of tasks that end one after the other.
+const MESSAGES_MIN: i64 = 1000;
 
 /// Shortest time after which something can be said to stand still.
 const WATCH_MIN: Duration = Duration::from_secs(1);
@@ -57,6 +62,11 @@ struct LimitsTable {
     silence: Option<Spanned<TimeSpan>>,
     stall: Option<Spanned<TimeSpan>>,
     standstill: Option<Spanned<TimeSpan>>,
+    log: Option<Spanned<Amount>>,
+    artifacts: Option<Spanned<i64>>,
+    artifact_bytes: Option<Spanned<Amount>>,
+    host_log: Option<Spanned<Amount>>,
+    messages: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,9 +93,10 @@ pub fn load_crew(document: Document, home: Option<&Path>) -> Result<Crew, Config
     }
     let ssh = ssh_settings(&document, &file.ssh, home)?;
     let timing = timing(&document, &file.limits)?;
+    let limits = amounts(&document, &file.limits)?;
     let hosts: Result<Vec<Host>, ConfigError> =
         file.host.0.iter().map(|(name, table)| host(&document, name, table)).collect();
-    Ok(Crew { hosts: hosts?, ssh, timing })
+    Ok(Crew { hosts: hosts?, ssh, timing, limits })
 }
 
 /// The crew when there is no crew file: this computer.
@@ -100,7 +111,7 @@ pub fn local_crew() -> Crew {
         tags: BTreeSet::new(),
         toolchains: BTreeMap::new(),
     };
-    Crew { hosts: vec![host], ssh: Ssh::default(), timing: Timing::default() }
+    Crew { hosts: vec![host], ssh: Ssh::default(), timing: Timing::default(), limits: Limits::default() }
 }
 
 /// The name of this computer in a crew that has no file.
@@ -184,6 +195,44 @@ fn timing(document: &Document, table: &LimitsTable) -> Result<Timing, ConfigErro
     let stall = at_least(&table.stall, "stall", default.stall)?;
     let standstill = at_least(&table.standstill, "standstill", default.standstill)?;
     Ok(Timing { heartbeat, silence, stall, standstill })
+}
+
+/// How much tasks and hosts may send.
+fn amounts(document: &Document, table: &LimitsTable) -> Result<Limits, ConfigError> {
+    let default = Limits::default();
+    // Half of what a message can say: what is counted besides has room in the other half.
+    let most = NUMBER_MAX / 2;
+    let bytes = |key: &Option<Spanned<Amount>>, default: u64| match key {
+        Some(amount) if amount.get_ref().0 > most => {
+            let message = format!("the most that can be counted is {most} bytes");
+            Err(document.wrong(amount.span(), message, None))
+        }
+        key => Ok(key.as_ref().map_or(default, |amount| amount.get_ref().0)),
+    };
+    let number = |key: &Option<Spanned<i64>>, default: u32, min: i64, max: i64| match key {
+        Some(number) => {
+            let value =
+                u32::try_from(*number.get_ref()).ok().filter(|_| (min..=max).contains(number.get_ref()));
+            let wrong = || format!("{} is not between {min} and {max}", number.get_ref());
+            value.ok_or_else(|| document.wrong(number.span(), wrong(), None))
+        }
+        None => Ok(default),
+    };
+    let task = TaskLimits {
+        log_bytes: bytes(&table.log, default.task.log_bytes)?,
+        artifacts: number(
+            &table.artifacts,
+            default.task.artifacts,
+            0,
+            i64::try_from(ARTIFACTS_MAX).unwrap_or(i64::MAX),
+        )?,
+        artifact_bytes: bytes(&table.artifact_bytes, default.task.artifact_bytes)?,
+    };
+    Ok(Limits {
+        task,
+        host_log: bytes(&table.host_log, default.host_log)?,
+        messages: number(&table.messages, default.messages, MESSAGES_MIN, i64::from(u32::MAX))?,
+    })
 }
 
 fn host(document: &Document, key: &Spanned<String>, table: &HostTable) -> Result<Host, ConfigError> {

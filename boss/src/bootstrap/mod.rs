@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 pub use choice::Wanted;
 
 use crate::crew::Crew;
+use crate::descriptors;
 use crate::link::Connector;
 use crate::run::{Awake, Common, Opening, RunError, run_id};
 use crate::scheduler::HostIndex;
@@ -112,6 +113,7 @@ pub async fn bootstrap(
     stop: watch::Receiver<bool>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Bootstrapped>, BootstrapError> {
+    descriptors::provide(crew.hosts.len()).map_err(RunError::from)?;
     let common = Arc::new(Common {
         connector: Connector::new(&crew.ssh, &crew.timing).map_err(RunError::from)?,
         binary: OnceCell::new(),
@@ -119,6 +121,7 @@ pub async fn bootstrap(
         boss,
         priority: 0,
         timing: crew.timing,
+        limits: crew.limits,
         awake: Arc::new(Awake::new(crew.timing.silence)),
         probe_only: false,
         refresh: false,

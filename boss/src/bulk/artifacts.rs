@@ -22,32 +22,15 @@ pub struct ArtifactLimits {
     pub bytes: u64,
 }
 
-/// One artifact that is on this computer now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredArtifact {
-    /// Its name below the directory.
-    pub path: RelPath,
-    /// Its length.
-    pub bytes: u64,
-    /// Its permissions, before the umask of this computer.
-    pub mode: u32,
-    /// BLAKE3 of its data in hexadecimal.
-    pub blake3: String,
-}
-
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const NEW_FILE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Receives all artifacts of a request that was sent.
-pub(super) fn receive(
-    wire: &mut Wire,
-    directory: &Path,
-    limits: ArtifactLimits,
-) -> Result<Vec<StoredArtifact>, BulkError> {
+/// Receives all artifacts of a request that was sent. Nothing is kept of them here: there may be a million.
+pub(super) fn receive(wire: &mut Wire, directory: &Path, limits: ArtifactLimits) -> Result<u64, BulkError> {
     let mut target = Target::open(directory)?;
-    let mut stored: Vec<StoredArtifact> = Vec::new();
+    let mut stored = 0;
     let mut room = limits.bytes;
     loop {
         let (path, bytes, mode) = match wire.answer()? {
@@ -55,7 +38,7 @@ pub(super) fn receive(
             BulkAnswer::Complete => return Ok(stored),
             other => return Err(wire.unexpected(&other)),
         };
-        if stored.len() as u64 >= limits.files {
+        if stored >= limits.files {
             return Err(wire.rule(format!("more artifacts than the {} that were announced", limits.files)));
         }
         room = room.checked_sub(bytes).ok_or_else(|| {
@@ -64,8 +47,8 @@ pub(super) fn receive(
                 limits.bytes
             ))
         })?;
-        let artifact = one(wire, &mut target, path, bytes, mode)?;
-        stored.push(artifact);
+        one(wire, &mut target, path, bytes, mode)?;
+        stored += 1;
     }
 }
 
@@ -75,7 +58,7 @@ fn one(
     path: RelPath,
     announced: u64,
     mode: u32,
-) -> Result<StoredArtifact, BulkError> {
+) -> Result<(), BulkError> {
     let mut file = target.create(&path, mode).map_err(|refusal| match refusal {
         Refusal::Double => wire.rule(format!("artifact {path} came twice, or is also a directory")),
         Refusal::Io(errno) => cannot_store(wire.host(), target.path, &path, errno),
@@ -108,7 +91,7 @@ fn one(
     if !checksum.eq_ignore_ascii_case(&blake3) {
         return Err(BulkError::Checksum { host: wire.host().clone(), name: path.to_string() });
     }
-    Ok(StoredArtifact { path, bytes, mode, blake3 })
+    Ok(())
 }
 
 fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {

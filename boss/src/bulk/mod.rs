@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::crew::Timing;
 use crate::link::{Channel, ChannelGuard, Link, OwnBinary, Role, ShipError, start};
 
-pub use artifacts::{ArtifactLimits, StoredArtifact};
+pub use artifacts::ArtifactLimits;
 pub use error::BulkError;
 use patience::Patience;
 use wire::{FrameWriter, Wire};
@@ -41,6 +41,7 @@ pub struct Bulk {
     jobs: mpsc::Sender<Job>,
     output: SharedOutput,
     patience: Patience,
+    log_max: u64,
     /// Keeps the process on the host; `None` in tests.
     _guard: Option<ChannelGuard>,
 }
@@ -111,7 +112,12 @@ impl Bulk {
                 job(&mut wire);
             }
         })?;
-        Ok(Self { host, jobs, output: SharedOutput(output), patience, _guard: guard })
+        Ok(Self { host, jobs, output: SharedOutput(output), patience, log_max: u64::MAX, _guard: guard })
+    }
+
+    /// No log may be longer.
+    pub fn limit_logs(&mut self, bytes: u64) {
+        self.log_max = bytes;
     }
 
     fn send<T: Send + 'static>(
@@ -249,7 +255,8 @@ impl Bulk {
         // Written here and not on the thread, so that the end can never be told before the beginning was asked for.
         // The pipe is empty between requests and takes these few bytes at once.
         self.write(&lines)?;
-        let mut result = self.send(move |wire| wire.log(sink));
+        let max = self.log_max;
+        let mut result = self.send(move |wire| wire.log(sink, max));
         if let Some(later) = later {
             tokio::select! {
                 biased;
@@ -285,7 +292,7 @@ impl Bulk {
 
     /// Fetches the artifacts of an attempt into a directory, which must be fresh and ours alone.
     ///
-    /// Names that would leave it, doubles, more data than `limits` and wrong checksums are refused. After an error the
+    /// Gives back how many there were. Names that would leave it, doubles, more data than `limits` and wrong checksums are refused. After an error the
     /// directory may hold some of them.
     ///
     /// # Errors
@@ -295,7 +302,7 @@ impl Bulk {
         at: TaskRef,
         directory: PathBuf,
         limits: ArtifactLimits,
-    ) -> Result<Vec<StoredArtifact>, BulkError> {
+    ) -> Result<u64, BulkError> {
         self.call(move |wire| {
             wire.request(&BulkRequest::Artifacts { at })?;
             artifacts::receive(wire, &directory, limits)

@@ -284,10 +284,10 @@ impl Wire {
     }
 
     /// Receives a log whose request has been sent.
-    pub(super) fn log<W: Write>(&mut self, mut sink: W) -> Result<(W, u64), BulkError> {
+    pub(super) fn log<W: Write>(&mut self, mut sink: W, max: u64) -> Result<(W, u64), BulkError> {
         self.open()?;
         let host = self.host.clone();
-        let bytes = self.frames("a log", u64::MAX, |piece| match piece {
+        let bytes = self.frames("a log", max, |piece| match piece {
             Piece::Data(data) => sink.write_all(data).map_err(BulkError::Sink),
             Piece::Hole(_) => Err(BulkError::Rule { host: host.clone(), what: "a hole in a log".to_owned() }),
         })?;

@@ -47,6 +47,7 @@ impl FetchError {
     /// Whether it is this computer that failed, and not the host.
     fn is_own(&self) -> bool {
         matches!(self, Self::Own { .. } | Self::Bulk(BulkError::Sink(_) | BulkError::Local { .. }))
+            || crate::lacks_resources(self)
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use super::flood::Flood;
 use super::host_log::HostLog;
 use super::session_error::SessionError;
 use super::site::{Site, Work};
@@ -38,6 +39,7 @@ pub(super) struct Live {
     configured: HashSet<u32>,
     /// Why the worker ends, if it has said so.
     ending: Option<Ending>,
+    flood: Flood,
 }
 
 impl Live {
@@ -50,6 +52,7 @@ impl Live {
         log: HostLog,
         work: Arc<Work>,
     ) -> Self {
+        let flood = Flood::new(site.common.limits.messages, std::time::Instant::now());
         Self {
             site: Arc::new(site),
             work,
@@ -67,6 +70,7 @@ impl Live {
             complaints: String::new(),
             configured: HashSet::new(),
             ending: None,
+            flood,
         }
     }
 
@@ -117,7 +121,11 @@ impl Live {
     /// would tell of it.
     pub(super) fn messages(&mut self) -> (Vec<FromWorker>, Option<SessionError>) {
         let mut messages = Vec::new();
+        let now = std::time::Instant::now();
         while let Some(line) = self.decoder.next_line() {
+            if self.flood.is_one_with_this(now) {
+                return (messages, Some(SessionError::Flood { limit: self.site.common.limits.messages }));
+            }
             let text = match line {
                 Line::Ours(text) => text,
                 Line::Stray(text) => {

@@ -9,6 +9,7 @@ mod dispatch;
 mod done;
 mod events;
 mod fetch;
+mod flood;
 mod host_log;
 mod hosts;
 mod live;

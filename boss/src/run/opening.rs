@@ -114,6 +114,7 @@ impl Opening {
             heartbeat_ms: ms(common.timing.heartbeat),
             silence_ms: ms(common.timing.silence),
             standstill_ms: ms(common.timing.standstill),
+            limits: common.limits.task,
             slots: host.slots,
             toolchains: host.toolchains.clone(),
             machines: host.machines.clone(),
@@ -161,7 +162,7 @@ impl Greeting {
     }
 
     pub(super) fn live(self, opening: Opening, traffic: Arc<Traffic>, work: Arc<Work>) -> Live {
-        let mut log = HostLog::open(&work.root, &opening.host.name);
+        let mut log = HostLog::open(&work.root, &opening.host.name, opening.common.limits.host_log);
         log.sent(&self.hello);
         self.early.iter().for_each(|line| log.stray(line));
         let site = Site {

@@ -30,7 +30,7 @@ enum PushError {
 impl PushError {
     /// Whether it is this computer that failed, and not the host.
     fn is_own(&self) -> bool {
-        matches!(self, Self::Source(_) | Self::Bulk(BulkError::Produce(_)))
+        matches!(self, Self::Source(_) | Self::Bulk(BulkError::Produce(_))) || crate::lacks_resources(self)
     }
 
     /// Whether the host would fail again.

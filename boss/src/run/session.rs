@@ -86,6 +86,9 @@ impl Supervisor {
             if error.is_quit() {
                 return self.report(News::Quit).await;
             }
+            if crate::lacks_resources(&error) {
+                return self.report(News::Broken { reason: error.story(&self.host.name) }).await;
+            }
             failures += 1;
             let tries = if was_ready { TRIES_AFTER } else { TRIES_BEFORE_FIRST };
             if error.is_lasting() || failures >= tries {

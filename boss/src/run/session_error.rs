@@ -30,6 +30,10 @@ pub(crate) enum SessionError {
     OwnStandstill { after: Duration },
     #[error("{reason}")]
     Stuck { reason: String },
+    #[error(
+        "it says more than {limit} lines in a second for 10 s on end (`messages` in [limits] of crew.toml)"
+    )]
+    Flood { limit: u32 },
     #[error("{why}")]
     Ending { why: Ending },
     #[error("the worker ended unexpectedly{}", said(stderr))]
@@ -85,7 +89,7 @@ impl SessionError {
             Self::Ship(ShipError::NotExecutable { exit, .. }) => matches!(exit, Exit::Code(_)),
             // A shell that says nothing for half a minute will not do so the next time either.
             Self::Ship(_) => true,
-            Self::Build { .. } | Self::Decode(_) | Self::NotReady { .. } => true,
+            Self::Flood { .. } | Self::Build { .. } | Self::Decode(_) | Self::NotReady { .. } => true,
             Self::Worker { kind, .. } => !matches!(kind, WorkerErrorKind::Internal),
             Self::Source { lasting, .. } => *lasting,
             Self::OwnStandstill { .. } | Self::Stuck { .. } | Self::Ending { .. } => false,

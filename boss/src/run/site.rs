@@ -12,7 +12,7 @@ use super::awake::Awake;
 use super::hosts::Traffic;
 use super::plan::Plan;
 use crate::bulk::Bulk;
-use crate::crew::Timing;
+use crate::crew::{Limits, Timing};
 use crate::link::{Connector, Link, OwnBinary, ShipError};
 use crate::scheduler::HostIndex;
 use crate::source::Source;
@@ -20,6 +20,9 @@ use crate::source::Source;
 /// How long a host may take to end a session in order. The boss itself needs a moment after that.
 pub(super) const QUIT_WITHIN: Duration = STOP_WITHIN.saturating_sub(Duration::from_millis(800));
 const _: () = assert!(QUIT_WITHIN.as_millis() > KILL_GRACE.as_millis());
+
+/// A log is cut at the end of a piece, and the result says so in a line.
+pub(super) const LOG_SLACK: u64 = 1 << 20;
 
 /// What all sessions of a run share.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub struct Common {
     pub priority: u32,
     /// Heartbeats.
     pub timing: Timing,
+    /// How much is taken from hosts.
+    pub limits: Limits,
     /// Whether this process itself stood still.
     pub awake: Arc<Awake>,
     /// Only ask what hosts are.
@@ -85,6 +90,9 @@ impl Site {
     /// Opens a bulk channel.
     pub async fn open_bulk(&self) -> Result<Bulk, ShipError> {
         let binary = self.common.binary().await?;
-        Bulk::open(&self.link, binary, &self.session, self.work_dir.as_deref(), &self.common.timing).await
+        let work = self.work_dir.as_deref();
+        let mut bulk = Bulk::open(&self.link, binary, &self.session, work, &self.common.timing).await?;
+        bulk.limit_logs(self.common.limits.task.log_bytes.saturating_add(LOG_SLACK));
+        Ok(bulk)
     }
 }

@@ -21,6 +21,7 @@ use super::site::{Common, Work};
 use super::upload::Uploader;
 use super::{Inbox, Traffic};
 use crate::crew::Crew;
+use crate::descriptors::{self, TooFew};
 use crate::event::{EventSink, Summary};
 use crate::link::{Connector, LinkError, ShipError};
 use crate::plan::{Selection, TargetPlan, Uploads};
@@ -71,6 +72,9 @@ pub enum RunError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Open files.
+    #[error(transparent)]
+    Descriptors(#[from] TooFew),
     /// ssh's surroundings.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -89,6 +93,9 @@ impl RunError {
             Self::Source(error) => error.hint(),
             Self::Link(error) => error.hint().map(Cow::Borrowed),
             Self::Ship(error) => error.hint().map(Cow::Borrowed),
+            Self::Descriptors(_) => Some(Cow::Borrowed(
+                "have the limit raised (`nofile` in /etc/security/limits.conf), or use fewer hosts at once (--host)",
+            )),
             Self::Plan(_) | Self::Store(_) | Self::Journal(_) | Self::Thread(_) => None,
         }
     }
@@ -132,6 +139,7 @@ pub(super) async fn start(
     request: RunRequest,
     sinks: Vec<Box<dyn EventSink + Send>>,
 ) -> Result<Started, RunError> {
+    descriptors::provide(request.crew.hosts.len())?;
     let awake = Arc::new(Awake::new(request.crew.timing.silence));
     let mut events = EventStream::new(sinks, awake.clone());
     let run = run_id();
@@ -142,6 +150,7 @@ pub(super) async fn start(
         boss: request.boss,
         priority: request.priority,
         timing: request.crew.timing,
+        limits: request.crew.limits,
         awake: awake.clone(),
         probe_only: false,
         refresh: false,

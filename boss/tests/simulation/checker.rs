@@ -54,7 +54,10 @@ impl Checker {
                         assert_eq!(live, (*host, *at));
                     }
                 }
-                Action::Cancel { .. } | Action::Pause { .. } | Action::Out { .. } => {}
+                Action::Cancel { .. }
+                | Action::Pause { .. }
+                | Action::EndSession { .. }
+                | Action::Out { .. } => {}
             }
         }
     }

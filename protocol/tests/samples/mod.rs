@@ -15,8 +15,8 @@ use crewboss_protocol::machine::{
     MachineFacts, MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
 };
 use crewboss_protocol::message::{
-    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Hello, Hold, LogEnd, Pause, Ready, Refusal, TaskOrder,
-    WorkerErrorKind,
+    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Ending, Hello, Hold, LogEnd, Pause, Ready, Refusal,
+    TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
@@ -86,6 +86,7 @@ pub fn to_worker() -> Vec<ToWorker> {
             heartbeat_ms: 5000,
             silence_ms: 20_000,
             standstill_ms: 600_000,
+            limits: Default::default(),
             slots: Some(8),
             toolchains: BTreeMap::from([(name("riscv"), "/opt/riscv/bin/riscv64-elf-gcc".to_owned())]),
             machines: Some("/srv/machines".to_owned()),

@@ -45,7 +45,13 @@ pub fn spec(target: &Target, facts: &HostFacts, hello: &Hello) -> Spec {
     let own = target.variables.iter().filter(|(name, _)| *name != crate::sweep::MARK);
     variables.extend(own.map(|(name, value)| (name.clone(), value.clone())));
     let standstill = Duration::from_millis(hello.standstill_ms);
-    Spec { target: target.clone(), toolchain: toolchain.cloned(), variables, standstill }
+    Spec {
+        target: target.clone(),
+        toolchain: toolchain.cloned(),
+        variables,
+        standstill,
+        limits: hello.limits,
+    }
 }
 
 #[cfg(test)]

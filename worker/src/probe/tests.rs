@@ -19,6 +19,7 @@ fn hello(toolchains: &[(&str, &Path)]) -> Hello {
         heartbeat_ms: 1000,
         silence_ms: 5000,
         standstill_ms: 600_000,
+        limits: Default::default(),
         slots: None,
         toolchains,
         machines: None,

@@ -14,7 +14,7 @@ use crewboss_protocol::{FromWorker, Outcome, Phase, PhaseClock, StageExit, Stage
 use super::artifacts::{Found, find};
 use super::link::Link;
 use super::message::{Job, Spec};
-use super::output::Output;
+use super::output::{Output, is_too_long};
 use super::stage::{Ended, Stopped, Stream, run};
 use super::uploads;
 use crate::process::kill_all_descendants;
@@ -52,7 +52,7 @@ struct Attempt<'a> {
 
 /// Runs a job. When this returns, nothing of it runs any more; its directory still holds logs and artifacts.
 pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done {
-    let output = Output::new(job.at, &job.dir);
+    let output = Output::new(job.at, &job.dir, spec.limits);
     let begun = clock_gettime(ClockId::RealtimeCoarse);
     let (stages, message) = (Vec::new(), String::new());
     let clock = PhaseClock::after(job.phases.clone());
@@ -160,6 +160,10 @@ impl Attempt<'_> {
                 Some(Outcome::Timeout)
             }
             Some(Stopped::Cancelled) => Some(Outcome::Cancelled),
+            Some(Stopped::Output(error)) if is_too_long(&error) => {
+                self.message = error.to_string();
+                Some(Outcome::Failure)
+            }
             Some(Stopped::Output(error)) => {
                 self.message = format!("cannot store its output in {}: {error}", self.job.dir.display());
                 Some(Outcome::Infrastructure)
@@ -208,6 +212,10 @@ impl Attempt<'_> {
                 format!("cannot make the archives of uploads in {}: {error}", self.job.dir.display());
         }
         found.settle();
+        if let Some(why) = self.spec.limits.refuse(found.count()) {
+            found = Found::default();
+            found.problem(why);
+        }
         if *outcome == Outcome::Success && !found.problems.is_empty() {
             *outcome = Outcome::Failure;
             self.message = found.problems.join("; ");

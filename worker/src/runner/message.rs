@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crewboss_protocol::machine::{Accelerator, MachineUse};
-use crewboss_protocol::message::{BootstrapOrder, Hold, Pause};
+use crewboss_protocol::message::{BootstrapOrder, Hold, Pause, TaskLimits};
 use crewboss_protocol::{
     HostName, Name, Outcome, Phases, RunId, SessionId, Target, TaskRef, Toolchain, TreeId,
 };
@@ -46,6 +46,8 @@ pub struct Spec {
     pub variables: Vec<(String, String)>,
     /// How long a runner may do one thing without a sign of life.
     pub standstill: Duration,
+    /// How much a task may leave.
+    pub limits: TaskLimits,
 }
 
 /// One attempt, ready to run.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use crewboss_protocol::message::LogEnd;
+use crewboss_protocol::message::{LogEnd, TaskLimits};
 use crewboss_protocol::{FromWorker, TaskRef};
 
 use super::link::Link;
@@ -20,14 +20,35 @@ pub struct Output {
     warnings: WarningScan,
     announced: bool,
     lost: Option<io::Error>,
+    limits: TaskLimits,
+    stored: u64,
+}
+
+/// A log that is longer than it may be: that is the task's failure, and not the host's.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct TooLong(String);
+
+/// Whether output could not be stored for that alone.
+pub fn is_too_long(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<TooLong>())
 }
 
 impl Output {
     /// Empty logs in the attempt's directory.
-    pub fn new(at: TaskRef, directory: &Path) -> Self {
+    pub fn new(at: TaskRef, directory: &Path, limits: TaskLimits) -> Self {
         let log = |name| Log::new(directory.join(name));
         let warnings = WarningScan::default();
-        Self { at, log: log("log"), err: log("err"), warnings, announced: false, lost: None }
+        Self {
+            at,
+            log: log("log"),
+            err: log("err"),
+            warnings,
+            announced: false,
+            lost: None,
+            limits,
+            stored: 0,
+        }
     }
 
     /// Whether a warning was written.
@@ -51,6 +72,10 @@ impl Output {
     /// # Errors
     /// If it cannot be stored.
     pub fn store(&mut self, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        self.stored += bytes.len() as u64;
+        if self.stored > self.limits.log_bytes {
+            return Err(io::Error::other(TooLong(self.limits.refuse_log())));
+        }
         self.log.write(bytes)?;
         if stream == Stream::Err {
             self.note_err(bytes)?;

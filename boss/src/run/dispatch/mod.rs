@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
-use crewboss_protocol::message::Done;
+use crewboss_protocol::message::{Done, TaskLimits};
 use crewboss_protocol::{FromWorker, HostName, Phase, PhaseClock, RunId, TaskId, TaskRef, ToWorker};
 
 use super::awake::Awake;
@@ -76,6 +76,7 @@ pub struct Dispatcher {
     /// Tasks without an announced end.
     remaining: u32,
     standstill: Duration,
+    limits: TaskLimits,
     awake: Arc<Awake>,
     stopped: Option<Stopped>,
     actions: Vec<Action>,
@@ -116,6 +117,7 @@ impl Dispatcher {
             impossible: BTreeSet::new(),
             remaining: plan.tasks(),
             standstill: common.timing.standstill,
+            limits: common.limits.task,
             awake: common.awake.clone(),
             stopped: None,
             actions: Vec::new(),

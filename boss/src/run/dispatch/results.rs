@@ -9,6 +9,7 @@ use crewboss_protocol::{HostName, Outcome, Phase, PhaseClock, TaskId, TaskRef, T
 use super::super::collect::{Collected, given_up, witness};
 use super::super::hosts::Order;
 use super::super::session_error::stood_still;
+use super::super::site::LOG_SLACK;
 use super::super::upload::{UploadJob, Uploader, UploadsEnd, stage_name};
 use super::{Dispatcher, Storing};
 use crate::event::{EventKind, Stopped};
@@ -68,7 +69,11 @@ impl Dispatcher {
     /// Brings what is still on the host, then has it stored.
     fn take(&mut self, host: HostIndex, done: Box<Done>) {
         let at = done.at;
+        let refused = self.refuse(&done);
         let mut collected = self.collected(Some(self.name(host)), done);
+        if let Some(reason) = refused {
+            return self.result_lost(host, collected, reason);
+        }
         let fetch = collected.fetch();
         if fetch.is_empty() && !self.following.contains_key(&at) {
             self.submit(Some((host, at)), collected);
@@ -77,6 +82,14 @@ impl Dispatcher {
             self.hosts[host.0 as usize].order(Order::Fetch(fetch));
             self.fetching.insert(at, (host, collected));
         }
+    }
+
+    /// A worker of ours has seen to the limits. One that has not is not asked for the rest.
+    fn refuse(&self, done: &Done) -> Option<String> {
+        let longest = self.limits.log_bytes.saturating_add(LOG_SLACK);
+        let too_long = done.log.bytes > longest || done.err.bytes > longest;
+        let log = too_long.then(|| self.limits.refuse_log());
+        log.or_else(|| self.limits.refuse(done.artifacts))
     }
 
     fn collected(&mut self, host: Option<HostName>, mut done: Box<Done>) -> Collected {

@@ -117,7 +117,7 @@ impl Task<'_> {
             GuestStream::Err => Stream::Err,
         };
         let stored = self.output.take(self.watch.link, stream, bytes);
-        stored.map_err(|error| cannot_store(&self.job.dir, &error))
+        stored.map_err(|error| self.not_stored(&error))
     }
 
     /// Waits for the one message that answers what was asked last.
@@ -233,8 +233,4 @@ impl Task<'_> {
         let text = format!("{said:?}");
         self.unreadable(format!("it said {:.120} unasked", text))
     }
-}
-
-pub(super) fn cannot_store(directory: &Path, error: &std::io::Error) -> Stop {
-    Stop::Host(format!("cannot store its output in {}: {error}", directory.display()))
 }

@@ -9,7 +9,6 @@ use crewboss_protocol::guest::ResultDocument;
 use crewboss_protocol::{Outcome, Phase, chain};
 
 use super::Task;
-use super::by_agent::cannot_store;
 use crate::machine::files::{ARTIFACTS, ERR, LOG, RESULT};
 use crate::machine::guest::GuestEvent;
 use crate::machine::record::Step;
@@ -94,7 +93,7 @@ impl Task<'_> {
                     self.too_much(format!("its {name} has {has} MiB, and the host has room for {left}"))
                 );
             }
-            self.take_log(&path, stream).map_err(|error| cannot_store(&self.job.dir, &error))?;
+            self.take_log(&path, stream).map_err(|error| self.not_stored(&error))?;
         }
         Ok(())
     }

@@ -29,6 +29,13 @@ impl Task<'_> {
             self.keep_consoles();
         }
         self.take_down(outcome);
+        if let Some(why) = self.spec.limits.refuse(self.found.count()) {
+            if outcome.is_good() {
+                outcome = Outcome::Failure;
+            }
+            self.message = why;
+            self.found = Default::default();
+        }
         if !self.found.files.is_empty()
             && let Err(error) = self.found.write_list(&self.job.dir.join("artifacts.list"))
         {

@@ -13,6 +13,7 @@ mod claim;
 mod finish;
 mod pause;
 
+use std::io;
 use std::time::Instant;
 
 use crewboss_protocol::guest::Served;
@@ -31,7 +32,7 @@ use crate::runner::artifacts::Found;
 use crate::runner::job::millis;
 use crate::runner::link::Link;
 use crate::runner::message::{Job, MachineJob, Spec};
-use crate::runner::output::Output;
+use crate::runner::output::{Output, is_too_long};
 
 /// Runs a job in a guest. When this returns, nothing of it runs any more, and of the guest nothing is left unless it is
 /// held.
@@ -43,7 +44,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         watch: Watch::new(link, job.at, job.phases.clone()),
         guests: Vec::new(),
         places: Vec::new(),
-        output: Output::new(job.at, &job.dir),
+        output: Output::new(job.at, &job.dir, spec.limits),
         stages: Vec::new(),
         processors: machine.processors,
         rss_kib: 0,
@@ -150,6 +151,14 @@ impl Task<'_> {
             Ok(()) => Ok(Some(room.due())),
             Err(full) => Err(self.too_much(full.to_string())),
         }
+    }
+
+    /// Output of the guest that could not be stored.
+    fn not_stored(&self, error: &io::Error) -> Stop {
+        if is_too_long(error) {
+            return self.too_much(error.to_string());
+        }
+        Stop::Host(format!("cannot store its output in {}: {error}", self.job.dir.display()))
     }
 
     fn too_much(&self, why: String) -> Stop {
