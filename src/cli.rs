@@ -263,6 +263,9 @@ pub struct EnterArgs {
     /// The screen, for a VNC viewer; the machine needs `display = true`
     #[arg(long, group = "way")]
     pub vnc: bool,
+    /// Get in although somebody is in it, who has to leave; what was done there is kept
+    #[arg(long, requires = "guest")]
+    pub take_over: bool,
 }
 
 /// Arguments of `release`.

@@ -64,6 +64,7 @@ async fn any(signals: &mut [Signal]) {
 )]
 fn leave() -> ! {
     crewboss_boss::link::abandon();
+    crate::terminal::seat::restore();
     std::process::exit(i32::from(Exit::Interrupted.code()))
 }
 

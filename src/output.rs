@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::Write;
 
 use crate::terminal::text::harmless;
+use crate::terminal::way_in;
 
 /// Writes text to standard output. That nobody reads it any more, as behind `| head`, is no error; anything else is told.
 pub fn print(text: &str) {
@@ -26,7 +27,7 @@ pub fn complain(error: &dyn Error) {
 /// As [`complain`], and what a person can do about it.
 pub fn complain_with_hint(error: &dyn Error, hint: Option<&str>) {
     let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
-    let text = format!("crewboss: {}{hint}\n", harmless(&with_causes(error)));
+    let text = way_in::here(&format!("crewboss: {}{hint}\n", harmless(&with_causes(error))));
     drop(std::io::stderr().lock().write_all(text.as_bytes()));
 }
 

@@ -361,14 +361,28 @@ fn a_guest_whose_qemu_is_killed_is_noticed_long_before_its_stage_ends() {
                  stages.run = 'echo it runs; sleep 600'\n";
     let scene = Scene::with_commits(build, 1);
     let mut boss = place.build(&scene, 1, &[]).start();
+    let kill = || {
+        let processes = place.processes();
+        let guests: Vec<&Process> = processes.iter().filter(|one| one.is_qemu()).collect();
+        assert_eq!(guests.len(), 1, "{processes:#?}");
+        guests[0].signal("KILL");
+    };
     boss.wait_for_output("it runs");
+    kill();
+    // It may have been anything that killed it: another try tells.
+    let retried = boss.wait_for_event("task_retried", |_| true);
+    assert!(retried["reason"].as_str().is_some_and(|why| why.contains("by signal 9")), "{retried}");
+    boss.wait_for_event("task_output", |event| {
+        event["at"] != retried["at"] && event["text"].as_str().is_some_and(|text| text.contains("it runs"))
+    });
     let killed = now_ms();
-    let processes = place.processes();
-    let guests: Vec<&Process> = processes.iter().filter(|one| one.is_qemu()).collect();
-    assert_eq!(guests.len(), 1, "{processes:#?}");
-    guests[0].signal("KILL");
-    let ended = boss.end(A_WHILE).expect_code(100).expect_tasks(1, "abnormal").expect_said("signal 9");
-    let done = ended.of_kind("task_done")[0]["time_ms"].as_u64().expect("a time");
+    kill();
+    let ended = boss.end(A_WHILE).expect_code(100).expect_tasks(1, "abnormal");
+    let done = &ended.of_kind("task_done")[0];
+    let message = done["message"].as_str().unwrap_or_default();
+    let story = "QEMU of a guest of tiny was killed from outside, by signal 9";
+    assert_eq!(message.matches(story).count(), 2, "both stories: {done}");
+    let done = done["time_ms"].as_u64().expect("a time");
     // It takes milliseconds; the silence of a guest is noticed after two minutes.
     assert!(done.saturating_sub(killed) < 60_000, "noticed after {} ms", done.saturating_sub(killed));
     place.expect_clean(&ended);

@@ -26,6 +26,7 @@ pub fn model(slots: u32, speed: u32) -> HostModel {
         latency_ms: 1,
         fails_percent: 0,
         refuses_percent: 0,
+        never: std::collections::BTreeSet::new(),
         up_at: 0,
         back_after: None,
     }

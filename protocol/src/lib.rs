@@ -6,6 +6,7 @@
 //! readers; a test holds it against the types.
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod bulk;
 pub mod clean;
 pub mod codec;
@@ -22,6 +23,7 @@ pub mod phase;
 pub mod target;
 pub mod tree;
 pub mod units;
+pub mod visit;
 
 pub use clean::{CleanReport, LeftAlone, WhyLeft};
 pub use host::{Feature, HostFacts, Load, SlotHolder, Toolchain};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::harmless::one_line;
 use crate::id::{HostName, Name, RunId, TaskRef, TreeId};
 use crate::limits::AUXILIARIES_MAX;
 use crate::message::{Invalid, Validate};
@@ -170,6 +171,11 @@ pub enum CopyState {
     },
     /// It is being made.
     Bootstrapping,
+    /// Its toolchain cannot be used on this host, with any machine.
+    NoToolchain {
+        /// Why.
+        why: String,
+    },
     /// It could not be made: a person must look.
     Suspended {
         /// Why.
@@ -230,9 +236,33 @@ pub struct HeldGuest {
     pub until: u64,
     /// Whether the guest's memory was saved, so that it goes on where it stopped; otherwise its disk is all there is.
     pub memory: bool,
-    /// The process of whoever is in it right now.
+    /// Who is in it right now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entered: Option<u32>,
+    pub entered: Option<Visitor>,
+}
+
+/// A person who is in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visitor {
+    /// Who, as `user@computer`.
+    pub person: String,
+    /// The address from which the person logged in to the host, if by ssh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The process on the host.
+    pub pid: u32,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+}
+
+impl Visitor {
+    /// Who, from where and for how long, for a message. `now` is in seconds since 1970; clocks may differ.
+    pub fn told(&self, now: u64) -> String {
+        let from = self.from.as_ref().map(|from| format!(" from {}", one_line(from))).unwrap_or_default();
+        let minutes = now.saturating_sub(self.since) / 60;
+        let long = if minutes == 0 { "since just now".to_owned() } else { format!("for {minutes} min") };
+        format!("{}{from}, {long}, process {}", one_line(&self.person), self.pid)
+    }
 }
 
 /// What a result says about the machine that its task ran in.

@@ -477,9 +477,9 @@ pub struct Done {
     /// The guest, if it was kept for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Box<HeldGuest>>,
-    /// Whether the machine is to blame for the outcome `infrastructure`, and not the host.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub machine_failed: bool,
+    /// What the outcome `infrastructure` is due to.
+    #[serde(default, skip_serializing_if = "Cause::is_host")]
+    pub cause: Cause,
     /// What a person should know: why it could not be run, which artifact is missing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -533,6 +533,28 @@ pub enum Refusal {
     Environment,
     /// The worker is shutting down.
     Stopping,
+}
+
+/// What it is due to that a task could not be run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The host, as far as is known.
+    #[default]
+    Host,
+    /// The machines that it was to run in, this time.
+    Machine,
+    /// What the task asks for is not to be had there, however often it is tried, and no host is to blame for that.
+    Lasting,
+    /// Somebody else has killed what ran it, as the kernel does for want of memory. A task that does well otherwise is tried
+    /// again; one of which this is said twice brings it about itself.
+    Killed,
+}
+
+impl Cause {
+    fn is_host(&self) -> bool {
+        *self == Self::Host
+    }
 }
 
 /// What ended a session from the worker's side.

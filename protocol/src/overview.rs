@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::SlotHolder;
 use crate::id::{Name, TaskRef, TreeId};
 use crate::limits::MACHINES_MAX;
-use crate::machine::{HeldGuest, MachineHolder};
+use crate::machine::{HeldGuest, MachineHolder, Visitor};
 use crate::message::{Invalid, Validate};
 
 /// Slots in one overview; a host never has nearly as many.
@@ -56,9 +56,9 @@ pub struct Waiting {
     pub stage: Option<Name>,
     /// Until when it waits, in seconds since 1970.
     pub until: u64,
-    /// The process of whoever is in the guest right now.
+    /// Who is in the guest right now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entered: Option<u32>,
+    pub entered: Option<Visitor>,
 }
 
 impl Validate for Overview {

@@ -65,6 +65,8 @@ fn the_reference_shows_every_message_as_it_is() {
     put(&mut document, "bulk answer", &section(&samples::bulk_answer()));
     put(&mut document, "clean report", &section(&samples::clean_report()));
     put(&mut document, "overview", &section(&samples::overview()));
+    put(&mut document, "from person", &section(&samples::from_person()));
+    put(&mut document, "to person", &section(&samples::to_person()));
     put(&mut document, "to guest", &section(&samples::guest::to_guest()));
     put(&mut document, "from guest", &section(&samples::guest::from_guest()));
     put(&mut document, "documents", &documents());

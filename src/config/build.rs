@@ -25,7 +25,7 @@ use super::upload::{UploadTable, uploads};
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 
 /// Variables whose names begin so are set by crewboss.
-pub(super) const RESERVED: &str = "CREWBOSS_";
+pub const RESERVED: &str = "CREWBOSS_";
 
 /// Keys that are not known, with what to say about them.
 const LATER: &[(&str, &str)] = &[

@@ -12,7 +12,7 @@ mod trust;
 mod units;
 mod upload;
 
-pub use build::{BuildPlan, load_build, selection};
+pub use build::{BuildPlan, RESERVED, load_build, selection};
 pub use crew::{load_crew, local_crew, select_hosts};
 pub use error::ConfigError;
 pub use search::{find_build, find_crew};

@@ -49,7 +49,7 @@ pub enum Role {
     /// Says who uses a host.
     Overview(person::Place),
     /// Brings a person to a guest.
-    Person(person::Place, person::Wish),
+    Person(person::Call, person::Wish),
     /// Runs tasks in a guest.
     Guest(agent::Options),
     /// Says whether this binary arrived whole, after it was uploaded.
@@ -124,9 +124,9 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
         "clean" => options("clean", &["--work", "--machines", "--force"], rest).and_then(clean),
         "overview" => options("overview", &["--work", "--machines"], rest).and_then(overview),
-        person::ENTER => person::wish(person::ENTER, rest).map(|(place, wish)| Role::Person(place, wish)),
-        person::RELEASE => person::wish(person::RELEASE, rest).map(|(place, wish)| Role::Person(place, wish)),
-        person::RETRY => person::wish(person::RETRY, rest).map(|(place, wish)| Role::Person(place, wish)),
+        person::ENTER => person::wish(person::ENTER, rest).map(|(call, wish)| Role::Person(call, wish)),
+        person::RELEASE => person::wish(person::RELEASE, rest).map(|(call, wish)| Role::Person(call, wish)),
+        person::RETRY => person::wish(person::RETRY, rest).map(|(call, wish)| Role::Person(call, wish)),
         "guest" => options("guest", &["--root", "--port", "--shell-port"], rest)
             .map(|options| Role::Guest(options.guest)),
         "verify" => verify(&rest),
@@ -193,7 +193,7 @@ pub fn run(role: Result<Role, RoleError>) -> ExitCode {
         Ok(Role::Bulk { session, work }) => bulk::main(work, session),
         Ok(Role::Clean { force, work, machines }) => sweep::clean_main(force, work, machines.as_deref()),
         Ok(Role::Overview(place)) => overview_of_host::main(place.work, place.machines.as_deref()),
-        Ok(Role::Person(place, wish)) => person::run(place, wish).into(),
+        Ok(Role::Person(call, wish)) => person::run(call, wish).into(),
         Ok(Role::Guest(options)) => agent::main(&options),
         Ok(Role::Verify { sha256 }) => verify::main(&sha256),
         Err(error) => {
@@ -230,7 +230,7 @@ mod tests {
         let machines = Some("/m".to_owned());
         assert_eq!(of("clean --machines /m"), Some(Ok(Role::Clean { force: false, work: None, machines })));
         assert!(matches!(of("overview --machines /m"), Some(Ok(Role::Overview(_)))));
-        assert!(matches!(of("enter-guest a"), Some(Ok(Role::Person(..)))));
+        assert!(matches!(of("enter-guest a"), Some(Err(RoleError::Missing { .. }))));
         assert!(of("enter a").is_none(), "that is for a person");
         assert_eq!(of("guest"), Some(Ok(Role::Guest(agent::Options::default()))));
         let given =

@@ -6,6 +6,7 @@ use crewboss_protocol::{HostName, SessionId};
 use serde::Serialize;
 
 use super::text::{Palette, counted, one_line, tail};
+use crate::commands::now;
 
 /// A host and what cleaning it came to, or why it could not be cleaned.
 #[derive(Debug, Serialize)]
@@ -73,8 +74,8 @@ fn lines(report: &CleanReport) -> String {
         text.push_str(&format!("  ended: the held guest {}\n", held_guest(held)));
     }
     for held in &report.held_left {
-        let why = match held.entered {
-            Some(pid) => format!("process {pid} is in it; --force ends it"),
+        let why = match &held.entered {
+            Some(visitor) => format!("{} is in it; --force ends it", visitor.told(now())),
             None => "its boss is alive; --force ends it".to_owned(),
         };
         text.push_str(&format!("  left alone: the held guest {}: {why}\n", held_guest(held)));

@@ -148,7 +148,11 @@ pub fn held(host: &HostName, guest: &HeldGuest, now: u64) -> String {
         0 => "its time is over".to_owned(),
         left => format!("{} left", duration(left.saturating_mul(1000))),
     };
-    let entered = guest.entered.map(|pid| format!(", entered by process {pid}")).unwrap_or_default();
+    let entered = guest
+        .entered
+        .as_ref()
+        .map(|visitor| format!(", entered by {}", visitor.told(now)))
+        .unwrap_or_default();
     let who = shortened(&one_line(&guest.boss), 60);
     format!(
         "{}@{:.8} of {who}: {}{stage}, {left}{entered}: {}",

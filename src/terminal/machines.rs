@@ -40,7 +40,8 @@ fn cells(host: &HostName, machine: &str, rest: [&str; 6]) -> Vec<String> {
     [host.as_str(), machine].into_iter().chain(rest).map(str::to_owned).collect()
 }
 
-/// A row per copy; one for the machine if it cannot be used or has no copy.
+/// A row for the machine, and below it one for each copy of which there is something to say. Toolchains for which there is
+/// nothing but a bootstrap to be made share one, and so do those that cannot be used.
 fn rows(host: &HostName, machine: &MachineFacts, table: &mut Table) {
     let role = match machine.role {
         MachineRole::Build => "build",
@@ -51,26 +52,30 @@ fn rows(host: &HostName, machine: &MachineFacts, table: &mut Table) {
         None => format!("from {}", bytes(machine.memory_min)),
     };
     let id = shortened(&one_line(&machine.id), 40);
-    let mut row = |toolchain: &str, state: &str, details: &str| {
-        table.row(cells(host, machine.name.as_str(), [role, toolchain, &memory, &id, state, details]));
-    };
-    match &machine.state {
+    let reason = |why: &str| shortened(&one_line(why), REASON_CHARS_MAX);
+    let (state, details) = match &machine.state {
         MachineState::LittleMemory { needs, has } => {
-            let details = format!("needs {}, a slot of the host has {}", bytes(*needs), bytes(*has));
-            row("", "too little memory", &details);
+            ("too little memory", format!("needs {}, a slot of the host has {}", bytes(*needs), bytes(*has)))
         }
-        MachineState::Unusable { why } => {
-            row("", "unusable", &shortened(&one_line(why), REASON_CHARS_MAX));
+        MachineState::Unusable { why } => ("unusable", reason(why)),
+        MachineState::Usable => ("usable", reason(&machine.summary)),
+    };
+    let name = machine.name.as_str();
+    table.row(cells(host, name, [role, "", &memory, &id, state, &details]));
+    let mut below = |toolchain: &str, state: &str, details: &str| {
+        table.row(cells(host, &format!("  {name}"), ["", toolchain, "", "", state, details]));
+    };
+    let mut alike: Vec<(&str, String, Vec<&str>)> = Vec::new();
+    for copy in &machine.copies {
+        let (state, details) = of_copy(copy);
+        let shared = matches!(copy.state, CopyState::NeedsBootstrap { .. } | CopyState::NoToolchain { .. });
+        match alike.iter_mut().find(|(other, why, _)| shared && (*other, why) == (state, &details)) {
+            Some((.., toolchains)) => toolchains.push(copy.toolchain.as_str()),
+            None => alike.push((state, details, vec![copy.toolchain.as_str()])),
         }
-        MachineState::Usable if machine.copies.is_empty() => {
-            row("", "needs bootstrap", "there is no copy of it yet");
-        }
-        MachineState::Usable => {
-            for copy in &machine.copies {
-                let (state, details) = of_copy(copy);
-                row(copy.toolchain.as_str(), state, &details);
-            }
-        }
+    }
+    for (state, details, toolchains) in alike {
+        below(&toolchains.join(", "), state, &details);
     }
 }
 
@@ -93,6 +98,7 @@ fn of_copy(copy: &CopyFacts) -> (&'static str, String) {
         CopyState::NeedsBootstrap { why } if users.is_empty() => ("needs bootstrap", reason(why)),
         CopyState::NeedsBootstrap { why } => ("needs bootstrap", format!("{}; {users}", reason(why))),
         CopyState::Bootstrapping => ("bootstrapping", users),
+        CopyState::NoToolchain { why } => ("no toolchain", reason(why)),
         CopyState::Suspended { why } => ("suspended", reason(why)),
         CopyState::Newer { agent } => ("newer", format!("a newer crewboss made it (guest agent {agent})")),
     }
@@ -183,17 +189,18 @@ mod tests {
     fn the_table_of_machines() {
         insta::assert_snapshot!(render(&reports(), Palette::PLAIN, NOW), @r"
 HOST   MACHINE     ROLE       TOOLCHAIN  MEMORY                ID            STATE              DETAILS
-lab1   debian12    build      clang      256.0 MiB to 1.0 GiB  debian12-7    ready              gcc 12.2.0
-lab1   debian12    build      default    256.0 MiB to 1.0 GiB  debian12-7    bootstrapping
-lab1   debian12    build      gcc11      256.0 MiB to 1.0 GiB  debian12-7    newer              a newer crewboss made it (guest agent 2)
-lab1   debian12    build      gcc12      256.0 MiB to 1.0 GiB  debian12-7    busy               bob@ci, run 20260102-020000-1, priority 100, task 7.1, pid 4711; bob@ci, run 20260102-020000-1, priority 100, task 7.1, pid 4711
-lab1   debian12    build      gcc13      256.0 MiB to 1.0 GiB  debian12-7    needs bootstrap    its toolchain has changed
-lab1   debian12    build      gcc14      256.0 MiB to 1.0 GiB  debian12-7    suspended          it did not boot, 3 times
-lab1   postgres15  auxiliary             from 256.0 MiB        postgres15-1  needs bootstrap    there is no copy of it yet
+lab1   debian12    build                 256.0 MiB to 1.0 GiB  debian12-7    usable             Debian 12, gcc
+lab1     debian12             clang                                          ready              gcc 12.2.0
+lab1     debian12             default                                        bootstrapping
+lab1     debian12             gcc11                                          newer              a newer crewboss made it (guest agent 2)
+lab1     debian12             gcc12                                          busy               bob@ci, run 20260102-020000-1, priority 100, task 7.1, pid 4711; bob@ci, run 20260102-020000-1, priority 100, task 7.1, pid 4711
+lab1     debian12             gcc13                                          needs bootstrap    its toolchain has changed
+lab1     debian12             gcc14                                          suspended          it did not boot, 3 times
+lab1   postgres15  auxiliary             from 256.0 MiB        postgres15-1  usable             Debian 12, gcc
 lab1   hurd        build                 from 256.0 MiB        hurd-1        too little memory  needs 128.0 GiB, a slot of the host has 64.0 GiB
 lab1   win         build                 from 256.0 MiB        win-1         unusable           /m/v/win/win-1: leads nowhere
 lab1   debian12                                                              held               arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
-board  postgres15  auxiliary             from 256.0 MiB        postgres15-1  needs bootstrap    there is no copy of it yet
+board  postgres15  auxiliary             from 256.0 MiB        postgres15-1  usable             Debian 12, gcc
 
 board has no QEMU that can be used: there is none
 

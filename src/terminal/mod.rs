@@ -10,6 +10,7 @@ pub mod plain;
 pub mod plan;
 pub mod progress;
 pub mod screen;
+pub mod seat;
 pub mod status;
 pub mod summary;
 pub mod table;

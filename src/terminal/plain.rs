@@ -8,7 +8,7 @@ use crewboss_protocol::{HostName, Outcome};
 use super::Verbosity;
 use super::progress::Progress;
 use super::text::{Palette, bytes, counted, duration, one_line, put, tail};
-use super::way_in::enter;
+use super::way_in::{enter, here};
 
 /// After so long without a line, one says how far the run is. Short enough that no CI service takes the job for hung.
 const QUIET_MS_MAX: u64 = 60_000;
@@ -222,7 +222,7 @@ impl Lines {
             duration(done.wall_ms),
         );
         if !done.message.is_empty() {
-            into.push_str(&tail(&done.message, "    "));
+            into.push_str(&tail(&here(&done.message), "    "));
         }
         if !good || self.verbosity >= Verbosity::Verbose {
             times(done, into);

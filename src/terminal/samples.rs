@@ -11,7 +11,7 @@ use crewboss_protocol::guest::GuestLoad;
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
     Accelerator, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts, MachineHolder, MachineRole,
-    MachineState,
+    MachineState, Visitor,
 };
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{
@@ -327,7 +327,12 @@ pub fn overview() -> Overview {
         at: at(3, 1),
         stage: Some(name("check")),
         until: NOW + 1800,
-        entered: Some(4712),
+        entered: Some(Visitor {
+            person: "eve@desk".to_owned(),
+            from: Some("192.0.2.7".to_owned()),
+            pid: 4712,
+            since: NOW - 130,
+        }),
     };
     let guest = |id, step, waiting| RunningGuest {
         id: name(id),

@@ -104,7 +104,8 @@ fn waiting(host: &HostName, guest: &RunningGuest, waiting: &Waiting, now: u64) -
     let stage = stage.as_ref().map(|stage| format!(" at stage {stage}")).unwrap_or_default();
     let user = guest.user.as_ref().map(|user| format!(" of {}", shortened(&one_line(&user.boss), 60)));
     let left = duration(until.saturating_sub(now).saturating_mul(1000));
-    let entered = entered.map(|pid| format!(", entered by process {pid}")).unwrap_or_default();
+    let entered =
+        entered.as_ref().map(|visitor| format!(", entered by {}", visitor.told(now))).unwrap_or_default();
     let (user, command) = (user.unwrap_or_default(), enter(host, &guest.id));
     format!("{target}@{commit:.8}{user}: for you{stage}, {left} left{entered}: {command}")
 }
@@ -146,7 +147,7 @@ mod tests {
         insta::assert_snapshot!(render(&hosts(), Palette::PLAIN, NOW), @r"
         lab1: 1 slot in use, 2 guests running, 1 guest kept
           slot 0  ann@laptop, run 20260102-030405-1, priority 0
-          waits   x86@1a1a1a1a of ann@laptop: for you at stage check, 30m 00s left, entered by process 4712: crewboss enter lab1/debian12-gcc12-p0q1r2
+          waits   x86@1a1a1a1a of ann@laptop: for you at stage check, 30m 00s left, entered by eve@desk from 192.0.2.7, for 2 min, process 4712: crewboss enter lab1/debian12-gcc12-p0q1r2
           runs    debian12-gcc12-s3t4u5 for ann@laptop, task 3.1: booting
           kept    arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
         lab2: free
@@ -158,7 +159,7 @@ mod tests {
     #[test]
     fn the_guests_that_can_be_entered() {
         insta::assert_snapshot!(guests(&hosts(), Palette::PLAIN, NOW), @r"
-        waits  x86@1a1a1a1a of ann@laptop: for you at stage check, 30m 00s left, entered by process 4712: crewboss enter lab1/debian12-gcc12-p0q1r2
+        waits  x86@1a1a1a1a of ann@laptop: for you at stage check, 30m 00s left, entered by eve@desk from 192.0.2.7, for 2 min, process 4712: crewboss enter lab1/debian12-gcc12-p0q1r2
         kept   arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9
         pod: away
           cannot connect to pod: connection refused

@@ -162,7 +162,10 @@ fn an_auxiliary_machine_that_is_missing_or_ends_or_is_never_ready_is_nobodys_fai
         ("left-alone", ["the auxiliary machine db is missing: it switched itself off", "it is over"]),
         (
             "never-served",
-            ["the auxiliary machine db is missing", "/etc/crewboss/service ended with exit code 3"],
+            [
+                "the auxiliary machine db is missing",
+                "/etc/crewboss/service ended with exit code 3; it printed last: no will",
+            ],
         ),
         ("never-ready", ["the auxiliary machine slow is missing", "its service is not up after 2 s"]),
     ] {

@@ -8,9 +8,10 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::support::boss::{Boss, Ended, Running};
+use crate::support::lab::User;
 use crate::support::machines::{A_GUEST_RUN, MACHINES, PLAIN, Site, TINY, target};
-use crate::support::scene::Scene;
-use crate::support::{SOON, read, wait_for};
+use crate::support::scene::{FAST_LIMITS, Scene};
+use crate::support::{self, SOON, read, wait_for};
 use serde_json::Value;
 
 /// What leaves a guest.
@@ -75,8 +76,17 @@ impl Run {
         self.held()["id"].as_str().expect("an id").to_owned()
     }
 
+    /// A second person, without a terminal.
+    fn enter_to(&self, name: &str, words: &str) -> Person {
+        self.enter_as(name, false, words)
+    }
+
     /// A person at a terminal, or without one.
     fn enter(&self, terminal: bool, words: &str) -> Person {
+        self.enter_as("person", terminal, words)
+    }
+
+    fn enter_as(&self, name: &str, terminal: bool, words: &str) -> Person {
         let line = format!("{} enter --crew {} {words}", env!("CARGO_BIN_EXE_crewboss"), self.crew.display());
         let program = Path::new(if terminal { "script" } else { "sh" });
         let mut command = self.site.lab().inside(program);
@@ -85,7 +95,7 @@ impl Run {
         } else {
             command.args(["-c", &format!("exec {line}")]);
         }
-        let out = self.scene.path("person");
+        let out = self.scene.path(name);
         let file = File::create(&out).expect("a file for what is shown");
         command
             .env_clear()
@@ -135,6 +145,11 @@ struct Person {
 impl Person {
     fn types(&mut self, bytes: &[u8]) {
         self.child.stdin.as_mut().expect("a keyboard").write_all(bytes).expect("the terminal takes it");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        support::run(std::process::Command::new("kill").arg(format!("-{name}")).arg(pid));
     }
 
     /// Waits until this is shown, after all that was waited for before; returns what came before it.
@@ -206,7 +221,9 @@ fn after_a_timeout_a_person_finds_the_guest_as_it_was() {
     assert!(first > 0);
     assert_eq!(person.runs("MINE=kept; pwd; echo $CREWBOSS_TARGET"), "/crewboss/src\nslow");
     let other = run.command(&["enter", &format!("host1/{id}")]).expect_code(102);
-    assert!(other.stderr.contains("only one person can be"), "{}", other.stderr);
+    assert!(other.stderr.contains("only one person can be: somebody@"), "{}", other.stderr);
+    let take_over = format!("`crewboss enter host1/{id} --take-over --crew {}`", run.crew.display());
+    assert!(other.stderr.contains(&take_over), "{}", other.stderr);
     drop(run.command(&["release", "slow"]).expect_code(102));
     let shown = person.leaves();
     assert!(shown.contains("is held for another"), "{shown}");
@@ -242,7 +259,7 @@ fn a_stage_of_a_failed_task_runs_again_as_a_person_wants_it() {
     drop(retry(&["build", "--set", "V=good"], 0).expect_said("V is good, the number changed"));
     drop(retry(&["build", "--set", "V=bad", "--wipe"], 100).expect_said("V is bad, the number 1"));
     drop(retry(&["build"], 100).expect_said("V is , the number changed"));
-    drop(retry(&["nowhere"], 102).expect_said("no stage nowhere"));
+    drop(retry(&["nowhere"], 102).expect_said("has no stage nowhere; it has first, build"));
     drop(retry(&["build", "--set", "V"], 2));
     run.expect_nothing_runs();
     let ended = run.command(&["kill-workers"]).expect_code(0);
@@ -302,6 +319,77 @@ fn however_a_visit_ends_nothing_runs_and_the_guest_is_kept() {
     drop(run.command(&["kill-workers", "--force"]).expect_code(0));
     drop(person.ends());
     run.site.expect_no_guests();
+}
+
+#[test]
+fn a_visit_ends_soon_after_its_person_is_gone_and_what_was_done_is_kept() {
+    let mut run = Run::new(&target("bad", TINY, FAILS));
+    drop(run.build(&["--hold"]).expect_tasks(1, "failure"));
+    let hosts = [("host1", "accel = \"tcg\"")];
+    run.crew = run.scene.crew_with(FAST_LIMITS, run.site.lab(), User::Root, &hosts);
+    let put_away = || run.held()["entered"].is_null().then_some(());
+    let enter = |words: &str| {
+        let mut person = run.enter(false, words);
+        person.sees("Ctrl-] leaves");
+        person
+    };
+
+    // The person's crewboss is killed.
+    let mut person = enter("bad");
+    assert_eq!(person.runs("echo one >/root/notes; echo done"), "done");
+    person.signal("KILL");
+    wait_for("the guest to be put away", A_VISIT, put_away);
+    run.expect_nothing_runs();
+
+    // It is stopped: its host hears nothing, and neither does it when it goes on.
+    let mut person = enter("bad");
+    assert_eq!(person.runs("cat /root/notes; echo two >>/root/notes"), "one");
+    person.signal("STOP");
+    wait_for("the guest to be put away", A_VISIT, put_away);
+    person.signal("CONT");
+    let (_, shown) = person.ends();
+    assert!(shown.contains("is held for another"), "{shown}");
+    run.expect_nothing_runs();
+
+    // The link is cut. Both ends notice.
+    let mut person = enter("bad");
+    assert_eq!(person.runs("cat /root/notes; echo three >>/root/notes"), "one\ntwo");
+    run.site.lab().lab("cut", &["host1"]);
+    run.expect_nothing_runs();
+    let (code, shown) = person.ends();
+    run.site.lab().lab("heal", &["host1"]);
+    // Its sshd may wait for the other end as long as it likes.
+    run.site.on("pkill -f '[s]shd[^ ]*: .*@notty' || true");
+    assert_eq!(code, Some(102), "{shown}");
+    assert!(shown.contains("a guest that was kept is kept there"), "{shown}");
+    wait_for("the guest to be put away", A_VISIT, put_away);
+    let mut person = enter("bad");
+    assert_eq!(person.runs("cat /root/notes"), "one\ntwo\nthree");
+    drop(person.leaves());
+    run.release_all();
+}
+
+#[test]
+fn a_guest_is_taken_over_from_whoever_is_in_it() {
+    let run = Run::new(&target("bad", TINY, FAILS));
+    drop(run.build(&["--hold"]).expect_tasks(1, "failure"));
+    let mut first = run.enter(false, "bad");
+    first.sees("Ctrl-] leaves");
+    assert_eq!(first.runs("MINE=kept; echo done"), "done");
+    for command in ["status", "enter"] {
+        drop(run.command(&[command]).expect_code(0).expect_said("entered by somebody@"));
+    }
+    let mut second = run.enter_to("second", "bad --take-over");
+    second.sees("over from somebody@");
+    let (code, shown) = first.ends();
+    assert_eq!(code, Some(0), "{shown}");
+    for said in ["somebody else takes the guest over", "is held for another"] {
+        assert!(shown.contains(said), "{shown}");
+    }
+    second.sees("Ctrl-] leaves");
+    assert_eq!(second.runs("echo $MINE"), "kept");
+    drop(second.leaves());
+    run.release_all();
 }
 
 #[test]
@@ -365,11 +453,7 @@ fn without_our_agent_a_guest_is_kept_with_its_console() {
     ));
     drop(run.build(&[]).expect_tasks(1, "timeout"));
     drop(run.command(&["retry", "plain", "--stage", "run"]).expect_code(102).expect_said("no agent of ours"));
-    drop(
-        run.command(&["enter", "plain", "--shell"])
-            .expect_code(102)
-            .expect_said("`--console` shows its console"),
-    );
+    drop(run.command(&["enter", "plain", "--shell"]).expect_code(102).expect_said("--console --crew"));
     drop(run.command(&["enter", "plain", "--vnc"]).expect_code(102).expect_said("display = true"));
     let mut person = run.enter(true, "plain");
     person.sees("the console of");

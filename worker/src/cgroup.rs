@@ -10,7 +10,7 @@ use crewboss_protocol::SessionId;
 const REMOVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where the unified hierarchy is mounted, and our group in it.
-fn own_group() -> Option<PathBuf> {
+pub(crate) fn own_group() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

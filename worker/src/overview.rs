@@ -43,7 +43,7 @@ pub fn overview(layout: &Layout, machines: &Machines) -> Overview {
 fn guest(machines: &Machines, holdings: &[Holding], record: GuestRecord) -> Option<RunningGuest> {
     let runner = record.owners.runner.pid;
     let of_it = |holding: &&Holding| holding.machine == record.machine && holding.holder.pid == runner;
-    let entered = lock::in_guest(machines, &record.id).map(|process| process.pid);
+    let entered = lock::in_guest(machines, &record.id).map(|(_, visitor)| visitor);
     let step: Name = serde_json::to_value(record.step).ok()?.as_str()?.parse().ok()?;
     Some(RunningGuest {
         user: holdings.iter().find(of_it).map(|holding| holding.holder.clone()),

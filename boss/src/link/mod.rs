@@ -16,7 +16,7 @@ pub use channel::{Channel, ChannelGuard, ChannelReader, Exit, RawChannel};
 pub use error::{LinkError, ShipError, SshFailure};
 pub(crate) use private::Private;
 pub use private::abandon;
-pub use ship::{OwnBinary, Role, Running, start, terminal_command};
+pub use ship::{OwnBinary, Role, Running, start};
 pub use transport::{Connector, Link};
 
 /// A word that every shell passes on unchanged: `sh`, `bash`, `zsh`, `fish` and `csh` alike.

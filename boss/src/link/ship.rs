@@ -139,20 +139,6 @@ pub async fn start(
     }
 }
 
-/// What runs a role on a host whose binary is there already, for a person who sits before it: nothing but the role itself
-/// says anything.
-pub fn terminal_command(
-    link: &Link,
-    binary: &OwnBinary,
-    role: Role<'_>,
-    terminal: bool,
-) -> std::process::Command {
-    let (run, absent) = START_MARKS;
-    let script = start_script(&binary.sha256, &role.arguments());
-    let script = script.replace(run, "").replace(absent, r#"echo "crewboss is not there any more" >&2"#);
-    link.command(&script, terminal)
-}
-
 /// What the script says before it starts the binary, and if there is none.
 const START_MARKS: (&str, &str) = (r#"echo "@cb-ship run"; "#, r#"echo "@cb-ship absent $(uname -s -m)""#);
 

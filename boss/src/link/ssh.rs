@@ -42,8 +42,6 @@ pub(super) struct Master {
     control: PathBuf,
     /// Its process, to be ended when it does not answer any more.
     process: Option<OwnedFd>,
-    config: PathBuf,
-    destination: String,
 }
 
 /// What a connection is made of.
@@ -84,8 +82,6 @@ impl Login<'_> {
                 session: Arc::new(Session::resume_mux(self.control.clone().into(), None)),
                 process: process(&self.control),
                 control: self.control,
-                config: self.config.to_owned(),
-                destination: self.destination.to_owned(),
             }),
             _ => {
                 let text = read_log(&log);
@@ -133,17 +129,6 @@ impl Master {
             .await
             .map_err(|error| channel_error(host, &error))?;
         Ok(ExitWatch::remote(async move { exit(child.wait().await) }))
-    }
-
-    /// A client of this connection that runs a script, for a person.
-    pub(super) fn command(&self, script: &str, terminal: bool) -> std::process::Command {
-        let mut ssh = std::process::Command::new("ssh");
-        ssh.arg("-F").arg(&self.config).arg("-S").arg(&self.control);
-        // What is typed goes to the guest, also what ssh would take for its own.
-        ssh.args(["-o", "ControlMaster=no", "-o", "LogLevel=ERROR", "-e", "none"]);
-        ssh.arg(if terminal { "-t" } else { "-T" });
-        ssh.arg("--").arg(&self.destination).arg(format!("exec sh -c {}", quote(script)));
-        ssh
     }
 
     /// Whether the connection stands, as far as ssh knows.

@@ -175,20 +175,6 @@ impl Link {
         Channel::new(near, exit).map_err(broken)
     }
 
-    /// What runs a script there as a child of this process, with streams that are still to be given to it; with
-    /// `terminal` in a terminal there, if this computer's standard input is one.
-    pub fn command(&self, script: &str, terminal: bool) -> std::process::Command {
-        match &self.inner.carrier {
-            Carrier::Ssh(master) => master.command(script, terminal),
-            Carrier::Child(words) => {
-                let mut argv = words.iter().map(String::as_str).chain(["sh", "-c", script]);
-                let mut command = std::process::Command::new(argv.next().unwrap_or("sh"));
-                command.args(argv);
-                command
-            }
-        }
-    }
-
     /// Whether the connection stands, as far as can be known at once. A silent host counts as alive until keep-alive
     /// finds out.
     pub async fn is_alive(&self) -> bool {

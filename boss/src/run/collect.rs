@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crewboss_protocol::message::{Done, LogEnd};
+use crewboss_protocol::message::{Cause, Done, LogEnd};
 use crewboss_protocol::{
     HostName, Name, Outcome, PhaseClock, Phases, RunId, StageExit, StageResult, TaskId, TaskRef,
 };
@@ -219,7 +219,7 @@ pub fn given_up(at: TaskRef, message: String) -> Box<Done> {
         warm: false,
         machine: None,
         held: None,
-        machine_failed: false,
+        cause: Cause::default(),
         message,
     })
 }

@@ -68,7 +68,13 @@ impl Scheduler {
         state.health = Health::Paused { until, reason: reason.to_owned() };
         self.pauses.insert((until, host));
         out.push(Action::Pause { host, for_ms, reason: reason.to_owned() });
-        let sent: Vec<TaskId> = self.host(host).sent.values().copied().collect();
+        self.want_back(host, None, out);
+    }
+
+    /// Asks back what was sent to a host and has not started, of one class or all.
+    pub(super) fn want_back(&mut self, host: HostIndex, class: Option<u32>, out: &mut Vec<Action>) {
+        let wanted = |task: &TaskId| class.is_none_or(|class| self.task(*task).class == class);
+        let sent: Vec<TaskId> = self.host(host).sent.values().copied().filter(wanted).collect();
         let mut asked = Vec::new();
         for task in sent {
             if let Phase::Sent { recall: Recall::No, .. } = self.task(task).phase {

@@ -173,6 +173,20 @@ impl Scheduler {
                 self.blame_machines(host, at.task, &reason, out);
                 self.fail(host, at, reason, out);
             }
+            Ended::Lasting(reason) => {
+                self.drop_machines(host, at.task, &reason);
+                if !self.classes[self.task(at.task).class as usize].requirement.machines.is_empty() {
+                    self.want_back(host, Some(self.task(at.task).class), out);
+                }
+                self.note_refusal(host, at, reason, out);
+            }
+            Ended::Killed(reason) => {
+                if std::mem::replace(&mut self.trouble(at.task).killed, true) {
+                    self.accept(host, at, out);
+                } else {
+                    self.fail(host, at, reason, out);
+                }
+            }
             Ended::Cancelled { .. } if self.stopped => self.result(host, at, out),
             Ended::Cancelled { why, ours } => {
                 // It takes nothing any more, and its session is about to end.
@@ -191,6 +205,10 @@ impl Scheduler {
 
     fn result(&mut self, host: HostIndex, at: TaskRef, out: &mut Vec<Action>) {
         self.prove(host, at.task);
+        self.accept(host, at, out);
+    }
+
+    fn accept(&mut self, host: HostIndex, at: TaskRef, out: &mut Vec<Action>) {
         if self.task(at.task).unwanted {
             return self.conclude(at.task, Phase::Withdrawn);
         }
@@ -216,17 +234,16 @@ impl Scheduler {
         self.release(host, at.task);
         let reason = format!("refused: {text}");
         match why {
-            Refusal::NoToolchain => self.drop_toolchain(host, at.task),
-            Refusal::NoMachine => self.drop_machines(host, at.task, text),
-            _ => {}
-        }
-        match why {
-            Refusal::NoToolchain
-            | Refusal::NoMachine
-            | Refusal::NoSpace
-            | Refusal::NoSource
-            | Refusal::Environment
-            | Refusal::UnknownTarget => {
+            // What is not to be had there is nobody's fault.
+            Refusal::NoToolchain => {
+                self.drop_toolchain(host, at.task);
+                self.note_refusal(host, at, reason, out);
+            }
+            Refusal::NoMachine => {
+                self.drop_machines(host, at.task, text);
+                self.note_refusal(host, at, reason, out);
+            }
+            Refusal::NoSpace | Refusal::NoSource | Refusal::Environment | Refusal::UnknownTarget => {
                 self.strike(host, &reason, out);
                 self.note_refusal(host, at, reason, out);
             }

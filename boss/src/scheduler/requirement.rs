@@ -70,6 +70,8 @@ pub struct MachineNeed {
 pub struct MachineOffer {
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<String>,
+    /// Toolchains with which it can be used, bootstrapped first if need be. Whatever it has itself needs none.
+    pub toolchains: BTreeSet<Name>,
     /// Toolchains with which it cannot be used, and why.
     pub without: BTreeMap<Name, String>,
     /// Least memory of a guest in bytes.
@@ -283,6 +285,10 @@ fn machines_fit(needs: &[MachineNeed], offer: &Offer) -> Result<(), Unfit> {
         if let Some(why) = why.or(without.map(|(_, why)| why)) {
             return refuse(wanted, Some(why));
         }
+        if let Some(name) = wanted.toolchain.as_ref().filter(|name| !machine.toolchains.contains(*name)) {
+            let has = list(&machine.toolchains);
+            return refuse(wanted, Some(&format!("there is no toolchain {name} for machines (has: {has})")));
+        }
         memory = memory.saturating_add(machine.memory_min);
     }
     if memory > offer.guest_memory {
@@ -306,6 +312,7 @@ mod tests {
     fn host() -> Offer {
         let machine = |memory_min| MachineOffer { memory_min, ..MachineOffer::default() };
         let suspended = MachineOffer {
+            toolchains: ["gcc12".parse().unwrap(), "default".parse().unwrap()].into(),
             without: BTreeMap::from([("gcc13".parse().unwrap(), "suspended: no boot".to_owned())]),
             ..machine(10)
         };
@@ -331,6 +338,10 @@ mod tests {
         assert_eq!(why(&[debian(None)], &host()), "fits");
         assert_eq!(why(&[debian(Some("gcc12"))], &host()), "fits");
         assert_eq!(why(&[debian(Some("gcc13"))], &host()), "cannot use machine debian: suspended: no boot");
+        assert_eq!(
+            why(&[debian(Some("gcc99"))], &host()),
+            "cannot use machine debian: there is no toolchain gcc99 for machines (has: default, gcc12)"
+        );
         let broken = need(MachineRole::Build, "broken", None);
         assert_eq!(why(&[broken], &host()), "cannot use machine broken: no disk");
         let other = need(MachineRole::Build, "pg", None);

@@ -111,4 +111,6 @@ pub(super) struct Trouble {
     pub story: Vec<AttemptStory>,
     pub failed_on: Vec<HostIndex>,
     pub refused_by: Vec<HostIndex>,
+    /// Whether what ran it was killed from outside once.
+    pub killed: bool,
 }

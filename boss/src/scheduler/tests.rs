@@ -132,6 +132,51 @@ fn a_refused_machine_is_dropped_and_other_machines_of_the_host_are_not() {
 }
 
 #[test]
+fn what_was_killed_from_outside_is_tried_once_more_and_is_then_a_result() {
+    let mut desk = Desk::new(1);
+    desk.up(HOST, 1, 1000);
+    let killed = || Ended::Killed("signal 9".to_owned());
+    let first = desk.add(1);
+    let [Action::Send { at, .. }] = first[..] else { panic!("{first:?}") };
+    desk.started(HOST, at);
+    let again = desk.say(Input::Ended { host: HOST, at, ended: killed() });
+    let [Action::Retry { at: failed, .. }, Action::Send { at: second, .. }] = again[..] else {
+        panic!("{again:?}")
+    };
+    assert_eq!(failed, at);
+    desk.started(HOST, second);
+    let over = desk.say(Input::Ended { host: HOST, at: second, ended: killed() });
+    assert_eq!(over, [Action::Accept { host: HOST, at: second }]);
+}
+
+#[test]
+fn what_is_not_to_be_had_on_a_host_is_asked_of_it_once_and_costs_it_nothing() {
+    let mut desk = Desk::new(1);
+    let need = MachineNeed { role: MachineRole::Build, name: name("debian"), toolchain: None };
+    let class = desk.scheduler.intern(Requirement { machines: vec![need], ..Requirement::default() });
+    let machines = [((MachineRole::Build, name("debian")), MachineOffer::default())].into();
+    desk.say(Input::HostUp { host: HOST, offer: Offer { machines, ..offer(1, 1000) } });
+    let entries: Vec<_> = (0..8).map(|task| TaskEntry { requirement: class, ..desk.entry(task) }).collect();
+    let sent = sends(&desk.say(Input::AddTasks(entries)));
+    desk.started(HOST, at(0, 1));
+    let ended = Ended::Lasting("debian is suspended".to_owned());
+    let actions = desk.say(Input::Ended { host: HOST, at: at(0, 1), ended });
+    let story = actions.iter().find_map(|action| match action {
+        Action::GiveUp { task, story, .. } if task.0 == 0 => Some(story.clone()),
+        _ => None,
+    });
+    assert_eq!(story.unwrap().len(), 1, "{actions:?}");
+    let recalled = actions.iter().any(|action| matches!(action, Action::Recall { .. }));
+    assert_eq!(recalled, sent.len() > 1, "what else was sent is asked back: {actions:?}");
+    let left = desk.scheduler.counts().sent as usize;
+    assert_eq!(given_up(&actions).len() + left, 8, "the others need not be tried: {actions:?}");
+    let waiting: Vec<TaskRef> = (1..8).map(|task| at(task, 1)).collect();
+    assert_eq!(given_up(&desk.say(Input::Returned { host: HOST, tasks: waiting })).len(), left);
+    assert!(desk.scheduler.is_finished());
+    assert!(!actions.iter().any(|action| matches!(action, Action::Pause { .. })));
+}
+
+#[test]
 fn what_somebody_else_stopped_is_tried_again_and_what_we_stopped_is_a_result() {
     let mut desk = Desk::new(1);
     desk.up(HOST, 1, 1000);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crewboss_protocol::message::{Done, Refusal};
+use crewboss_protocol::message::{Cause, Done, Refusal};
 use crewboss_protocol::{Attempt, Outcome, TaskId, TaskRef};
 
 use super::requirement::{Offer, Unfit};
@@ -54,6 +54,12 @@ pub enum Ended {
     Infrastructure(String),
     /// As above, but the machines that it was to run in are to blame, and the host is not.
     Machines(String),
+    /// What it asks for is not to be had on this host, for this reason, and trying again would not change that. It is tried
+    /// elsewhere if it can be, and nobody is to blame.
+    Lasting(String),
+    /// Somebody on the host has killed what ran it, as the kernel does for want of memory. It is tried once more; the second
+    /// time this is its result, for nothing else is common to both.
+    Killed(String),
     /// Work of a higher priority took its place. It is tried again, and the host is not to blame.
     Interrupted,
     /// It was stopped. If nobody here wanted that, its worker is ending: the session counts as lost, and the task is tried
@@ -70,8 +76,12 @@ impl Ended {
     /// What a worker's word means here.
     pub fn of(done: &Done) -> Self {
         match done.outcome {
-            Outcome::Infrastructure if done.machine_failed => Ended::Machines(done.message.clone()),
-            Outcome::Infrastructure => Ended::Infrastructure(done.message.clone()),
+            Outcome::Infrastructure => match done.cause {
+                Cause::Host => Ended::Infrastructure(done.message.clone()),
+                Cause::Machine => Ended::Machines(done.message.clone()),
+                Cause::Lasting => Ended::Lasting(done.message.clone()),
+                Cause::Killed => Ended::Killed(done.message.clone()),
+            },
             Outcome::Interrupted => Ended::Interrupted,
             Outcome::Cancelled => {
                 Ended::Cancelled { why: "the worker there was ended".to_owned(), ours: false }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crewboss_boss::scheduler::{Input, Requirement};
+use crewboss_boss::scheduler::{Input, MachineNeed, MachineOffer, Requirement};
 use crewboss_protocol::TaskId;
+use crewboss_protocol::machine::MachineRole;
 
 use super::checker::End;
 use super::world::{HostModel, World};
@@ -49,6 +50,47 @@ fn the_last_host_dies_for_good_and_the_run_ends() {
     assert!(world.scheduler.is_finished());
     assert!(accepted(&world) >= 6, "{}", accepted(&world));
     assert_eq!(world.checker.ends.len(), 50);
+}
+
+/// A host of which every task in the machine `debian` ends at once, and one that runs them if `able`.
+fn with_a_suspended_machine(able: bool) -> World {
+    let need = MachineNeed { role: MachineRole::Build, name: "debian".parse().unwrap(), toolchain: None };
+    let mut hosts = vec![model(4, 1000), model(4, 1000)];
+    for host in hosts.iter_mut().take(1 + usize::from(able)) {
+        host.offer.machines.insert((need.role, need.name.clone()), MachineOffer::default());
+    }
+    let mut world = World::new(1, hosts);
+    let plain = world.scheduler.intern(Requirement::default());
+    let guest = world.scheduler.intern(Requirement { machines: vec![need], ..Requirement::default() });
+    world.models[0].never.insert(guest);
+    for task in 0..60 {
+        world.durations.insert(TaskId(task), 100);
+    }
+    world.add((0..60).map(|task| entry(task, if task % 3 == 0 { guest } else { plain })).collect());
+    world.run();
+    world
+}
+
+#[test]
+fn what_a_host_can_never_do_goes_elsewhere_and_costs_it_nothing() {
+    let world = with_a_suspended_machine(true);
+    assert_eq!(accepted(&world), 60);
+    let tried: usize = world.lasting.values().map(Vec::len).sum();
+    assert!((1..=8).contains(&tried), "a slot each, and once more until the rest is asked back: {tried}");
+    assert_eq!(world.paused, BTreeSet::new());
+}
+
+#[test]
+fn what_no_host_can_ever_do_ends_after_one_attempt() {
+    let world = with_a_suspended_machine(false);
+    assert_eq!(accepted(&world), 40, "the host does all else");
+    let mut tried: Vec<TaskId> = world.lasting.into_values().flatten().collect();
+    assert!(tried.len() <= 8, "{tried:?}");
+    tried.sort();
+    let all = tried.len();
+    tried.dedup();
+    assert_eq!(tried.len(), all, "a task was tried twice");
+    assert_eq!(world.paused, BTreeSet::new());
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crewboss_boss::scheduler::{HostIndex, Input, Requirement, TaskEntry};
+use crewboss_boss::scheduler::{HostIndex, Input, MachineNeed, MachineOffer, Requirement, TaskEntry};
+use crewboss_protocol::machine::MachineRole;
 use crewboss_protocol::{Name, TaskId};
 
 use super::world::{Chaos, HostModel, World};
@@ -15,6 +16,10 @@ fn toolchain(number: u32) -> Name {
     format!("tc{number}").parse().unwrap()
 }
 
+fn machine() -> MachineNeed {
+    MachineNeed { role: MachineRole::Build, name: "debian".parse().unwrap(), toolchain: None }
+}
+
 fn random_host(random: &mut fastrand::Rng, faulty: bool) -> HostModel {
     let speed = random.u32(200..4000);
     let mut host = model(random.u32(1..5), speed);
@@ -22,6 +27,10 @@ fn random_host(random: &mut fastrand::Rng, faulty: bool) -> HostModel {
     host.latency_ms = random.u64(0..30);
     host.up_at = random.u64(0..500);
     host.offer.toolchains = (0..3).filter(|_| random.u8(0..10) < 7).map(toolchain).collect();
+    if random.bool() {
+        let MachineNeed { role, name, .. } = machine();
+        host.offer.machines.insert((role, name), MachineOffer::default());
+    }
     if faulty {
         host.fails_percent = if random.u8(0..4) == 0 { random.u32(0..100) } else { 0 };
         host.refuses_percent = if random.u8(0..6) == 0 { random.u32(0..100) } else { 0 };
@@ -40,7 +49,8 @@ fn random_world(seed: u64) -> World {
     let mut entries: Vec<TaskEntry> = Vec::new();
     for task in 0..tasks {
         let toolchain = (random.u8(0..3) > 0).then(|| toolchain(random.u32(0..3)));
-        let class = world.scheduler.intern(Requirement { toolchain, ..Requirement::default() });
+        let machines = (random.u8(0..4) == 0).then(machine).into_iter().collect();
+        let class = world.scheduler.intern(Requirement { toolchain, machines, ..Requirement::default() });
         let duration = random.u64(1..1000);
         world.durations.insert(TaskId(task), duration);
         let chain_class = world.scheduler.intern(Requirement::default());
@@ -64,6 +74,11 @@ fn random_world(seed: u64) -> World {
         };
         if random.u8(0..3) == 0 {
             world.chaos.killers.insert(TaskId(random.u32(0..tasks)));
+        }
+        for model in &mut world.models {
+            if random.u8(0..4) == 0 {
+                model.never.insert(random.choice(&entries).unwrap().requirement);
+            }
         }
         for host in 0..u32::try_from(world.models.len()).unwrap() {
             if random.u8(0..3) == 0 {

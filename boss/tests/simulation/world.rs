@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crewboss_boss::scheduler::{Action, Ended, HostIndex, Input, Millis, Offer, Scheduler, TaskEntry};
+use crewboss_boss::scheduler::{
+    Action, Ended, HostIndex, Input, Millis, Offer, RequirementId, Scheduler, TaskEntry,
+};
 use crewboss_protocol::message::Refusal;
 use crewboss_protocol::{TaskId, TaskRef};
 
@@ -20,6 +22,8 @@ pub struct HostModel {
     pub fails_percent: u32,
     /// Per cent of orders that are refused.
     pub refuses_percent: u32,
+    /// Requirements that it never meets, whatever it offers: such an attempt ends at once, and lastingly.
+    pub never: BTreeSet<RequirementId>,
     /// When the first session is up.
     pub up_at: u64,
     /// Whether it comes back after a loss, and how long that takes.
@@ -97,6 +101,10 @@ pub struct World {
     wake_at: Option<u64>,
     /// What each host has started, in order.
     pub ran: BTreeMap<u32, Vec<TaskId>>,
+    /// What each session of a host has started and never can finish.
+    pub lasting: BTreeMap<(u32, u64), Vec<TaskId>>,
+    /// Hosts that were paused.
+    pub paused: BTreeSet<HostIndex>,
 }
 
 impl World {
@@ -122,6 +130,8 @@ impl World {
             steps: 0,
             wake_at: None,
             ran: BTreeMap::new(),
+            lasting: BTreeMap::new(),
+            paused: BTreeSet::new(),
         };
         for host in 0..count {
             let at = world.models[host as usize].up_at;
@@ -290,7 +300,11 @@ impl World {
                 gone.into_iter().for_each(|at| self.checker.gone(at));
                 return;
             }
-            Action::Retry { .. } | Action::GiveUp { .. } | Action::Pause { .. } => return,
+            Action::Pause { host, .. } => {
+                self.paused.insert(host);
+                return;
+            }
+            Action::Retry { .. } | Action::GiveUp { .. } => return,
         };
         let session = self.believed[host as usize];
         if self.chance(self.chaos.cut) {
@@ -363,11 +377,20 @@ impl World {
             if self.chaos.killers.contains(&at.task) {
                 self.at(self.now + 20, Happening::Lost(host, session));
             }
+            if self.never(host, at.task) {
+                self.lasting.entry((host, session)).or_default().push(at.task);
+            }
             self.report(host, Input::Started { host: HostIndex(host), at });
             let speed = self.models[host as usize].speed;
             let wall = self.durations.get(&at.task).copied().unwrap_or(100) * 1000 / speed;
             self.at(self.now + wall, Happening::Finish(host, session, at));
         }
+    }
+
+    fn never(&self, host: u32, task: TaskId) -> bool {
+        self.entries
+            .get(&task)
+            .is_some_and(|entry| self.models[host as usize].never.contains(&entry.requirement))
     }
 
     /// Never two tasks of a chain at once on a host (with honest lines: a doubled order can run an old task again).
@@ -387,8 +410,13 @@ impl World {
             return;
         }
         let fails = self.models[host as usize].fails_percent * 10;
-        let ended =
-            if self.chance(fails) { Ended::Infrastructure("mis-boot".to_owned()) } else { Ended::Result };
+        let ended = if self.never(host, at.task) {
+            Ended::Lasting("suspended".to_owned())
+        } else if self.chance(fails) {
+            Ended::Infrastructure("mis-boot".to_owned())
+        } else {
+            Ended::Result
+        };
         self.report(host, Input::Ended { host: HostIndex(host), at, ended });
         self.start(host);
     }

@@ -8,17 +8,18 @@ use std::time::Duration;
 
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, LogStream};
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
-use crewboss_protocol::guest::GuestLoad;
+use crewboss_protocol::guest::{GuestLoad, GuestStream};
 use crewboss_protocol::host::{BrokenToolchain, SpeedSource};
 use crewboss_protocol::machine::{
     AccelChoice, Accelerator, Auxiliary, AuxiliaryResult, CopyFacts, CopyState, Emulator, HeldGuest,
-    MachineFacts, MachineHolder, MachineResult, MachineRole, MachineState, MachineUse,
+    MachineFacts, MachineHolder, MachineResult, MachineRole, MachineState, MachineUse, Visitor,
 };
 use crewboss_protocol::message::{
-    ArtifactCount, BootstrapEnd, BootstrapOrder, Done, Ending, Hello, Hold, LogEnd, Pause, Ready, Refusal,
+    ArtifactCount, BootstrapEnd, BootstrapOrder, Cause, Done, Ending, Hello, Hold, LogEnd, Pause, Ready, Refusal,
     TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
+use crewboss_protocol::visit::{Bytes, FromPerson, ToPerson};
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, Phase, Phases,
     SlotHolder, Stage, StageExit, StageResult, Target, TaskRef, ToWorker, Toolchain, TreeId,
@@ -264,7 +265,12 @@ fn held() -> HeldGuest {
         since: 1_783_166_400,
         until: 1_783_170_000,
         memory: true,
-        entered: Some(4812),
+        entered: Some(Visitor {
+            person: "ada@laptop".to_owned(),
+            from: Some("192.0.2.7".to_owned()),
+            pid: 4812,
+            since: 1_783_166_700,
+        }),
     }
 }
 
@@ -319,7 +325,7 @@ fn machine_done() -> Done {
             }],
         })),
         held: Some(Box::new(held())),
-        machine_failed: false,
+        cause: Cause::default(),
         message: "the time limit of 30 min ran out".to_owned(),
     }
 }
@@ -373,7 +379,7 @@ pub fn from_worker() -> Vec<FromWorker> {
             warm: true,
             machine: None,
             held: None,
-            machine_failed: false,
+            cause: Cause::default(),
             message: String::new(),
         })),
         FromWorker::Done(Box::new(machine_done())),
@@ -474,4 +480,23 @@ pub fn overview() -> Vec<Overview> {
         }],
         held: vec![],
     }]
+}
+
+pub fn from_person() -> Vec<FromPerson> {
+    vec![
+        FromPerson::Here,
+        FromPerson::Size { rows: 24, columns: 80 },
+        FromPerson::Typed(Bytes(b"echo \xc3\xa9\r".to_vec())),
+    ]
+}
+
+pub fn to_person() -> Vec<ToPerson> {
+    vec![
+        ToPerson::Here,
+        ToPerson::Said("restores debian12-gcc12-k3x9".to_owned()),
+        ToPerson::Inside(true),
+        ToPerson::Shown { stream: GuestStream::Out, bytes: Bytes(b"\x1b[1mhello\x1b[0m\r\n".to_vec()) },
+        ToPerson::Command("vncviewer localhost:5900".to_owned()),
+        ToPerson::Failed("there is no guest debian12-gcc12-k3x9".to_owned()),
+    ]
 }

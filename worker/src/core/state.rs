@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::{KILL_GRACE, QUEUED_TASKS_MAX};
 use crewboss_protocol::message::{
-    BootstrapEnd, BootstrapOrder, Done, Ending, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
+    BootstrapEnd, BootstrapOrder, Cause, Done, Ending, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::{
     Environment, FromWorker, Name, Outcome, Phase, PhaseClock, Phases, Target, TaskRef, ToWorker, TreeId,
@@ -779,7 +779,7 @@ fn without_running(at: TaskRef, outcome: Outcome, message: String) -> Done {
         warm: false,
         machine: None,
         held: None,
-        machine_failed: false,
+        cause: Cause::default(),
         message,
     }
 }

@@ -21,7 +21,7 @@ pub fn bootstrap(job: &BootstrapJob, link: &mut Link) -> BootstrapEnd {
         let why = shortened(stop.to_string());
         match stop {
             Stop::Cancelled => BootstrapEnd::Cancelled,
-            Stop::Machine(_) | Stop::Host(_) => BootstrapEnd::Failed { why },
+            stop if stop.spares_machine() => BootstrapEnd::Failed { why },
             _ => BootstrapEnd::Suspended { why },
         }
     });

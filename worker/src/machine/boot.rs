@@ -67,7 +67,7 @@ fn until_up(watch: &mut Watch<'_>, guests: &mut [Guest], until: Instant) -> Resu
     loop {
         match watch.next(guests, until) {
             Seen::Cancelled => return Err(Stop::Cancelled),
-            Seen::DiskFailed(why) => return Err(Stop::Host(why)),
+            Seen::Stop(stop) => return Err(stop),
             Seen::TimeUp => {
                 return Ok(Some("it asked for nothing in the time that it has for starting up".to_owned()));
             }

@@ -82,7 +82,7 @@ pub fn make(
         watch.end_last(&mut guests);
         match versions {
             Ok(versions) => return Ok(versions),
-            Err(stop @ (Stop::Cancelled | Stop::Machine(_) | Stop::Host(_))) => return Err(stop),
+            Err(stop) if stop.spares_machine() => return Err(stop),
             Err(stop) if number < tries && !matches!(stop, Stop::Misboot { .. }) => {
                 watch.step(format!("the bootstrap failed, try {number} of {tries}: {stop}"));
             }
@@ -173,9 +173,10 @@ fn install(
     let machine = &bench.directory.name;
     let limit = bench.manifest.limits.bootstrap;
     let until = Instant::now() + limit;
-    let unable = |why: String| Stop::Unable { machine: machine.clone(), why };
     loop {
-        match next(watch, guest, until)? {
+        let event = next(watch, guest, until)?;
+        let unable = |why| Stop::Unable { machine: machine.clone(), why: guest.explained(why) };
+        match event {
             None => return Err(unable(format!("its bootstrap takes longer than {} s", limit.as_secs()))),
             Some(GuestEvent::Output(_, bytes)) => show(watch, &bytes),
             Some(GuestEvent::Said(FromGuest::Bootstrapped { versions })) => return Ok(versions),
@@ -219,7 +220,7 @@ fn switch_off(bench: &Bench<'_>, watch: &mut Watch<'_>, guest: &mut Guest) -> Re
 fn next(watch: &mut Watch<'_>, guest: &mut Guest, until: Instant) -> Result<Option<GuestEvent>, Stop> {
     match watch.next(std::slice::from_mut(guest), until) {
         Seen::Cancelled => Err(Stop::Cancelled),
-        Seen::DiskFailed(why) => Err(Stop::Host(why)),
+        Seen::Stop(stop) => Err(stop),
         Seen::TimeUp => Ok(None),
         Seen::Guest(_, event) => Ok(Some(event)),
     }

@@ -16,6 +16,7 @@ use super::door::Door;
 use super::exchange::{PortDecoder, PortEvent, encode};
 use super::files;
 use super::hold::shelf::Kept;
+use super::kills::KillCounts;
 use super::qemu::child::Ended;
 use super::qemu::process::Qemu;
 use super::qemu::qmp::{Event as MonitorEvent, Incoming};
@@ -62,9 +63,17 @@ pub enum GuestEvent {
     Silent(Duration),
     /// The host's disk is full or broken, and it felt that.
     DiskFailed(String),
+    /// Its QEMU was killed from outside, as the kernel does for want of memory. It is gone, and not by its own doing.
+    Killed(String),
     /// It is gone.
     Ended(String),
 }
+
+/// What somebody else ends a process with. The other signals are of QEMU's own making, to which a guest may drive it.
+const FROM_OUTSIDE: [i32; 5] = [libc::SIGKILL, libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
+
+/// Of what a service or a bootstrap printed before it failed, so many lines stand in the message.
+const PRINTED_LINES: usize = 5;
 
 /// What QEMU says of an operation that failed since the host's disk is broken, or its owner may have no more of it.
 const BROKEN_DISK: [&str; 3] = ["Input/output error", "Disk quota exceeded", "Read-only file system"];
@@ -80,8 +89,10 @@ pub struct Guest {
     pub load: Option<GuestLoad>,
     /// The device and address that it has in the private network of its task.
     pub private: Option<(String, Ipv4Addr)>,
-    /// What it has printed.
+    /// What it has printed on its console.
     pub console: Console,
+    /// What its agent brought of the output of what it runs.
+    pub printed: Console,
     /// Whether its console belongs into the live view.
     pub shows_console: bool,
     /// Its record.
@@ -95,6 +106,10 @@ pub struct Guest {
     door: Option<Door>,
     talk: Talk,
     farewell: Option<String>,
+    /// Whether somebody has asked QEMU to end.
+    asked_to_end: bool,
+    /// What the kernel had killed when it was started.
+    kills: KillCounts,
     off: bool,
     ended: bool,
     removed: bool,
@@ -136,6 +151,7 @@ impl Guest {
             load: None,
             private: plan.private,
             console: Console::default(),
+            printed: Console::default(),
             shows_console: plan.shows_console,
             directory: plan.record.snapshot(&plan.machines),
             record: plan.record,
@@ -146,6 +162,8 @@ impl Guest {
             door: None,
             talk,
             farewell: None,
+            asked_to_end: false,
+            kills: KillCounts::now(),
             off: false,
             ended: false,
             removed: false,
@@ -235,7 +253,13 @@ impl Guest {
             GuestEvent::Said(FromGuest::Failed { text, .. }) => text,
             _ => return Ok(()),
         };
-        Err(Stop::Auxiliary { name: self.called().clone(), why })
+        Err(Stop::Auxiliary { name: self.called().clone(), why: self.explained(why) })
+    }
+
+    /// Why something came to nothing, and what that printed last: it mostly says more.
+    pub fn explained(&self, why: String) -> String {
+        let words = self.printed.last_words(PRINTED_LINES);
+        if words.is_empty() { why } else { format!("{why}; it printed last: {words}") }
     }
 
     /// Its monitor, and all else of QEMU.
@@ -295,9 +319,17 @@ impl Guest {
             Talk::Agent(port) => port.look(&self.qemu, now, &mut events),
             Talk::Tftp(server) => look_at_server(server, now, &mut events),
         }
+        for event in &events {
+            if let GuestEvent::Output(_, bytes) = event {
+                self.printed.push(bytes);
+            }
+        }
         if let Some(ended) = ended {
             self.ended = true;
-            events.push(GuestEvent::Ended(self.how_it_ended(ended)));
+            events.push(match self.killed_by(ended) {
+                Some(signal) => GuestEvent::Killed(format!("{signal}{}", self.kills.since())),
+                None => GuestEvent::Ended(self.how_it_ended(ended)),
+            });
         }
         events
     }
@@ -316,6 +348,9 @@ impl Guest {
                         "guest-panic" => "panicked".to_owned(),
                         other => format!("ended ({other})"),
                     });
+                }
+                Incoming::Event(MonitorEvent::Shutdown { guest: false, reason }) => {
+                    self.asked_to_end |= reason == "host-signal";
                 }
                 Incoming::Event(MonitorEvent::GuestPanicked { .. }) => {
                     self.farewell = Some("panicked".to_owned());
@@ -338,6 +373,16 @@ impl Guest {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// What somebody else has ended it with, if it was somebody else.
+    fn killed_by(&self, ended: Ended) -> Option<String> {
+        match ended {
+            Ended::Signal(signal) if FROM_OUTSIDE.contains(&signal) => Some(format!("signal {signal}")),
+            // QEMU ends in order when it is asked to.
+            Ended::Code(_) if self.asked_to_end => Some("a signal that asked it to end".to_owned()),
+            _ => None,
         }
     }
 

@@ -21,6 +21,7 @@ pub mod halt;
 pub mod hold;
 pub mod hub;
 pub mod identity;
+pub mod kills;
 pub mod lock;
 pub mod manifest;
 pub mod memory;

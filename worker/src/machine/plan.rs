@@ -114,7 +114,7 @@ impl Plan<'_> {
     /// # Errors
     /// If this host cannot start it.
     pub(super) fn key(&self, image: &[&str]) -> Result<String, Stop> {
-        let program = Program::find().map_err(|error| Stop::host(&error))?;
+        let program = Program::find().map_err(|error| Stop::qemu(&error))?;
         let config = self.config(&self.guest.snapshot(), None)?;
         Ok(saved::key(program.identity(), &config, image))
     }
@@ -137,15 +137,18 @@ impl Plan<'_> {
         };
         let config = self.config(&directory, server.as_ref())?;
         let mut networks = match &self.manifest.network {
-            Network::Bridge(bridge) => vec![super::tap::open(bridge).map_err(|error| Stop::host(&error))?],
+            Network::Bridge(bridge) => vec![super::tap::open(bridge).map_err(|error| {
+                let text = chain(&error);
+                if error.is_lasting() { Stop::Lasting(text) } else { Stop::Host(text) }
+            })?],
             Network::None | Network::User => Vec::new(),
         };
         let private = self.wire.as_ref().map(|wire| (self.private_mac(), wire.address));
         networks.extend(self.wire.take().map(|wire| wire.end));
-        let program = Program::find().map_err(|error| Stop::host(&error))?;
+        let program = Program::find().map_err(|error| Stop::qemu(&error))?;
         let started = Instant::now();
         let mut qemu =
-            Qemu::start(&program, &config, &directory, networks).map_err(|error| Stop::host(&error))?;
+            Qemu::start(&program, &config, &directory, networks).map_err(|error| Stop::qemu(&error))?;
         if let Some(server) = &mut server {
             server.guest_is(qemu.child.pid());
         }
@@ -153,6 +156,7 @@ impl Plan<'_> {
         let greeted = qemu.wait_ready(Instant::now() + GREETING_WITHIN);
         let version = greeted.map_err(|error| match error {
             QemuError::Killed => Stop::host(&error),
+            error if error.is_lasting() => Stop::Lasting(chain(&error)),
             error => Stop::Machine(chain(&error)),
         })?;
         let kept = self.kept(config, &version.to_string());
@@ -256,7 +260,7 @@ impl Plan<'_> {
         Ok(match &self.manifest.boot {
             Boot::Bios => command::Boot::Bios,
             Boot::Uefi => {
-                let uefi = Uefi::find().map_err(|error| Stop::host(&error))?;
+                let uefi = Uefi::find().map_err(|error| Stop::qemu(&error))?;
                 command::Boot::Uefi(Uefi { variables: directory.join(UEFI_VARIABLES), ..uefi })
             }
             Boot::Kernel { kernel, initrd, append } => command::Boot::Kernel {
@@ -273,7 +277,7 @@ impl Plan<'_> {
     fn make_files(&self, directory: &Path) -> Result<(), Stop> {
         if let Boot::Uefi = &self.manifest.boot {
             let uefi = Uefi::find().and_then(|uefi| uefi.with_own_variables(&directory.join(UEFI_VARIABLES)));
-            uefi.map_err(|error| Stop::host(&error))?;
+            uefi.map_err(|error| Stop::qemu(&error))?;
         }
         let is_task = matches!(self.purpose, Purpose::Task { .. });
         if is_task && self.manifest.exchange == Exchange::Agent && !matches!(self.life, Life::Saved(_)) {

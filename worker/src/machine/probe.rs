@@ -35,16 +35,20 @@ pub fn machines(machines: &Machines, memory: u64) -> Vec<MachineFacts> {
         memory,
         now: SystemTime::now(),
         holdings: lock::holdings(machines),
-        // A toolchain that cannot be used is not offered; whoever asks for it by name hears why.
         toolchains: machines
             .toolchain_names()
-            .iter()
-            .filter_map(|name| machines.toolchain(name).ok())
+            .into_iter()
+            .map(|name| machines.toolchain(&name).map_err(|error| (name, chain(&error))))
             .collect(),
     };
     let usable = listing.machines.iter().map(|machine| look.machine(machine));
+    let shadowed = listing.shadowed.iter().map(|shadowed| {
+        let why = format!("the volume {} has a machine of this name, too, and comes first", shadowed.by);
+        MachineFacts { state: MachineState::Unusable { why }, ..look.machine(&shadowed.machine) }
+    });
     // Behind those that can be used: whoever looks for a name finds the right one first.
-    let facts = usable.chain(listing.misplaced.iter().filter_map(unusable_at)).take(MACHINES_MAX).collect();
+    let others = shadowed.chain(listing.misplaced.iter().filter_map(unusable_at));
+    let facts = usable.chain(others).take(MACHINES_MAX).collect();
     within_bytes(facts)
 }
 
@@ -59,7 +63,8 @@ struct Look {
     memory: u64,
     now: SystemTime,
     holdings: Vec<Holding>,
-    toolchains: Vec<Toolchain>,
+    /// All that are there; of those that cannot be used, why.
+    toolchains: Vec<Result<Toolchain, (Name, String)>>,
 }
 
 impl Look {
@@ -77,7 +82,10 @@ impl Look {
         } else {
             MachineState::Usable
         };
-        let copies = self.toolchains.iter().map(|toolchain| self.copy(machine, &manifest, toolchain));
+        let copies = self.toolchains.iter().map(|toolchain| match toolchain {
+            Ok(toolchain) => self.copy(machine, &manifest, toolchain),
+            Err((name, why)) => without_toolchain(name, why),
+        });
         MachineFacts {
             volume: machine.volume.clone(),
             name: machine.name.clone(),
@@ -126,6 +134,17 @@ impl Look {
             }
         }
         holders
+    }
+}
+
+fn without_toolchain(name: &Name, why: &str) -> CopyFacts {
+    CopyFacts {
+        toolchain: name.clone(),
+        toolchain_id: String::new(),
+        state: CopyState::NoToolchain { why: shortened(why) },
+        made: 0,
+        versions: Default::default(),
+        holders: Vec::new(),
     }
 }
 

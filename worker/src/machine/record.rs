@@ -315,7 +315,7 @@ pub fn held(machines: &Machines, now: SystemTime) -> Vec<HeldGuest> {
 
 /// What a record says of its being held, and who is in it.
 pub(super) fn held_guest(machines: &Machines, record: &GuestRecord) -> Option<HeldGuest> {
-    let entered = lock::in_guest(machines, &record.id).map(|process| process.pid);
+    let entered = lock::in_guest(machines, &record.id).map(|(_, visitor)| visitor);
     record.held.clone().map(|held| HeldGuest { id: record.id.clone(), entered, ..held })
 }
 

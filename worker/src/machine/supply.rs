@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crewboss_protocol::advice::Advice;
 use crewboss_protocol::machine::{MachineHolder, MachineRole};
 use crewboss_protocol::{Name, Phase, TaskRef, chain};
 
@@ -96,7 +97,7 @@ impl<'a> Supply<'a> {
             let found = self.find(name)?;
             if found.manifest.role != role {
                 let is = if role == MachineRole::Build { "an auxiliary" } else { "a build" };
-                return Err(Stop::Machine(format!("{name} is {is} machine")));
+                return Err(Stop::Lasting(format!("{name} is {is} machine")));
             }
             let tools = self.toolchain(toolchain)?;
             match self.standing(&found, &tools)? {
@@ -104,14 +105,15 @@ impl<'a> Supply<'a> {
                 Standing::Newer { agent } => return Err(newer(&found.directory, toolchain, agent)),
                 Standing::Suspended { why, console, .. } => {
                     watch.console = Some(console.into_bytes());
-                    return Err(Stop::Machine(format!(
-                        "{name} is suspended, since its bootstrap failed: {why}; `crewboss machines bootstrap {name}` \
-                         tries again"
-                    )));
+                    return Err(self.suspended(name, toolchain, &why));
                 }
                 Standing::Remake { why } => {
                     let still = |standing: &Standing| matches!(standing, Standing::Remake { .. });
-                    let made = self.bootstrap(watch, &found, &tools, &why, &mut told, still)?;
+                    let made = self.bootstrap(watch, &found, &tools, &why, &mut told, still);
+                    let made = made.map_err(|stop| match stop {
+                        stop if stop.spares_machine() => stop,
+                        stop => self.suspended(name, toolchain, &stop.to_string()),
+                    })?;
                     if let Some(versions) = made {
                         watch.step(format!("bootstrapped {name}: {}", bootstrap::shown(&versions)));
                         watch.begin(Phase::Machine);
@@ -121,6 +123,14 @@ impl<'a> Supply<'a> {
         }
     }
 
+    /// It stays so until somebody does something about it.
+    fn suspended(&self, machine: &Name, toolchain: &Name, why: &str) -> Stop {
+        let again = Advice::Bootstrap { host: &self.job.host, machine, toolchain };
+        Stop::Lasting(format!(
+            "{machine} is suspended, since its bootstrap failed: {why}; {again} tries again"
+        ))
+    }
+
     /// The toolchain of a name.
     ///
     /// # Errors
@@ -128,7 +138,7 @@ impl<'a> Supply<'a> {
     pub fn toolchain(&self, name: &Name) -> Result<Toolchain, Stop> {
         self.machines.toolchain(name).map_err(|error| match error {
             ToolchainError::Read { .. } => Stop::host(&error),
-            error => Stop::Machine(chain(&error)),
+            error => Stop::Lasting(chain(&error)),
         })
     }
 
@@ -199,7 +209,7 @@ impl<'a> Supply<'a> {
 
 /// A copy that a newer crewboss has made cannot be used, and is not replaced.
 pub(super) fn newer(directory: &MachineDir, toolchain: &Name, agent: u32) -> Stop {
-    Stop::Machine(format!(
+    Stop::Lasting(format!(
         "{} was bootstrapped by a newer crewboss (its agent has version {agent}); use that, or remove {}",
         directory.name,
         directory.copy_path(toolchain).display()

@@ -47,6 +47,19 @@ pub enum TapError {
     },
 }
 
+impl TapError {
+    /// Whether it would be the same at the next try, unless somebody sets the host up otherwise.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Make(error) => {
+                matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound)
+            }
+            Self::NoBridge { .. } | Self::NotBridge { .. } => true,
+            Self::Bridge { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+        }
+    }
+}
+
 /// Makes a TAP device on a bridge, up and ready.
 ///
 /// # Errors

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::directory::DirectoryError;
+use super::qemu::error::QemuError;
 use crewboss_protocol::guest::GuestLoad;
-use crewboss_protocol::message::Hold;
+use crewboss_protocol::message::{Cause, Hold};
 use crewboss_protocol::{Name, Outcome, Phase, StageExit};
 
 /// What put an end to a task.
@@ -34,6 +35,14 @@ pub enum Stop {
         how: String,
         /// The end of its console.
         last_words: String,
+    },
+    /// Somebody else has killed its QEMU.
+    #[error("QEMU of a guest of {machine} was killed from outside, by {how}")]
+    Killed {
+        /// Which machine.
+        machine: Name,
+        /// With what, and what else is known.
+        how: String,
     },
     /// The agent does not answer any more.
     #[error(
@@ -108,9 +117,13 @@ pub enum Stop {
         /// What happened.
         why: String,
     },
-    /// The machine is none that can be used: suspended, or QEMU will not have it.
+    /// The machine is none that can be used now.
     #[error("{0}")]
     Machine(String),
+    /// The task asks for what is not to be had here, and trying again would not change that: a machine that is suspended, a
+    /// toolchain that is not there, what QEMU or the host's network does not have.
+    #[error("{0}")]
+    Lasting(String),
     /// The host cannot run it: lock, disk, QEMU.
     #[error("{0}")]
     Host(String),
@@ -153,6 +166,8 @@ impl Stop {
             | Stop::Misboot { .. }
             | Stop::Auxiliary { .. }
             | Stop::Machine(_)
+            | Stop::Lasting(_)
+            | Stop::Killed { .. }
             | Stop::Host(_) => Outcome::Infrastructure,
         }
     }
@@ -170,13 +185,35 @@ impl Stop {
             | Stop::Misboot { .. }
             | Stop::Auxiliary { .. }
             | Stop::Machine(_)
+            | Stop::Lasting(_)
+            | Stop::Killed { .. }
             | Stop::Host(_) => StageExit::Stopped,
         }
     }
 
-    /// Whether this says nothing of the host: tasks that run elsewhere than in these machines may do well there.
-    pub fn blames_machine(&self) -> bool {
-        self.outcome() == Outcome::Infrastructure && !matches!(self, Stop::Host(_))
+    /// What it is due to. Tasks that run elsewhere than in these machines may do well on the host, unless that is the cause.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Stop::Lasting(_) => Cause::Lasting,
+            Stop::Killed { .. } => Cause::Killed,
+            Stop::Host(_) => Cause::Host,
+            stop if stop.outcome() == Outcome::Infrastructure => Cause::Machine,
+            _ => Cause::default(),
+        }
+    }
+
+    /// Whether a machine that does not come to its copy for this reason is none the worse.
+    pub fn spares_machine(&self) -> bool {
+        matches!(
+            self,
+            Stop::Cancelled | Stop::Machine(_) | Stop::Lasting(_) | Stop::Killed { .. } | Stop::Host(_)
+        )
+    }
+
+    /// What QEMU could not do, or would not.
+    pub fn qemu(error: &QemuError) -> Self {
+        let text = crewboss_protocol::chain(error);
+        if error.is_lasting() { Stop::Lasting(text) } else { Stop::Host(text) }
     }
 }
 
@@ -228,15 +265,19 @@ mod tests {
         let (machine, why) =
             ("debian".parse().unwrap(), "its log has 300 MiB, and the host has room for 256".to_owned());
         let full = Stop::Full { machine, phase: Phase::Collecting, why };
-        assert_eq!((full.outcome(), full.blames_machine()), (Outcome::Failure, false));
+        assert_eq!((full.outcome(), full.cause()), (Outcome::Failure, Cause::default()));
         assert_eq!(
             full.to_string(),
             "the guest of debian was stopped while collecting: its log has 300 MiB, and the host has room for 256; hint: have it write less, or say with `needs.disk` how much it takes"
         );
-        let (host, machine) = (Stop::Host("no QEMU".to_owned()), Stop::Machine("suspended".to_owned()));
-        assert_eq!((host.outcome(), host.blames_machine()), (Outcome::Infrastructure, false));
-        assert_eq!((machine.outcome(), machine.blames_machine()), (Outcome::Infrastructure, true));
-        assert!(!stop.blames_machine());
+        for (stop, cause) in [
+            (Stop::Host("no disk".to_owned()), Cause::Host),
+            (Stop::Machine("withdrawn".to_owned()), Cause::Machine),
+            (Stop::Lasting("suspended".to_owned()), Cause::Lasting),
+            (Stop::Killed { machine: "debian".parse().unwrap(), how: "signal 9".to_owned() }, Cause::Killed),
+        ] {
+            assert_eq!((stop.outcome(), stop.cause()), (Outcome::Infrastructure, cause));
+        }
     }
 
     #[test]

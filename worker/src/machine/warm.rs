@@ -396,7 +396,7 @@ fn renew(
         let failed = |why: String| Err(Cold::Failed(why));
         match watch.next(guests, until) {
             Seen::Cancelled => return Err(Cold::Stop(Stop::Cancelled)),
-            Seen::DiskFailed(why) => return Err(Cold::Stop(Stop::Host(why))),
+            Seen::Stop(stop) => return Err(Cold::Stop(stop)),
             Seen::TimeUp => return failed(format!("it says nothing within {} s", WITHIN.as_secs())),
             Seen::Guest(index, event) if index != last => guests[index].as_auxiliary(event)?,
             Seen::Guest(_, GuestEvent::Said(FromGuest::Renewed(answer))) => {

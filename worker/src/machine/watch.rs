@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::guest::{Guest, GuestEvent};
 use super::hub::Hub;
+use super::verdict::Stop;
 use crate::runner::link::Link;
 use crate::runner::message::ToRunner;
 use crate::sys;
@@ -18,8 +19,8 @@ use crate::sys;
 pub enum Seen {
     /// A guest did something; its place among those watched.
     Guest(usize, GuestEvent),
-    /// The host's disk is full or broken, and a guest felt it.
-    DiskFailed(String),
+    /// It is over, whatever was being done: the host's disk fails a guest, or somebody has killed one.
+    Stop(Stop),
     /// The worker proper wants an end, or is gone.
     Cancelled,
     /// The time is up.
@@ -163,7 +164,11 @@ impl<'a> Watch<'a> {
                         self.link.forward(&FromWorker::GuestLoad { at: self.at, machine, load });
                         guest.load = Some(load);
                     }
-                    GuestEvent::DiskFailed(why) => self.seen.push_back(Seen::DiskFailed(why)),
+                    GuestEvent::DiskFailed(why) => self.seen.push_back(Seen::Stop(Stop::Host(why))),
+                    GuestEvent::Killed(how) => {
+                        let machine = guest.machine.clone();
+                        self.seen.push_back(Seen::Stop(Stop::Killed { machine, how }));
+                    }
                     event => self.seen.push_back(Seen::Guest(index, event)),
                 }
             }

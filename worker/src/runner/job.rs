@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
-use crewboss_protocol::message::Done;
+use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::target::{Command as StageCommand, Stage};
 use crewboss_protocol::{FromWorker, Outcome, Phase, PhaseClock, StageExit, StageResult};
 
@@ -284,7 +284,7 @@ impl Attempt<'_> {
             warm: self.job.warm,
             machine: None,
             held: None,
-            machine_failed: false,
+            cause: Cause::default(),
             message: shortened(self.message),
         }
     }

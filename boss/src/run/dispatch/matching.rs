@@ -54,9 +54,13 @@ fn machines(all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer>
             CopyState::Newer { agent } => {
                 Some((copy.toolchain.clone(), format!("a newer crewboss made its copy (agent {agent})")))
             }
+            CopyState::NoToolchain { why } => Some((copy.toolchain.clone(), why.clone())),
             CopyState::Ready | CopyState::NeedsBootstrap { .. } | CopyState::Bootstrapping => None,
         });
-        let offer = MachineOffer { unusable, without: without.collect(), memory_min: machine.memory_min };
+        let without: BTreeMap<Name, String> = without.collect();
+        let all = machine.copies.iter().map(|copy| copy.toolchain.clone());
+        let toolchains = all.filter(|name| !without.contains_key(name)).collect();
+        let offer = MachineOffer { unusable, toolchains, without, memory_min: machine.memory_min };
         let key = (machine.role, machine.name.clone());
         let better = offered.get(&key).is_none_or(|known| known.unusable.is_some());
         if better {

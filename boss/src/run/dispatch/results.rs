@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::message::Done;
+use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{HostName, Outcome, Phase, PhaseClock, TaskId, TaskRef, ToWorker};
 
 use super::super::collect::{Collected, given_up, witness};
@@ -62,7 +62,13 @@ impl Dispatcher {
     }
 
     pub(super) fn accept(&mut self, host: HostIndex, at: TaskRef) {
-        let Some(done) = self.ended.remove(&at) else { return };
+        let Some(mut done) = self.ended.remove(&at) else { return };
+        if done.cause == Cause::Killed {
+            done.outcome = Outcome::Abnormal;
+            for one in self.stories.get(&at.task).into_iter().flatten() {
+                done.message += &format!("\nattempt {} on {}: {}", one.attempt, one.host, one.reason);
+            }
+        }
         self.take(host, done);
     }
 

@@ -66,8 +66,19 @@ pub struct Listing {
     pub machines: Vec<MachineDir>,
     /// Machines that have none: an operator took them out of use.
     pub withdrawn: Vec<MachineDir>,
+    /// Machines that are not used, since a volume before theirs has one of the same name.
+    pub shadowed: Vec<Shadowed>,
     /// What lies there and can be no machine.
     pub misplaced: Vec<Misplaced>,
+}
+
+/// A machine in whose place another one is used.
+#[derive(Debug)]
+pub struct Shadowed {
+    /// It.
+    pub machine: MachineDir,
+    /// The volume of the other one.
+    pub by: Name,
 }
 
 /// Something that lies where a volume or machine should be.
@@ -181,8 +192,8 @@ impl Machines {
             if fs::symlink_metadata(machine.link()).is_err() {
                 listing.withdrawn.push(machine);
             } else if let Some(first) = listing.machines.iter().find(|first| first.name == name) {
-                let why = format!("the volume {} has a machine of this name, too", first.volume);
-                listing.misplaced.push(Misplaced { path, why });
+                let by = first.volume.clone();
+                listing.shadowed.push(Shadowed { machine, by });
             } else {
                 listing.machines.push(machine);
             }

@@ -9,6 +9,7 @@ pub mod shelf;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_protocol::advice::Advice;
 use crewboss_protocol::chain;
 use crewboss_protocol::limits::HELD_MAX;
 use crewboss_protocol::machine::HeldGuest;
@@ -30,7 +31,7 @@ pub const SAVE_WITHIN: Duration = Duration::from_secs(180);
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
     /// There are too many already.
-    #[error("this host holds {HELD_MAX} guests already; `crewboss release` ends one")]
+    #[error("this host holds {HELD_MAX} guests already; {} lists them, to release one", Advice::Guests)]
     Full,
     /// The worker proper wants an end.
     #[error("the run was stopped meanwhile")]

@@ -22,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::Name;
-use crewboss_protocol::machine::MachineHolder;
+use crewboss_protocol::machine::{MachineHolder, Visitor};
 use serde::{Deserialize, Serialize};
 
 pub(in crate::machine) use file::LockFile;
@@ -63,6 +63,9 @@ struct Text {
     boot: String,
     toolchain: Option<Name>,
     holder: Option<MachineHolder>,
+    /// Of a guest's lock: who is in it. Without, it is being removed.
+    #[serde(default)]
+    visitor: Option<Visitor>,
 }
 
 impl Text {
@@ -201,6 +204,7 @@ impl Locks {
             boot: self.boot.clone(),
             toolchain: Some(toolchain.clone()),
             holder: Some(MachineHolder { since, ..self.holder.clone() }),
+            visitor: None,
         };
         write(&file, &text).map_err(LockError::at(&path))?;
         Ok(Some(file))
@@ -236,26 +240,31 @@ fn write(file: &LockFile, text: &Text) -> io::Result<()> {
     file.write(&serde_json::to_vec(text)?)
 }
 
-/// Tries to be the only one in a held guest, or the only one who removes a guest.
+/// Tries to be the only one in a held guest, as this visitor, or the only one who removes a guest.
 ///
 /// # Errors
 /// If the lock file cannot be used.
-pub fn try_guest(machines: &Machines, guest: &Name) -> Result<Option<GuestLock>, LockError> {
+pub fn try_guest(
+    machines: &Machines,
+    guest: &Name,
+    visitor: Option<&Visitor>,
+) -> Result<Option<GuestLock>, LockError> {
     let directory = machines.locks();
     std::fs::create_dir_all(&directory).map_err(LockError::at(&directory))?;
     let path = guest_path(machines, guest);
     let Some(file) = LockFile::try_lock(&path).map_err(LockError::at(&path))? else { return Ok(None) };
     if let Some(process) = ProcessId::own() {
-        let text = Text { process, boot: boot_id(), toolchain: None, holder: None };
+        let visitor = visitor.cloned();
+        let text = Text { process, boot: boot_id(), toolchain: None, holder: None, visitor };
         write(&file, &text).map_err(LockError::at(&path))?;
     }
     Ok(Some(GuestLock { _file: file }))
 }
 
-/// The process that is in a held guest right now. Takes no lock.
-pub fn in_guest(machines: &Machines, guest: &Name) -> Option<ProcessId> {
+/// Who is in a guest right now, and the process that brings the person there. Takes no lock.
+pub fn in_guest(machines: &Machines, guest: &Name) -> Option<(ProcessId, Visitor)> {
     let text = text_of(&guest_path(machines, guest))?;
-    text.is_alive().then_some(text.process)
+    text.is_alive().then_some(text.process).zip(text.visitor)
 }
 
 fn guest_path(machines: &Machines, guest: &Name) -> PathBuf {

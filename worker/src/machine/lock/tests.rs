@@ -203,7 +203,8 @@ fn one_that_stays() {
     let Some(root) = std::env::var_os(CONTEND).map(PathBuf::from) else { return };
     let (machines, locks) = locks(&root);
     let _place = locks.try_places(&[wanted("deb", 1)]).unwrap().unwrap();
-    let _guest = try_guest(&machines, &name("deb-gcc-abcdef")).unwrap().unwrap();
+    let visitor = Visitor { person: "eve@desk".to_owned(), from: None, pid: std::process::id(), since: 1 };
+    let _guest = try_guest(&machines, &name("deb-gcc-abcdef"), Some(&visitor)).unwrap().unwrap();
     loop {
         std::thread::park();
     }
@@ -222,7 +223,7 @@ fn a_killed_holder_holds_nothing() {
     }
     assert_eq!(holdings(&machines)[0].holder.pid, child.id());
     assert!(locks.try_places(&[wanted("deb", 1)]).unwrap().is_none());
-    assert!(try_guest(&machines, &guest).unwrap().is_none());
+    assert!(try_guest(&machines, &guest, None).unwrap().is_none());
     assert_eq!(remove_stale(&machines).unwrap(), 0, "a live holder's file was removed");
     child.kill().unwrap();
     child.wait().unwrap();

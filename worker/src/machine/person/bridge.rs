@@ -3,28 +3,35 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use crewboss_protocol::guest::GuestStream;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
+use rustix::process::Signal;
 
-use super::terminal::{Terminal, Typed};
+use super::caller::Caller;
 use crate::machine::qemu::child::Ended;
-use crate::sys::{self, Signals};
+use crate::sys;
 
 /// Typed bytes that a guest does not take; what is more is lost, but the key that leaves is heard.
 const TYPED_MAX: usize = 64 << 10;
 
-/// What is shown between two looks at the keyboard, so that a flood does not hold it up.
+/// What is shown between two looks at the person, so that a flood does not hold up what is typed.
 const PIECES_MAX: usize = 4;
+
+/// Asks a visit to end, since somebody else is to be let in.
+pub(super) const MAKE_ROOM: Signal = Signal::USR1;
 
 /// The signals that a visit listens to.
 pub(super) const SIGNALS: [i32; 5] =
-    [libc::SIGHUP, libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH];
+    [libc::SIGHUP, libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, MAKE_ROOM.as_raw()];
 
 /// Why a visit is over, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Left {
-    /// The person pressed the key, closed the input, or the link dropped.
+    /// The person has gone, or the link dropped.
     Person,
+    /// Somebody else is to be let in.
+    Displaced,
     /// Somebody who ends guests wants this process to go at once.
     Terminated,
     /// The guest is gone.
@@ -44,22 +51,20 @@ pub(super) trait Behind {
     fn look(&mut self) -> Option<Left>;
 }
 
-/// Connects the person with a channel until one of them, or what is behind, ends it. Without a channel only the key that
-/// leaves is heard. With `sizes` the size of the window is told.
+/// Connects the person with a channel until one of them, or what is behind, ends it. With `sizes` the size of the window is
+/// told.
 pub(super) fn run(
-    terminal: &Terminal,
-    signals: &Signals,
+    caller: &mut Caller,
     channel: Option<&OwnedFd>,
     sizes: bool,
     behind: &mut dyn Behind,
 ) -> io::Result<Left> {
-    let mut typed = if sizes { terminal.size() } else { Vec::new() };
+    let mut size = caller.size;
+    let mut typed = if sizes { size_bytes(size) } else { Vec::new() };
     let mut open = true;
     loop {
-        let ready = wait(signals, channel.filter(|_| open), &typed, behind)?;
-        if ready.signal
-            && let Some(left) = take_signals(terminal, signals, sizes, &mut typed)
-        {
+        wait(caller, channel.filter(|_| open), &typed, behind)?;
+        if let Some(left) = take_signals(caller) {
             return Ok(left);
         }
         if let Some(left) = behind.look() {
@@ -67,78 +72,65 @@ pub(super) fn run(
             if let Some(channel) = channel {
                 // Of a guest that is gone no flood is to be feared.
                 let most = if matches!(left, Left::Ended(_)) { usize::MAX } else { PIECES_MAX };
-                show(channel, most, Terminal::show);
+                show(channel, most, |bytes| caller.show(GuestStream::Out, bytes));
             }
             return Ok(left);
         }
+        let new = caller.look();
+        if sizes && caller.size != size {
+            size = caller.size;
+            typed.extend(size_bytes(size));
+        }
+        let room = TYPED_MAX.saturating_sub(typed.len());
+        typed.extend(new.into_iter().take(room));
         if let Some(channel) = channel.filter(|_| open) {
-            open = show(channel, PIECES_MAX, Terminal::show);
+            if !caller.is_full() {
+                open = show(channel, PIECES_MAX, |bytes| caller.show(GuestStream::Out, bytes));
+            }
             open &= write(channel, &mut typed);
         }
-        if ready.keyboard && !take_keys(terminal, channel.filter(|_| open), &mut typed) {
+        if caller.gone().is_some() {
             return Ok(Left::Person);
         }
     }
 }
 
-struct Ready {
-    signal: bool,
-    keyboard: bool,
+/// The size of a window, as the shell in a guest is told. One that is no terminal, or does not know: what terminals had for
+/// decades.
+fn size_bytes(size: Option<(u16, u16)>) -> Vec<u8> {
+    let (rows, columns) = size.unwrap_or((24, 80));
+    format!("\0{rows} {columns}\n").into_bytes()
 }
 
-fn wait(
-    signals: &Signals,
-    channel: Option<&OwnedFd>,
-    typed: &[u8],
-    behind: &dyn Behind,
-) -> io::Result<Ready> {
-    let flags = |writes: bool| if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let mut fds = vec![
-        PollFd::new(signals.fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(Terminal::keyboard(), PollFlags::IN),
-    ];
-    fds.extend(channel.map(|channel| PollFd::new(channel, flags(!typed.is_empty()))));
-    fds.extend(behind.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-    sys::poll(&mut fds, None)?;
-    Ok(Ready { signal: !fds[0].revents().is_empty(), keyboard: !fds[1].revents().is_empty() })
-}
-
-fn take_signals(terminal: &Terminal, signals: &Signals, sizes: bool, typed: &mut Vec<u8>) -> Option<Left> {
-    while let Some(signal) = signals.take() {
-        match signal {
-            libc::SIGWINCH if sizes => typed.extend(terminal.size()),
-            libc::SIGWINCH => {}
-            libc::SIGTERM => return Some(Left::Terminated),
-            _ => return Some(Left::Person),
-        }
-    }
-    None
-}
-
-/// Returns whether the person is still there.
-fn take_keys(terminal: &Terminal, channel: Option<&OwnedFd>, typed: &mut Vec<u8>) -> bool {
-    let (bytes, stays) = match terminal.read() {
-        Typed::Bytes(bytes) => (bytes, true),
-        Typed::Leave(bytes) => (bytes, false),
-        Typed::End => (Vec::new(), false),
-    };
+fn wait(caller: &Caller, channel: Option<&OwnedFd>, typed: &[u8], behind: &dyn Behind) -> io::Result<()> {
+    let mut fds = caller.fds();
+    fds.push(PollFd::new(caller.signals_fd(), PollFlags::IN));
     if let Some(channel) = channel {
-        let room = TYPED_MAX.saturating_sub(typed.len());
-        typed.extend(bytes.into_iter().take(room));
-        write(channel, typed);
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, !caller.is_full());
+        flags.set(PollFlags::OUT, !typed.is_empty());
+        // Its end would be told also unasked, again and again.
+        fds.extend((!flags.is_empty()).then(|| PollFd::new(channel, flags)));
     }
-    stays
+    fds.extend(behind.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+    sys::poll(&mut fds, Some(caller.patience())).map(drop)
+}
+
+/// What a signal asks for.
+pub(super) fn take_signals(caller: &Caller) -> Option<Left> {
+    caller.signal().map(|signal| match signal {
+        libc::SIGTERM => Left::Terminated,
+        signal if signal == MAKE_ROOM.as_raw() => Left::Displaced,
+        _ => Left::Person,
+    })
 }
 
 /// Shows what the channel holds, `most` pieces of it. Returns whether more may come.
-fn show(channel: &OwnedFd, most: usize, shows: impl Fn(&[u8]) -> bool) -> bool {
+fn show(channel: &OwnedFd, most: usize, shows: impl Fn(&[u8])) -> bool {
     let mut buffer = [0; 16 << 10];
     for _ in 0..most {
         match rustix::io::read(channel.as_fd(), &mut buffer) {
-            Ok(count) if count > 0 => {
-                // Whoever is gone shows by the keyboard, or by a signal.
-                let _seen = shows(&buffer[..count]);
-            }
+            Ok(count) if count > 0 => shows(&buffer[..count]),
             Err(Errno::AGAIN) => return true,
             Err(Errno::INTR) => {}
             _ => return false,
@@ -171,10 +163,7 @@ mod tests {
         ours.set_nonblocking(true).unwrap();
         (&theirs).write_all(&[b'x'; 150 << 10]).unwrap();
         let (ours, shown) = (OwnedFd::from(ours), std::cell::Cell::new(0));
-        let count = |bytes: &[u8]| {
-            shown.set(shown.get() + bytes.len());
-            true
-        };
+        let count = |bytes: &[u8]| shown.set(shown.get() + bytes.len());
         assert!(show(&ours, PIECES_MAX, count));
         assert_eq!(shown.get(), 64 << 10);
         assert!(show(&ours, usize::MAX, count), "who wrote is still there");

@@ -6,21 +6,26 @@ use std::path::Path;
 use std::time::Duration;
 
 use crewboss_protocol::Name;
+use crewboss_protocol::advice::Advice;
 use crewboss_protocol::guest::FromGuest;
 
 use super::agent::{Heard, Line};
-use super::bridge::{self, Behind, Left, SIGNALS};
-use super::terminal::Terminal;
+use super::bridge::{self, Behind, Left};
+use super::caller::Caller;
+use super::claim::take_over;
 use super::visit::Visit;
-use super::{Claimed, PersonError, claim, say, to_type};
+use super::{Claimed, PersonError, Who, claim};
 use crate::machine::directory::Machines;
 use crate::machine::door::{self, Answer, Knock, Knocked};
 use crate::machine::qemu::process::Qemu;
 use crate::sweep::MARK;
-use crate::sys::{self, Signals};
+use crate::sys;
 
 /// The socket of a guest's display, in its directory.
 const DISPLAY: &str = "vnc";
+
+/// What a person is told who has to leave.
+const DISPLACED: &str = "somebody else takes the guest over (`--take-over`)";
 
 /// A worker that is busy answers within this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -45,21 +50,26 @@ pub struct Entry {
     pub way: Option<Way>,
     /// What the person's computer reaches this host with, for a line that forwards a display: `ssh lab1`.
     pub forward: Option<String>,
+    /// Whether whoever is in it has to make room.
+    pub take_over: bool,
 }
 
 /// Lets the person in until he or she leaves.
 ///
 /// # Errors
 /// If nobody gets in, or what became of the guest cannot be kept.
-pub fn enter(machines: &Machines, entry: &Entry) -> Result<(), PersonError> {
+pub fn enter(machines: &Machines, entry: &Entry, who: &Who, caller: &mut Caller) -> Result<(), PersonError> {
     // The guest belongs to the person and not to whatever session this was started from.
     sys::forget_variable(MARK);
-    let claimed = claim(machines, &entry.guest)?;
-    let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
-    if claimed.record.held.is_some() {
-        enter_held(machines, claimed, entry, &signals)
+    let claimed = if entry.take_over {
+        take_over(machines, &entry.guest, who, caller)?
     } else {
-        enter_waiting(machines, &claimed, entry, &signals)
+        claim(machines, &entry.guest, who)?
+    };
+    if claimed.record.held.is_some() {
+        enter_held(machines, claimed, entry, who, caller)
+    } else {
+        enter_waiting(machines, &claimed, entry, who, caller)
     }
 }
 
@@ -67,100 +77,101 @@ fn enter_held(
     machines: &Machines,
     claimed: Claimed,
     entry: &Entry,
-    signals: &Signals,
+    who: &Who,
+    caller: &mut Caller,
 ) -> Result<(), PersonError> {
     let directory = claimed.record.snapshot(machines);
-    let mut visit = Visit::begin(machines, claimed)?;
+    let mut visit = Visit::begin(machines, claimed, caller)?;
     let config = &visit.revived.kept.config;
     let way = entry.way.unwrap_or(if config.shell { Way::Shell } else { Way::Console });
-    if let Some(error) = lacks(&entry.guest, way, config.shell, config.display.is_some()) {
+    if let Some(error) = lacks(entry, who, way, config.shell, config.display.is_some()) {
         visit.abandon();
         return Err(error);
     }
     let held = visit.held();
     let stage = held.stage.as_ref().map(|stage| format!(" in stage {stage}")).unwrap_or_default();
     let what = format!("{}@{:.8}, {}{stage}", held.target, held.commit, held.outcome);
-    greet(&entry.guest, &what, way, &directory, entry.forward.as_deref());
-    let left = in_raw_terminal(|terminal| stay(&mut visit, way, terminal, signals));
+    greet(caller, entry, &what, way, &directory);
+    let left = inside(caller, |caller| stay(&mut visit, way, caller));
     match left {
         Ok(Left::Terminated) => {
             visit.abandon();
-            say("ended from outside; what was done since it was entered is lost");
+            caller.say("ended from outside; what was done since it was entered is lost");
             Ok(())
         }
         left => {
-            if let Ok(Left::Ended(ended)) = &left {
-                say(&format!("the guest has ended: QEMU left with {ended}"));
+            match &left {
+                Ok(Left::Ended(ended)) => {
+                    caller.say(&format!("the guest has ended: QEMU left with {ended}"));
+                }
+                Ok(Left::Displaced) => caller.say(DISPLACED),
+                _ => {}
             }
-            visit.end().and(left.map(drop).map_err(PersonError::system("use the terminal")))
+            visit.end(caller, who).and(left.map(drop).map_err(PersonError::system("wait for the guest")))
         }
     }
 }
 
-fn lacks(guest: &Name, way: Way, shell: bool, display: bool) -> Option<PersonError> {
-    let guest = guest.clone();
+fn lacks(entry: &Entry, who: &Who, way: Way, shell: bool, display: bool) -> Option<PersonError> {
+    let guest = entry.guest.clone();
     match way {
         Way::Shell if !shell => {
-            let hint = ", since our agent does not run in it; `--console` shows its console";
+            let console = Advice::Console(&who.host, &guest);
+            let hint = format!(", since our agent does not run in it\n  hint: {console} shows its console");
             Some(PersonError::NoWay { guest, what: "shell", hint })
         }
         Way::Display if !display => {
-            let hint = "; a machine with `display = true` in its manifest has one";
+            let hint = "; a machine with `display = true` in its manifest has one".to_owned();
             Some(PersonError::NoWay { guest, what: "display", hint })
         }
         _ => None,
     }
 }
 
-fn greet(guest: &Name, what: &str, way: Way, directory: &Path, forward: Option<&str>) {
+fn greet(caller: &Caller, entry: &Entry, what: &str, way: Way, directory: &Path) {
+    let guest = &entry.guest;
     let to = match way {
         Way::Shell => "a shell in",
         Way::Console => "the console of",
         Way::Display => "the display of",
     };
-    say(&format!("this is {to} {guest} ({what}); Ctrl-] leaves it"));
+    caller.say(&format!("this is {to} {guest} ({what}); Ctrl-] leaves it"));
     if way != Way::Display {
         return;
     }
     let socket = directory.join(DISPLAY);
-    match forward {
+    match &entry.forward {
         Some(ssh) => {
-            say("on your computer, forward the display and look at it with a VNC viewer:");
-            to_type(&format!("{ssh} -N -L 5900:{}", socket.display()));
-            to_type("vncviewer localhost:5900");
+            caller.say("on your computer, forward the display and look at it with a VNC viewer:");
+            caller.command(&format!("{ssh} -N -L 5900:{}", socket.display()));
+            caller.command("vncviewer localhost:5900");
         }
         None => {
-            say("look at it with a VNC viewer:");
-            to_type(&format!("vncviewer {}", socket.display()));
+            caller.say("look at it with a VNC viewer:");
+            caller.command(&format!("vncviewer {}", socket.display()));
         }
     }
 }
 
-fn in_raw_terminal(work: impl FnOnce(&Terminal) -> io::Result<Left>) -> io::Result<Left> {
-    let terminal = Terminal::raw()?;
-    let left = work(&terminal);
-    // Where the guest left the cursor is unknown.
-    let _seen = Terminal::show(b"\r\n");
-    drop(terminal);
+/// While the keyboard is the guest's.
+fn inside(caller: &mut Caller, work: impl FnOnce(&mut Caller) -> io::Result<Left>) -> io::Result<Left> {
+    caller.inside(true);
+    let left = work(caller);
+    caller.inside(false);
     left
 }
 
 /// A guest that boots shows its console until its agent is up, since that may well be what is wrong with it.
-fn stay(visit: &mut Visit<'_>, way: Way, terminal: &Terminal, signals: &Signals) -> io::Result<Left> {
+fn stay(visit: &mut Visit<'_>, way: Way, caller: &mut Caller) -> io::Result<Left> {
     let boots = way == Way::Shell && !visit.goes_on;
     let qemu = &mut visit.revived.qemu;
     let console = rustix::io::fcntl_dupfd_cloexec(&qemu.console, 3)?;
     if boots {
-        say("it boots, since its memory is not there; its shell follows when its agent is up");
+        caller.say("it boots, since its memory is not there; its shell follows when its agent is up");
         let port = qemu.agent.as_ref().map(|port| rustix::io::fcntl_dupfd_cloexec(port, 3)).transpose()?;
         let agent = port.map(Line::fresh);
-        let left = bridge::run(
-            terminal,
-            signals,
-            Some(&console),
-            false,
-            &mut Inside { qemu, agent, console: true },
-        )?;
+        let mut inside = Inside { qemu, agent, console: true };
+        let left = bridge::run(caller, Some(&console), false, &mut inside)?;
         if left != Left::Up {
             return Ok(left);
         }
@@ -172,7 +183,7 @@ fn stay(visit: &mut Visit<'_>, way: Way, terminal: &Terminal, signals: &Signals)
         Way::Display => None,
     };
     let mut inside = Inside { qemu, agent: None, console: way == Way::Console };
-    bridge::run(terminal, signals, channel, way == Way::Shell, &mut inside)
+    bridge::run(caller, channel, way == Way::Shell, &mut inside)
 }
 
 /// A guest of this process.
@@ -239,12 +250,13 @@ fn enter_waiting(
     machines: &Machines,
     claimed: &Claimed,
     entry: &Entry,
-    signals: &Signals,
+    who: &Who,
+    caller: &mut Caller,
 ) -> Result<(), PersonError> {
     let directory = claimed.record.snapshot(machines);
     let way = entry.way.unwrap_or(Way::Shell);
     let display = directory.join(DISPLAY).exists();
-    if let Some(error) = lacks(&entry.guest, way, true, display) {
+    if let Some(error) = lacks(entry, who, way, true, display) {
         return Err(error);
     }
     let knock = match way {
@@ -257,14 +269,17 @@ fn enter_waiting(
         let stage = waiting.stage.as_ref().map(|stage| format!(" at stage {stage}")).unwrap_or_default();
         format!("{}@{:.8} waits{stage}", waiting.target, waiting.commit)
     });
-    greet(&entry.guest, &what, way, &directory, entry.forward.as_deref());
+    greet(caller, entry, &what, way, &directory);
     let (channel, mut outside) = (knocked.passed, Outside { socket: knocked.socket });
-    let left = in_raw_terminal(|terminal| {
-        bridge::run(terminal, signals, channel.as_ref(), way == Way::Shell, &mut outside)
-    });
-    match left.map_err(PersonError::system("use the terminal"))? {
-        Left::GoesOn => say("the task does not wait any more"),
-        _ => say(&format!("the task still waits; `crewboss release` lets it go on ({})", entry.guest)),
+    let left =
+        inside(caller, |caller| bridge::run(caller, channel.as_ref(), way == Way::Shell, &mut outside));
+    match left.map_err(PersonError::system("wait for the guest"))? {
+        Left::GoesOn => caller.say("the task does not wait any more"),
+        Left::Displaced => caller.say(DISPLACED),
+        _ => {
+            let release = Advice::Release(&who.host, &entry.guest);
+            caller.say(&format!("the task still waits; {release} lets it go on"));
+        }
     }
     Ok(())
 }

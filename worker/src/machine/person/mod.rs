@@ -1,29 +1,40 @@
 //! A person and a guest: getting in ([`enter`]), running a stage of it again ([`retry`]), ending it ([`release`]).
 //!
-//! These are processes of their own on the host, started by the person's `crewboss`. They belong to no session. A guest that
-//! was held runs as a child of such a process, which the kernel kills with it, so nothing outlives the person's visit; what
-//! lies on the disk is then as it was before.
+//! These are processes of their own on the host, started by the person's `crewboss`, to which they speak as [`caller`] says.
+//! They belong to no session. A guest that was held runs as a child of such a process, which the kernel kills with it, so
+//! nothing outlives the person's visit; what lies on the disk is then as it was before.
 
 mod agent;
 mod bridge;
+pub mod caller;
+mod claim;
 pub mod enter;
 pub mod release;
 pub mod retry;
-mod shown;
-mod terminal;
 mod visit;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crewboss_protocol::Name;
+use crewboss_protocol::advice::Advice;
+use crewboss_protocol::machine::Visitor;
+use crewboss_protocol::{HostName, Name};
 
-use super::directory::Machines;
 use super::hold::revive::ReviveError;
 use super::hold::shelf::ShelfError;
-use super::lock::{self, GuestLock, LockError};
-use super::record::{GuestRecord, RecordError};
+use super::lock::LockError;
+use super::record::RecordError;
+use claim::{Claimed, claim};
+
+/// Who comes, and to which host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    /// The person, as `user@computer`.
+    pub person: String,
+    /// What the person's crew calls this host.
+    pub host: HostName,
+}
 
 /// Why a person could not do with a guest what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -49,13 +60,29 @@ pub enum PersonError {
         guest: Name,
     },
     /// Another person is in it.
-    #[error("process {pid} is in the guest {guest}; only one person can be")]
+    #[error(
+        "somebody is in the guest {guest}, and only one person can be: {}\n  hint: {} saves what was done there and lets you in",
+        .visitor.told(now()), Advice::TakeOver(.host, .guest)
+    )]
     Entered {
         /// Which.
         guest: Name,
-        /// The process.
-        pid: u32,
+        /// Who.
+        visitor: Visitor,
+        /// Where.
+        host: HostName,
     },
+    /// Whoever is in it belongs to somebody else's account.
+    #[error("this user may not end the visit to the guest {guest} of {}", .visitor.told(now()))]
+    Foreign {
+        /// Which.
+        guest: Name,
+        /// Who.
+        visitor: Visitor,
+    },
+    /// The person has gone before anything was done.
+    #[error("nobody is there any more")]
+    Alone,
     /// It is being removed, or a person just goes.
     #[error("the guest {guest} is being removed, or somebody is just leaving it")]
     Locked {
@@ -74,6 +101,16 @@ pub enum PersonError {
         /// Which.
         guest: Name,
     },
+    /// Its task has no such stage.
+    #[error("the task of the guest {guest} has no stage {stage}; it has {}", .stages.join(", "))]
+    NoStage {
+        /// Which.
+        guest: Name,
+        /// What was asked for.
+        stage: Name,
+        /// What there is.
+        stages: Vec<String>,
+    },
     /// It has no way in of this kind.
     #[error("the guest {guest} has no {what}{hint}")]
     NoWay {
@@ -82,7 +119,7 @@ pub enum PersonError {
         /// What it lacks.
         what: &'static str,
         /// What to do about it.
-        hint: &'static str,
+        hint: String,
     },
     /// Its task does not let anybody in.
     #[error("the task of the guest {guest} does not let anybody in: {why}")]
@@ -94,11 +131,14 @@ pub enum PersonError {
     },
     /// The agent does not answer.
     #[error(
-        "the agent of the guest {guest} does not {what} in {seconds} s; `crewboss enter --console` shows its console"
+        "the agent of the guest {guest} does not {what} in {seconds} s\n  hint: {} shows its console",
+        Advice::Console(.host, .guest)
     )]
     Silent {
         /// Which.
         guest: Name,
+        /// Where.
+        host: HostName,
         /// What it should have done.
         what: &'static str,
         /// How long it had.
@@ -169,50 +209,9 @@ impl PersonError {
     }
 }
 
-/// A guest that nobody else can enter, release or remove meanwhile.
-#[derive(Debug)]
-struct Claimed {
-    record: GuestRecord,
-    /// Its lock.
-    _lock: GuestLock,
-}
-
-/// Takes a guest that is held or waits.
-fn claim(machines: &Machines, guest: &Name) -> Result<Claimed, PersonError> {
-    let none = || PersonError::NoGuest { guest: guest.clone(), machines: machines.root().to_owned() };
-    GuestRecord::load(machines, guest).ok_or_else(none)?;
-    let Some(lock) = lock::try_guest(machines, guest)? else {
-        return Err(match lock::in_guest(machines, guest) {
-            Some(process) => PersonError::Entered { guest: guest.clone(), pid: process.pid },
-            None => PersonError::Locked { guest: guest.clone() },
-        });
-    };
-    // Whoever had the lock may have removed it.
-    let record = GuestRecord::load(machines, guest).ok_or_else(none)?;
-    let guest = guest.clone();
-    match (&record.held, &record.waiting) {
-        (Some(_), _) => {}
-        _ if !record.is_owned() => return Err(PersonError::Abandoned { guest }),
-        (None, Some(_)) => {}
-        (None, None) => return Err(PersonError::Runs { guest }),
-    }
-    Ok(Claimed { record, _lock: lock })
-}
-
 /// The time in seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// Says something to the person, on a line of its own even where a terminal is raw.
-fn say(text: &str) {
-    // A person who has gone hears nothing.
-    let _unheard = write!(io::stderr().lock(), "crewboss: {text}\r\n");
-}
-
-/// Shows a command that the person may take as it stands.
-fn to_type(line: &str) {
-    let _unheard = write!(io::stderr().lock(), "  {line}\r\n");
 }
 
 #[cfg(test)]

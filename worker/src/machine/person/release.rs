@@ -3,7 +3,7 @@
 use crewboss_protocol::Name;
 
 use super::enter::knock_at;
-use super::{PersonError, claim};
+use super::{PersonError, Who, claim};
 use crate::machine::directory::Machines;
 use crate::machine::door::Knock;
 use crate::machine::record::GuestRecord;
@@ -22,13 +22,13 @@ pub enum Released {
 ///
 /// # Errors
 /// If there is no such guest, or somebody is in it.
-pub fn release(machines: &Machines, guest: &Name) -> Result<Released, PersonError> {
+pub fn release(machines: &Machines, guest: &Name, who: &Who) -> Result<Released, PersonError> {
     let waits = |record: &GuestRecord| record.held.is_none() && record.waiting.is_some() && record.is_owned();
     if let Some(record) = GuestRecord::load(machines, guest).filter(waits) {
         knock_at(guest, &record.snapshot(machines), Knock::Release)?;
         return Ok(Released::GoesOn);
     }
-    let claimed = claim(machines, guest)?;
+    let claimed = claim(machines, guest, who)?;
     claimed.record.remove(machines)?;
     Ok(Released::Removed)
 }

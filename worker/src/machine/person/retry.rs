@@ -4,20 +4,19 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::guest::{FromGuest, ToGuest};
+use crewboss_protocol::guest::{FromGuest, TaskDocument, ToGuest};
 use crewboss_protocol::{Name, StageResult};
-use rustix::event::{PollFd, PollFlags};
 
 use super::agent::{Heard, Line, end_of};
-use super::bridge::SIGNALS;
+use super::bridge::{Left, take_signals};
+use super::caller::Caller;
 use super::enter::{drain, drain_monitor};
-use super::shown::Shown;
 use super::visit::{Visit, load};
-use super::{PersonError, claim, say};
+use super::{PersonError, Who, claim};
 use crate::machine::directory::Machines;
 use crate::machine::qemu::child::Ended;
 use crate::sweep::MARK;
-use crate::sys::{self, Signals};
+use crate::sys;
 
 /// An agent that was stopped answers at once; a host that is short of processors may let it wait.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -57,13 +56,17 @@ pub enum Retried {
 ///
 /// # Errors
 /// If the stage cannot be run.
-pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError> {
+pub fn retry(
+    machines: &Machines,
+    again: &Again,
+    who: &Who,
+    caller: &mut Caller,
+) -> Result<Retried, PersonError> {
     sys::forget_variable(MARK);
-    let claimed = claim(machines, &again.guest)?;
+    let claimed = claim(machines, &again.guest, who)?;
     if claimed.record.held.is_none() {
         return Err(PersonError::NotHeld { guest: again.guest.clone() });
     }
-    let signals = Signals::block(&SIGNALS).map_err(PersonError::system("listen to signals"))?;
     let kept = load(machines, &claimed.record)?;
     if !kept.config.agent {
         return Err(no_agent(&again.guest));
@@ -71,16 +74,22 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
     if !kept.memory && !again.wipe {
         return Err(PersonError::NoMemory { guest: again.guest.clone() });
     }
-    let mut visit = Visit::begin(machines, claimed)?;
-    let retried = Talk::begin(&mut visit, &signals).and_then(|mut talk| talk.run(again));
+    // Before it is woken, which takes a while.
+    let known = TaskDocument::parse(&kept.document).map_or_else(|_| Vec::new(), |task| task.stages);
+    if !known.iter().any(|stage| stage.name == again.stage) {
+        let stages = known.into_iter().map(|stage| stage.name.to_string()).collect();
+        return Err(PersonError::NoStage { guest: again.guest.clone(), stage: again.stage.clone(), stages });
+    }
+    let mut visit = Visit::begin(machines, claimed, caller)?;
+    let retried = Talk::begin(&mut visit, who, caller).and_then(|mut talk| talk.run(again));
     match retried {
         Err(Stopped::Terminated) => {
             visit.abandon();
-            say("ended from outside; what was done since it was entered is lost");
+            caller.say("ended from outside; what was done since it was entered is lost");
             Ok(Retried::Interrupted)
         }
         retried => {
-            visit.end()?;
+            visit.end(caller, who)?;
             match retried {
                 Ok(result) => Ok(Retried::Ended(result)),
                 Err(Stopped::Error(error)) => Err(error),
@@ -91,7 +100,7 @@ pub fn retry(machines: &Machines, again: &Again) -> Result<Retried, PersonError>
 }
 
 fn no_agent(guest: &Name) -> PersonError {
-    let hint = ", so no stage of it can be run by itself";
+    let hint = ", so no stage of it can be run by itself".to_owned();
     PersonError::NoWay { guest: guest.clone(), what: "agent of ours", hint }
 }
 
@@ -110,9 +119,10 @@ impl From<PersonError> for Stopped {
 
 struct Talk<'a, 'b> {
     visit: &'a mut Visit<'b>,
-    signals: &'a Signals,
+    who: &'a Who,
+    caller: &'a mut Caller,
     line: Line,
-    /// Whether nobody is there any more.
+    /// Whether it was noticed that nobody is there any more.
     is_alone: bool,
     /// What was heard and not used.
     heard: std::collections::VecDeque<Heard>,
@@ -121,14 +131,15 @@ struct Talk<'a, 'b> {
 }
 
 impl<'a, 'b> Talk<'a, 'b> {
-    fn begin(visit: &'a mut Visit<'b>, signals: &'a Signals) -> Result<Self, Stopped> {
+    fn begin(visit: &'a mut Visit<'b>, who: &'a Who, caller: &'a mut Caller) -> Result<Self, Stopped> {
         let port = visit.revived.qemu.agent.as_ref().ok_or_else(|| no_agent(visit.guest()))?;
         let port = rustix::io::fcntl_dupfd_cloexec(port, 3)
             .map_err(|error| PersonError::system("use the agent's port")(error.into()))?;
         let line = if visit.goes_on { Line::resumed(port) } else { Line::fresh(port) };
         Ok(Self {
             visit,
-            signals,
+            who,
+            caller,
             line,
             is_alone: false,
             heard: std::collections::VecDeque::new(),
@@ -149,7 +160,7 @@ impl<'a, 'b> Talk<'a, 'b> {
         if !self.visit.revived.kept.prepared {
             self.prepare()?;
         }
-        say(&format!("runs stage {} again", again.stage));
+        self.caller.say(&format!("runs stage {} again", again.stage));
         let Again { stage, variables, wipe, .. } = again.clone();
         self.tell(&ToGuest::Stage { name: stage, variables, wipe })?;
         self.stage_end()
@@ -166,7 +177,7 @@ impl<'a, 'b> Talk<'a, 'b> {
                 Some(Heard::Said(FromGuest::Alive { busy: false, .. })) => return Ok(()),
                 Some(Heard::Said(FromGuest::Alive { busy: true, .. })) => {
                     if !std::mem::replace(&mut told, true) {
-                        say("stops what still runs in it");
+                        self.caller.say("stops what still runs in it");
                         self.tell(&ToGuest::Cancel)?;
                         (end, what) = (end_of(STOP_WITHIN), "stop what runs");
                     }
@@ -212,12 +223,11 @@ impl<'a, 'b> Talk<'a, 'b> {
     fn stage_end(&mut self) -> Result<StageResult, Stopped> {
         // A person who wants to may stop it; there is no other limit.
         let mut end = None;
-        let mut shown = Shown::default();
         loop {
             let look = end.unwrap_or_else(|| end_of(Duration::from_secs(3600)));
             let heard = match self.next(look) {
                 Err(Stopped::Person) if end.is_none() => {
-                    say("stops the stage");
+                    self.caller.say("stops the stage");
                     self.tell(&ToGuest::Cancel)?;
                     end = Some(end_of(STOP_WITHIN));
                     continue;
@@ -226,7 +236,7 @@ impl<'a, 'b> Talk<'a, 'b> {
             };
             match heard {
                 None if end.is_some() => return Err(Stopped::Person),
-                Some(Heard::Output(stream, bytes)) => shown.take(stream, &bytes),
+                Some(Heard::Output(stream, bytes)) => self.caller.show(stream, &bytes),
                 Some(Heard::Said(FromGuest::Ended { stopped: true, .. } | FromGuest::Failed { .. }))
                     if end.is_some() =>
                 {
@@ -244,7 +254,8 @@ impl<'a, 'b> Talk<'a, 'b> {
     }
 
     fn silent(&self, what: &'static str, limit: Duration) -> Stopped {
-        PersonError::Silent { guest: self.guest(), what, seconds: limit.as_secs() }.into()
+        let (guest, host) = (self.guest(), self.who.host.clone());
+        PersonError::Silent { guest, host, what, seconds: limit.as_secs() }.into()
     }
 
     fn unable(&self, why: String) -> Stopped {
@@ -274,16 +285,24 @@ impl<'a, 'b> Talk<'a, 'b> {
             }
             self.wait(left.min(LOOK))?;
             // What it said last may be the end of the stage.
-            let heard = if self.ended.is_some() { self.line.rest() } else { self.line.look() };
-            self.heard.extend(heard);
+            if self.ended.is_some() {
+                self.heard.extend(self.line.rest());
+            } else if !self.caller.is_full() {
+                self.heard.extend(self.line.look());
+            }
         }
     }
 
     fn wait(&mut self, within: Duration) -> Result<(), Stopped> {
         let qemu = &mut self.visit.revived.qemu;
+        if self.caller.is_full() {
+            // The guest waits for the person.
+            let mut fds = self.caller.fds();
+            sys::poll(&mut fds, Some(within)).map_err(PersonError::system("wait"))?;
+        }
         let mut others: Vec<BorrowedFd<'_>> = vec![qemu.child.fd(), qemu.qmp.fd()];
         others.push(std::os::fd::AsFd::as_fd(&qemu.console));
-        others.push(std::os::fd::AsFd::as_fd(self.signals.fd()));
+        others.push(std::os::fd::AsFd::as_fd(self.caller.signals_fd()));
         others.extend(qemu.child.words_fd());
         self.line.wait(&others, within).map_err(PersonError::system("wait"))?;
         drop(others);
@@ -294,25 +313,15 @@ impl<'a, 'b> Talk<'a, 'b> {
         if self.ended.is_some() { Ok(()) } else { self.look_at_person() }
     }
 
-    /// Whoever started this holds the other end of standard input for as long as somebody is there.
     fn look_at_person(&mut self) -> Result<(), Stopped> {
-        let mut wanted = !self.is_alone && is_input_over();
-        self.is_alone |= wanted;
-        while let Some(signal) = self.signals.take() {
-            match signal {
-                libc::SIGWINCH => {}
-                libc::SIGTERM => return Err(Stopped::Terminated),
-                _ => wanted = true,
-            }
+        self.caller.look();
+        let alone = self.caller.gone().is_some();
+        let mut wanted = alone && !std::mem::replace(&mut self.is_alone, alone);
+        match take_signals(self.caller) {
+            Some(Left::Terminated) => return Err(Stopped::Terminated),
+            Some(_) => wanted = true,
+            None => {}
         }
         if wanted { Err(Stopped::Person) } else { Ok(()) }
     }
-}
-
-/// Whether standard input has ended, as it does when the link drops.
-fn is_input_over() -> bool {
-    let input = rustix::stdio::stdin();
-    let mut fds = [PollFd::from_borrowed_fd(input, PollFlags::IN)];
-    let ready = sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0);
-    ready && !rustix::io::read(input, &mut [0; 64]).is_ok_and(|count| count > 0)
 }

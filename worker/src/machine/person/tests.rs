@@ -7,9 +7,14 @@ use crewboss_protocol::{Outcome, TreeId};
 
 use super::release::{Released, release};
 use super::*;
+use crate::machine::directory::Machines;
 use crate::machine::hold::{HoldError, check_number};
-use crate::machine::record::{Owners, Step, guests};
+use crate::machine::record::{GuestRecord, Owners, Step, guests};
 use crate::process::ProcessId;
+
+fn who() -> Who {
+    Who { person: "eve@desk".to_owned(), host: "lab1".parse().unwrap() }
+}
 
 fn owners(alive: bool) -> Owners {
     let own = ProcessId::own().unwrap();
@@ -51,19 +56,23 @@ fn only_guests_for_people_are_let_in() {
     let base = tempfile::tempdir().unwrap();
     let machines = Machines::new(base.path());
     let unknown = "tiny-default-aaaaaa".parse().unwrap();
-    assert!(matches!(claim(&machines, &unknown), Err(PersonError::NoGuest { .. })));
+    assert!(matches!(claim(&machines, &unknown, &who()), Err(PersonError::NoGuest { .. })));
     let mut record = guest(&machines, true);
     let id = record.id.clone();
-    assert!(matches!(claim(&machines, &id), Err(PersonError::Runs { .. })));
+    assert!(matches!(claim(&machines, &id, &who()), Err(PersonError::Runs { .. })));
     record.hold(&machines, held()).unwrap();
-    let claimed = claim(&machines, &id).unwrap();
-    let Err(PersonError::Entered { pid, .. }) = claim(&machines, &id) else { panic!("two people are in it") };
-    assert_eq!(pid, std::process::id());
-    assert!(matches!(release(&machines, &id), Err(PersonError::Entered { .. })));
+    let claimed = claim(&machines, &id, &who()).unwrap();
+    let refused = claim(&machines, &id, &who()).unwrap_err().to_string();
+    let told = format!("eve@desk, since just now, process {}", std::process::id());
+    assert!(refused.contains(&told), "{refused}");
+    assert!(refused.ends_with(&format!(
+        "`crewboss enter lab1/{id} --take-over` saves what was done there and lets you in"
+    )));
+    assert!(matches!(release(&machines, &id, &who()), Err(PersonError::Entered { .. })));
     drop(claimed);
-    assert_eq!(release(&machines, &id).unwrap(), Released::Removed);
+    assert_eq!(release(&machines, &id, &who()).unwrap(), Released::Removed);
     assert!(!record.snapshot(&machines).exists() && GuestRecord::load(&machines, &id).is_none());
-    assert!(matches!(release(&machines, &id), Err(PersonError::NoGuest { .. })));
+    assert!(matches!(release(&machines, &id, &who()), Err(PersonError::NoGuest { .. })));
 }
 
 #[test]
@@ -96,8 +105,8 @@ fn what_a_dead_worker_left_is_nobodys() {
     };
     record.wait(&machines, waiting).unwrap();
     assert_eq!(record.step, Step::Waiting);
-    assert!(matches!(claim(&machines, &record.id), Err(PersonError::Abandoned { .. })));
-    assert!(matches!(release(&machines, &record.id), Err(PersonError::Abandoned { .. })));
+    assert!(matches!(claim(&machines, &record.id, &who()), Err(PersonError::Abandoned { .. })));
+    assert!(matches!(release(&machines, &record.id, &who()), Err(PersonError::Abandoned { .. })));
     record.advance(&machines, Step::Running).unwrap();
     assert_eq!(record.waiting, None);
 }

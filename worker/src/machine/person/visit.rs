@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::Name;
+use crewboss_protocol::advice::Advice;
 use crewboss_protocol::machine::{HeldGuest, MachineHolder};
 
-use super::{Claimed, PersonError, now, say};
+use super::caller::Caller;
+use super::{Claimed, PersonError, Who, now};
 use crate::machine::directory::Machines;
 use crate::machine::hold::revive::{PutAway, Revived, revive};
 use crate::machine::hold::shelf::{Kept, Shelf};
@@ -38,13 +40,17 @@ impl<'a> Visit<'a> {
     ///
     /// # Errors
     /// If it cannot run; it is held as before then.
-    pub(super) fn begin(machines: &'a Machines, claimed: Claimed) -> Result<Self, PersonError> {
+    pub(super) fn begin(
+        machines: &'a Machines,
+        claimed: Claimed,
+        caller: &Caller,
+    ) -> Result<Self, PersonError> {
         let id = &claimed.record.id;
         let Some(held) = claimed.record.held.clone() else {
             return Err(PersonError::NotHeld { guest: id.clone() });
         };
         let _place = place(machines, &claimed, &held)?;
-        say(&format!("restores {id}"));
+        caller.say(&format!("restores {id}"));
         let revived = revive(&claimed.record.snapshot(machines))
             .map_err(|source| PersonError::Revive { guest: id.clone(), source: Box::new(source) })?;
         let goes_on = revived.kept.memory;
@@ -61,9 +67,9 @@ impl<'a> Visit<'a> {
     }
 
     /// Keeps what became of it, and says so.
-    pub(super) fn end(mut self) -> Result<(), PersonError> {
+    pub(super) fn end(mut self, caller: &Caller, who: &Who) -> Result<(), PersonError> {
         let id = self.guest().clone();
-        say(&format!("keeps {id}"));
+        caller.say(&format!("keeps {id}"));
         let put_away = self.revived.put_away();
         let (kept, how) = put_away.map_err(|source| PersonError::PutAway { guest: id.clone(), source })?;
         let memory = match &how {
@@ -76,11 +82,12 @@ impl<'a> Visit<'a> {
         drop(kept);
         match how {
             PutAway::Whole => {}
-            PutAway::DiskOnly(why) => say(&format!("only its disk is kept, since {why}")),
-            PutAway::AsBefore(why) => say(&format!("it is as it was before, since {why}")),
+            PutAway::DiskOnly(why) => caller.say(&format!("only its disk is kept, since {why}")),
+            PutAway::AsBefore(why) => caller.say(&format!("it is as it was before, since {why}")),
         }
         let minutes = until.saturating_sub(now()).div_ceil(60);
-        say(&format!("{id} is held for another {minutes} min; `crewboss release` ends it"));
+        let release = Advice::Release(&who.host, &id);
+        caller.say(&format!("{id} is held for another {minutes} min; {release} ends it"));
         Ok(())
     }
 

@@ -7,6 +7,16 @@ use std::time::Duration;
 use super::qmp::QmpError;
 use super::version::{OLDEST, Version};
 
+/// What QEMU says when it cannot start for a reason that passes: want of memory or descriptors, a file that is in use.
+const PASSING: [&str; 6] = [
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+    "Too many open files",
+    "No space left on device",
+    "Input/output error",
+    " lock",
+];
+
 /// Why there is no guest.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {
@@ -134,6 +144,28 @@ impl QemuError {
         }
     }
 
+    /// Whether it would be the same at the next try: something is not installed, or an option makes no sense here.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            QemuError::Missing { .. }
+            | QemuError::Architecture { .. }
+            | QemuError::TooOld { .. }
+            | QemuError::NotQemu { .. }
+            | QemuError::NoUefi
+            | QemuError::Firmware { .. }
+            | QemuError::Accelerator { .. } => true,
+            QemuError::Refused { said } => !PASSING.iter().any(|passing| said.contains(passing)),
+            QemuError::Hangs { .. }
+            | QemuError::Start { .. }
+            | QemuError::Channel { .. }
+            | QemuError::File { .. }
+            | QemuError::Silent { .. }
+            | QemuError::Killed
+            | QemuError::Trial { .. }
+            | QemuError::Monitor(_) => false,
+        }
+    }
+
     /// A file that could not be handled.
     pub fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
@@ -152,5 +184,23 @@ mod tests {
         assert!(text("Could not access KVM kernel module: Permission denied").contains("accelerator: Could"));
         assert!(text("-device bad: 'bad' is not a valid device model name").contains("refused"));
         assert_eq!(text(" \n"), "QEMU ended at once, by code 1, and said nothing");
+    }
+
+    #[test]
+    fn what_will_be_the_same_next_time_is_told_from_what_passes() {
+        let lasting = |said: &str| QemuError::of_early_end("code 1", said).is_lasting();
+        for said in
+            ["unable to find CPU model 'pentium9'", "-device bad: 'bad' is not a valid device model name"]
+        {
+            assert!(lasting(said), "{said}");
+        }
+        for said in [
+            "cannot set up guest memory 'pc.ram': Cannot allocate memory",
+            "Failed to get shared \"write\" lock",
+            "",
+        ] {
+            assert!(!lasting(said), "{said}");
+        }
+        assert!(!QemuError::Killed.is_lasting() && QemuError::NoUefi.is_lasting());
     }
 }

@@ -134,7 +134,7 @@ impl<'a> Sweep<'a> {
         let Some(mut guest) = record::held_guest(self.machines, record) else { return };
         if self.held == HeldGuests::EndAll && guest.entered.is_some() {
             throw_out(self.machines, &record.id);
-            guest.entered = lock::in_guest(self.machines, &record.id).map(|process| process.pid);
+            guest.entered = lock::in_guest(self.machines, &record.id).map(|(_, visitor)| visitor);
         }
         let lives = record.is_owned() && self.held == HeldGuests::End;
         let mut ended = false;
@@ -150,7 +150,7 @@ impl<'a> Sweep<'a> {
 
     /// Removes a guest, if it is still what it was when that was decided. Says whether it did.
     fn remove(&mut self, id: &Name, still: impl FnOnce(&GuestRecord) -> bool) -> bool {
-        let _lock = match lock::try_guest(self.machines, id) {
+        let _lock = match lock::try_guest(self.machines, id, None) {
             Ok(Some(lock)) => lock,
             // Somebody is in it, or is removing it.
             Ok(None) => return false,
@@ -193,18 +193,10 @@ impl<'a> Sweep<'a> {
             Err(error) => return self.complain(chain(&error)),
         };
         // Also machines of which a volume before has one of the same name may have orphans.
-        let misplaced = listing.misplaced.iter().filter_map(|misplaced| self.at(&misplaced.path));
-        let others: Vec<MachineDir> = misplaced.collect();
-        for machine in listing.machines.iter().chain(&others).chain(&listing.withdrawn) {
+        let shadowed = listing.shadowed.iter().map(|shadowed| &shadowed.machine);
+        for machine in listing.machines.iter().chain(shadowed).chain(&listing.withdrawn) {
             self.machine(machine);
         }
-    }
-
-    /// The machine whose directory this is.
-    fn at(&self, path: &Path) -> Option<MachineDir> {
-        let (volume, name) = (path.parent()?.file_name()?.to_str()?, path.file_name()?.to_str()?);
-        Some(self.machines.machine(&volume.parse().ok()?, &name.parse().ok()?))
-            .filter(|machine| machine.path() == path)
     }
 
     fn machine(&mut self, machine: &MachineDir) {
@@ -237,7 +229,7 @@ impl<'a> Sweep<'a> {
         if self.has_record(&id) || is_young_subvolume(&path, self.now) {
             return;
         }
-        let Ok(Some(_lock)) = lock::try_guest(self.machines, &id) else { return };
+        let Ok(Some(_lock)) = lock::try_guest(self.machines, &id, None) else { return };
         // A guest that was given this very name meanwhile has one.
         if !self.has_record(&id) {
             self.remove_subvolume(&path);
@@ -344,7 +336,7 @@ impl<'a> Sweep<'a> {
 
 /// Ends the process of whoever is in a held guest: first it is asked to, since it has a guest to end itself.
 fn throw_out(machines: &Machines, id: &Name) {
-    let Some(process) = lock::in_guest(machines, id) else { return };
+    let Some((process, _)) = lock::in_guest(machines, id) else { return };
     process.signal(Signal::TERM);
     if !wait_until(END_WITHIN, || !process.is_alive()) {
         process.signal(Signal::KILL);

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use crewboss_protocol::machine::{HeldGuest, MachineHolder};
+use crewboss_protocol::machine::{HeldGuest, MachineHolder, Visitor};
 use crewboss_protocol::{Outcome, TreeId};
 
 use super::*;
@@ -145,7 +145,8 @@ fn held_guests_stay_until_their_time_is_over_or_somebody_ends_them() {
     };
     let over = hold(dead_processes(), now - Duration::from_secs(1));
     let entered = hold(dead_processes(), now - Duration::from_secs(1));
-    let lock = lock::try_guest(&machines, &entered.id).unwrap().unwrap();
+    let visitor = Visitor { person: "eve@desk".to_owned(), from: None, pid: std::process::id(), since: 1 };
+    let lock = lock::try_guest(&machines, &entered.id, Some(&visitor)).unwrap().unwrap();
     let (of_the_dead, of_the_living) = (hold(dead_processes(), later), hold(own_processes(), later));
 
     let mut report = CleanReport::default();
@@ -156,14 +157,14 @@ fn held_guests_stay_until_their_time_is_over_or_somebody_ends_them() {
     assert_eq!(report.held_ended[0].id, over.id);
     let listed: Vec<_> = held(&machines, now).into_iter().map(|held| (held.id, held.entered)).collect();
     let mut expected = [(of_the_dead.id.clone(), None), (of_the_living.id.clone(), None)];
-    expected.sort();
+    expected.sort_by_key(|(id, _)| id.clone());
     assert_eq!(listed, expected);
 
     let report = swept(&machines, HeldGuests::End);
     assert_eq!(report.held_ended.iter().map(|held| &held.id).collect::<Vec<_>>(), [&of_the_dead.id]);
-    let left: Vec<_> = report.held_left.iter().map(|held| (held.id.clone(), held.entered)).collect();
-    let mut expected = [(entered.id.clone(), Some(std::process::id())), (of_the_living.id.clone(), None)];
-    expected.sort();
+    let left: Vec<_> = report.held_left.iter().map(|held| (held.id.clone(), held.entered.clone())).collect();
+    let mut expected = [(entered.id.clone(), Some(visitor)), (of_the_living.id.clone(), None)];
+    expected.sort_by_key(|(id, _)| id.clone());
     assert_eq!(left, expected);
     drop(lock);
     let mut report = CleanReport::default();
@@ -360,7 +361,7 @@ fn one_owner() {
     reached("published");
     fs::remove_file(snapshot.join("disk.img")).unwrap();
     reached("half removed");
-    let _lock = lock::try_guest(&machines, &record.id).unwrap();
+    let _lock = lock::try_guest(&machines, &record.id, None).unwrap();
     reached("being removed");
     qemu.wait().unwrap();
 }

@@ -59,7 +59,10 @@ impl Task<'_> {
             Ok(guest)
         };
         match boot(&mut self.watch, &mut self.guests, &machine, patience, &mut start) {
-            Err(stop @ (Stop::Cancelled | Stop::Auxiliary { .. })) => return Err(stop),
+            Err(stop @ (Stop::Cancelled | Stop::Killed { .. } | Stop::Auxiliary { .. })) => return Err(stop),
+            Err(Stop::Lasting(why)) => {
+                return Err(Stop::Lasting(format!("the auxiliary machine {name} is missing: {why}")));
+            }
             Err(stop) => return Err(Stop::Auxiliary { name: name.clone(), why: stop.to_string() }),
             Ok(_) => {}
         }
@@ -84,14 +87,19 @@ impl Task<'_> {
     /// What the machine that was started last says of its service.
     fn environment(&mut self, name: &Name, within: Duration) -> Result<BTreeMap<String, String>, Stop> {
         let until = Instant::now() + within;
-        let missing = |why: String| Stop::Auxiliary { name: name.clone(), why };
+        let last = self.build();
         loop {
             // The one that is just starting stands where the build machine will.
-            match self.next(until) {
+            let next = self.next(until);
+            let guest = &self.guests[last];
+            let missing = |why| Stop::Auxiliary { name: name.clone(), why: guest.explained(why) };
+            match next {
                 Err(Stop::Ended { how, last_words, .. }) => {
                     return Err(missing(format!("it {how}; its console ended with: {last_words}")));
                 }
-                Err(stop @ (Stop::Cancelled | Stop::Auxiliary { .. })) => return Err(stop),
+                Err(stop @ (Stop::Cancelled | Stop::Killed { .. } | Stop::Auxiliary { .. })) => {
+                    return Err(stop);
+                }
                 Err(stop) => return Err(missing(stop.to_string())),
                 Ok(None) => {
                     return Err(missing(format!("its service is not up after {} s", within.as_secs())));
@@ -99,7 +107,7 @@ impl Task<'_> {
                 Ok(Some(GuestEvent::Said(FromGuest::Environment { variables }))) => return Ok(variables),
                 Ok(Some(GuestEvent::Said(FromGuest::Failed { text, .. }))) => return Err(missing(text)),
                 Ok(Some(GuestEvent::Put(file))) if file == ENVIRONMENT => {
-                    let path = self.guests[self.build()].put_file(ENVIRONMENT);
+                    let path = guest.put_file(ENVIRONMENT);
                     let text = std::fs::read_to_string(path).map_err(|error| missing(error.to_string()))?;
                     return Ending::Environment.parse(&text).map_err(|error| missing(chain(&error)));
                 }

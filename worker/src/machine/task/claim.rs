@@ -70,7 +70,7 @@ impl Task<'_> {
         let Some(Division { build, auxiliary }) =
             divide(self.machine.memory, wish(&claims.build), &auxiliary)
         else {
-            return Err(Stop::Machine(format!(
+            return Err(Stop::Lasting(format!(
                 "a slot of this host has {} MiB of memory, which is less than the machines of the task need at least; \
                  give the host fewer slots",
                 self.machine.memory >> 20

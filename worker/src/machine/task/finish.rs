@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::machine::HeldGuest;
-use crewboss_protocol::message::Done;
+use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{Name, Outcome, Phase, chain};
 
 use super::Task;
@@ -12,7 +12,8 @@ use crate::machine::record::Step;
 use crate::machine::verdict::{is_held, keeps_console};
 use crate::runner::job::shortened;
 
-/// Consoles among the artifacts of a task that ended strangely: of its guest, and of one that served it.
+/// Consoles among the artifacts of a task that ended strangely: of its guest, and of one that served it. Beside the latter
+/// lies what its service has printed.
 fn console_name(auxiliary: Option<&Name>) -> String {
     auxiliary.map_or_else(|| "console.log".to_owned(), |name| format!("console-{name}.log"))
 }
@@ -40,7 +41,7 @@ impl Task<'_> {
             && let Err(error) = self.found.write_list(&self.job.dir.join("artifacts.list"))
         {
             outcome = Outcome::Infrastructure;
-            self.machine_failed = false;
+            self.cause = Cause::Host;
             self.message =
                 format!("cannot write the list of artifacts in {}: {error}", self.job.dir.display());
             self.found = Default::default();
@@ -48,7 +49,7 @@ impl Task<'_> {
         let (log, err, lost) = self.output.end();
         if let Some(error) = lost {
             outcome = Outcome::Infrastructure;
-            self.machine_failed = false;
+            self.cause = Cause::Host;
             self.message = format!("cannot store its output in {}: {error}", self.job.dir.display());
         }
         Done {
@@ -65,17 +66,19 @@ impl Task<'_> {
             warm: false,
             machine: self.result.map(Box::new),
             held: self.held.map(Box::new),
-            machine_failed: self.machine_failed && outcome == Outcome::Infrastructure,
+            cause: if outcome == Outcome::Infrastructure { self.cause } else { Cause::default() },
             message: shortened(self.message),
         }
     }
 
     fn keep_consoles(&mut self) {
-        let mut kept: Vec<(String, Vec<u8>)> = self
-            .guests
-            .iter()
-            .map(|guest| (console_name(guest.auxiliary.as_ref()), guest.console.text()))
-            .collect();
+        let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
+        for guest in &self.guests {
+            kept.push((console_name(guest.auxiliary.as_ref()), guest.console.text()));
+            // What the build machine printed is the task's log.
+            let service = guest.auxiliary.as_ref().map(|name| format!("service-{name}.log"));
+            kept.extend(service.map(|name| (name, guest.printed.text())));
+        }
         if kept.is_empty() {
             // None of its own was started: it is the bootstrap that went wrong.
             kept.extend(self.watch.console.take().map(|text| (console_name(None), text)));

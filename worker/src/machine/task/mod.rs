@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
-use crewboss_protocol::message::Done;
+use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{Outcome, StageResult};
 
 use super::files::result_disk;
@@ -51,7 +51,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
         sizes: String::new(),
         found: Found::default(),
         message: String::new(),
-        machine_failed: false,
+        cause: Cause::default(),
         result: None,
         held: None,
         served: Vec::new(),
@@ -60,7 +60,7 @@ pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Lin
     let outcome = task.run().unwrap_or_else(|stop| {
         task.cut_off_stage(&stop);
         task.message = stop.to_string();
-        task.machine_failed = stop.blames_machine();
+        task.cause = stop.cause();
         stop.outcome()
     });
     task.finish(outcome)
@@ -83,7 +83,8 @@ struct Task<'a> {
     sizes: String,
     found: Found,
     message: String,
-    machine_failed: bool,
+    /// What it is due to if it could not be run.
+    cause: Cause,
     result: Option<MachineResult>,
     held: Option<HeldGuest>,
     /// What the auxiliary machines have said of themselves.
@@ -125,7 +126,7 @@ impl Task<'_> {
             match self.watch.next(&mut self.guests, look) {
                 Seen::TimeUp if look < until => {}
                 Seen::Cancelled => return Err(Stop::Cancelled),
-                Seen::DiskFailed(why) => return Err(Stop::Host(why)),
+                Seen::Stop(stop) => return Err(stop),
                 Seen::TimeUp => return Ok(None),
                 Seen::Guest(index, event) if index != build => self.guests[index].as_auxiliary(event)?,
                 Seen::Guest(_, GuestEvent::Ended(how)) => return Err(self.ended(how)),

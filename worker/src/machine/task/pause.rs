@@ -21,7 +21,7 @@ impl Task<'_> {
         if self.machine.pause.is_none() || exchange == Exchange::Agent {
             return Ok(());
         }
-        Err(Stop::Machine(format!(
+        Err(Stop::Lasting(format!(
             "{} runs its stages without our agent (`exchange = \"tftp\"`), so nobody can be let in between; \
              `--hold` keeps its guest after a failure",
             self.machine.machines.name
