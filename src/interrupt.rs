@@ -1,10 +1,34 @@
 //! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. A terminal that is closed asks
 //! as well, but insists on nothing: SIGHUP comes more than once then, and together with others.
 
+use std::sync::OnceLock;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::exit::Exit;
+
+/// Whether somebody has asked for the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Nobody listens: a signal ends the process as it ends any other.
+    Nobody,
+    /// Not yet.
+    No,
+    /// They have.
+    Yes,
+}
+
+static LISTENER: OnceLock<watch::Receiver<bool>> = OnceLock::new();
+
+/// Whether somebody has asked this process for its end, as far as it listens.
+pub fn asked() -> Asked {
+    match LISTENER.get().map(|asked| *asked.borrow()) {
+        None => Asked::Nobody,
+        Some(false) => Asked::No,
+        Some(true) => Asked::Yes,
+    }
+}
 
 /// The signals that ask for an end.
 const ASKING: [SignalKind; 2] = [SignalKind::interrupt(), SignalKind::terminate()];
@@ -29,6 +53,8 @@ pub fn listen(hangup: Hangup) -> std::io::Result<watch::Receiver<bool>> {
         ASKING.into_iter().chain(heeded).map(signal).collect::<std::io::Result<_>>()?
     };
     let (asked, receiver) = watch::channel(false);
+    // Whoever listens a second time in a process is a test.
+    let _first = LISTENER.set(receiver.clone());
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || {
         runtime.block_on(async {

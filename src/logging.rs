@@ -2,6 +2,8 @@
 
 use tracing_subscriber::EnvFilter;
 
+use crate::output::Stream;
+
 /// The variable that says what is logged, as in `CREWBOSS_LOG=debug` or `CREWBOSS_LOG=crewboss_boss::session=trace`.
 pub const VARIABLE: &str = "CREWBOSS_LOG";
 
@@ -11,7 +13,7 @@ pub fn start() -> Result<(), LoggingError> {
     let text = value.to_str().ok_or(LoggingError::NotUtf8)?;
     let filter =
         EnvFilter::try_new(text).map_err(|source| LoggingError::Filter { text: text.to_owned(), source })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stream::Err).with_ansi(false).init();
     Ok(())
 }
 

@@ -31,11 +31,21 @@ fn main() -> ExitCode {
             return if error.exit_code() == 0 { Exit::Good } else { Exit::Usage }.into();
         }
     };
+    if let Err(source) = output::start() {
+        output::complain(&commands::CommandError::System { what: "start a thread for output", source });
+        return Exit::CouldNotRun.into();
+    }
+    let exit = run(cli);
+    output::finish();
+    exit.into()
+}
+
+fn run(cli: Cli) -> Exit {
     if let Err(error) = logging::start() {
         output::complain(&error);
-        return Exit::Usage.into();
+        return Exit::Usage;
     }
-    let exit = match cli.command {
+    match cli.command {
         Command::Build(arguments) => commands::build::run(arguments),
         Command::Hosts(arguments) => commands::hosts::run(&arguments),
         Command::Machines(arguments) => commands::machines::run(&arguments),
@@ -44,6 +54,5 @@ fn main() -> ExitCode {
         Command::Release(arguments) => commands::person::release(&arguments),
         Command::Retry(arguments) => commands::person::retry(&arguments),
         Command::KillWorkers(arguments) => commands::kill_workers::run(&arguments),
-    };
-    exit.into()
+    }
 }

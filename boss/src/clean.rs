@@ -11,11 +11,16 @@ use crate::run::RunError;
 /// For one host: ending workers in order takes seconds, removing large trees may take minutes.
 const CLEAN_WITHIN: Duration = Duration::from_secs(600);
 
-/// Cleans all hosts at once, in the order of the crew. With `force`, live sessions are ended too.
+/// Cleans all hosts at once, in the order of the crew; `told` hears each when it is done. With `force`, live sessions are
+/// ended too.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
-pub async fn clean(crew: &Crew, force: bool) -> Result<Vec<Answer<CleanReport>>, RunError> {
+pub async fn clean(
+    crew: &Crew,
+    force: bool,
+    told: &mut dyn FnMut(&Answer<CleanReport>),
+) -> Result<Vec<Answer<CleanReport>>, RunError> {
     let words: &[&str] = if force { &["clean", "--force"] } else { &["clean"] };
-    of_crew(crew, words, CLEAN_WITHIN).await
+    of_crew(crew, words, CLEAN_WITHIN, told).await
 }

@@ -39,7 +39,8 @@ pub struct DryTarget {
 /// As for a run.
 pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
     let crew = request.crew.clone();
-    let probed = probe(&crew, request.boss.clone(), false);
+    let mut told = |_: &Probed| ();
+    let probed = probe(&crew, request.boss.clone(), false, &mut told);
     let planned = make_plan(request.repository, request.selection, request.targets);
     let (probed, planned) = tokio::join!(probed, planned);
     let (probed, (_, plan)) = (probed?, planned?);

@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod dry_run;
 pub mod event;
 pub mod link;
+pub mod outlet;
 pub mod person;
 pub mod plan;
 pub mod probe;

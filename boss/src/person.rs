@@ -31,12 +31,15 @@ const STDERR_WITHIN: Duration = Duration::from_secs(2);
 /// What waits to be sent; a host that does not take more is not sent what is typed.
 const WAITING_MAX: usize = 64 << 10;
 
-/// Asks all hosts at once who uses them, in the order of the crew.
+/// Asks all hosts at once who uses them, in the order of the crew; `told` hears each when it has answered.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
-pub async fn overview(crew: &Crew) -> Result<Vec<Answer<Overview>>, RunError> {
-    of_crew(crew, OVERVIEW, OVERVIEW_WITHIN).await
+pub async fn overview(
+    crew: &Crew,
+    told: &mut dyn FnMut(&Answer<Overview>),
+) -> Result<Vec<Answer<Overview>>, RunError> {
+    of_crew(crew, OVERVIEW, OVERVIEW_WITHIN, told).await
 }
 
 /// Why a person does not get to a host.

@@ -16,13 +16,19 @@ use crate::scheduler::HostIndex;
 /// A host, and what it says or why it does not.
 pub type Probed = (HostName, Result<HostFacts, String>);
 
-/// Asks all hosts at once; one that is slow delays only the end. In the order of the crew.
+/// Asks all hosts at once; one that is slow delays only the end. In the order of the crew; `told` hears each when it has
+/// answered.
 ///
 /// With `refresh`, hosts measure and try everything anew.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
-pub async fn probe(crew: &Crew, boss: String, refresh: bool) -> Result<Vec<Probed>, RunError> {
+pub async fn probe(
+    crew: &Crew,
+    boss: String,
+    refresh: bool,
+    told: &mut dyn FnMut(&Probed),
+) -> Result<Vec<Probed>, RunError> {
     descriptors::provide(crew.hosts.len())?;
     let common = Arc::new(Common {
         connector: Connector::new(&crew.ssh, &crew.timing)?,
@@ -46,6 +52,7 @@ pub async fn probe(crew: &Crew, boss: String, refresh: bool) -> Result<Vec<Probe
     while let Some(joined) = asked.join_next().await {
         if let Ok((index, answer)) = joined {
             answers[index.0 as usize].1 = answer;
+            told(&answers[index.0 as usize]);
         }
     }
     Ok(answers)

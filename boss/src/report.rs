@@ -51,8 +51,8 @@ impl ReportError {
 /// What a host answered, or why it did not.
 pub type Answer<T> = (HostName, Result<T, String>);
 
-/// Starts a role on all hosts at once, and returns the line that each prints, in the order of the crew. `words` are the role
-/// and its arguments; `--machines` is added.
+/// Starts a role on all hosts at once, and returns the line that each prints, in the order of the crew; `told` hears each
+/// when it is there. `words` are the role and its arguments; `--machines` is added.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
@@ -60,6 +60,7 @@ pub(crate) async fn of_crew<T>(
     crew: &Crew,
     words: &'static [&'static str],
     within: Duration,
+    told: &mut dyn FnMut(&Answer<T>),
 ) -> Result<Vec<Answer<T>>, RunError>
 where
     T: DeserializeOwned + Validate + Send + 'static,
@@ -79,6 +80,7 @@ where
     while let Some(joined) = asked.join_next().await {
         if let Ok((index, answer)) = joined {
             answers[index].1 = answer;
+            told(&answers[index]);
         }
     }
     Ok(answers)

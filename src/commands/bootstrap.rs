@@ -1,9 +1,10 @@
 //! `crewboss machines bootstrap`: makes machines ready ahead of the first task that needs them.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 
 use crewboss_boss::bootstrap::{BootstrapError, Bootstrapped, Line, Progress, Wanted, bootstrap};
 use crewboss_boss::crew::Crew;
+use crewboss_boss::outlet::Weight;
 use crewboss_protocol::Name;
 
 use super::build::in_runtime;
@@ -11,7 +12,7 @@ use super::{CommandError, crew, finish, palette, whoami};
 use crate::cli::BootstrapArgs;
 use crate::exit::Exit;
 use crate::interrupt::{self, Hangup};
-use crate::output::print;
+use crate::output::{Stream, print};
 use crate::terminal::Verbosity;
 use crate::terminal::bootstrap as table;
 
@@ -68,7 +69,7 @@ async fn carry_out(
     // Progress is no result, so it does not go where results go. If nobody wants to read it, nothing is lost.
     let mut show = |progress: Progress| {
         if let Some(text) = table::progress(&progress, verbosity) {
-            drop(std::io::stderr().lock().write_all(text.as_bytes()));
+            Stream::Err.put(Weight::News, text.as_bytes());
         }
     };
     let hosts = bootstrap(&crew, &wanted, whoami(), stop.clone(), &mut show).await;

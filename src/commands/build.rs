@@ -14,7 +14,7 @@ use crate::cli::BuildArgs;
 use crate::config;
 use crate::exit::Exit;
 use crate::interrupt::{self, Hangup};
-use crate::output::{complain, print};
+use crate::output::{Stream, complain, patience, print};
 use crate::terminal::Verbosity;
 use crate::terminal::bars::Bars;
 use crate::terminal::events::{Events, EventsEnd};
@@ -59,7 +59,7 @@ fn try_run(arguments: &BuildArgs) -> Result<Exit, CommandError> {
         execute(request, sinks, stop).await
     })?;
     print(&summary::render(&summary, &out, verbosity, palette));
-    if let Some(Err(error)) = end.map(|end| end.result()) {
+    if let Some(Err(error)) = end.map(|end| end.result(patience())) {
         // The results are complete all the same, so this does not change the exit code.
         complain(&error);
     }
@@ -133,7 +133,7 @@ fn sinks(
             Bars::start(lines).map_err(|source| CommandError::System { what: "start a thread", source })?;
         sinks.push(Box::new(bars));
     } else {
-        sinks.push(Box::new(Plain::new(std::io::stdout(), verbosity, palette)));
+        sinks.push(Box::new(Plain::new(Stream::Out, verbosity, palette)));
     }
     Ok((sinks, end))
 }

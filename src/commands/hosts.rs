@@ -9,7 +9,7 @@ use super::build::in_runtime;
 use super::{CommandError, crew, finish, now, palette, whoami};
 use crate::cli::HostsArgs;
 use crate::exit::Exit;
-use crate::output::print;
+use crate::output::{print, show};
 use crate::terminal::hosts::{self, HostReport};
 
 /// Runs the command. A host that cannot be asked makes the exit code 102.
@@ -19,22 +19,32 @@ pub fn run(arguments: &HostsArgs) -> Exit {
 
 fn try_run(arguments: &HostsArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
-    let reports = in_runtime(ask(crew, arguments.refresh))?;
+    let palette = palette(&arguments.common, std::io::stdout().is_terminal());
+    let mut show = |report: &HostReport| {
+        if !arguments.json {
+            show(&hosts::details(report, palette, now()));
+        }
+    };
+    let reports = in_runtime(ask(crew, arguments.refresh, &mut show))?;
     if arguments.json {
         let json = hosts::json(&reports)
             .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;
         print(&json);
         print("\n");
     } else {
-        let palette = palette(&arguments.common, std::io::stdout().is_terminal());
-        print(&hosts::render(&reports, palette, now()));
+        print(&hosts::table(&reports));
     }
     let all = reports.iter().all(|report| report.facts.is_ok());
     Ok(if all { Exit::Good } else { Exit::CouldNotRun })
 }
 
-/// Asks all hosts of a crew.
-pub async fn ask(crew: Crew, refresh: bool) -> Result<Vec<HostReport>, CommandError> {
-    let answers = probe(&crew, whoami(), refresh).await?;
-    Ok(answers.into_iter().map(|(name, facts)| HostReport { name, facts }).collect())
+/// Asks all hosts of a crew; `told` hears each when it has answered.
+pub async fn ask(
+    crew: Crew,
+    refresh: bool,
+    told: &mut dyn FnMut(&HostReport),
+) -> Result<Vec<HostReport>, CommandError> {
+    let report = |(name, facts)| HostReport { name, facts };
+    let answers = probe(&crew, whoami(), refresh, &mut |answer| told(&report(answer.clone()))).await?;
+    Ok(answers.into_iter().map(report).collect())
 }

@@ -3,13 +3,14 @@
 use std::io::IsTerminal;
 
 use crewboss_boss::clean::clean;
-use crewboss_boss::crew::Crew;
+use crewboss_boss::report::Answer;
+use crewboss_protocol::clean::CleanReport;
 
 use super::build::in_runtime;
 use super::{CommandError, crew, finish, palette};
 use crate::cli::KillWorkersArgs;
 use crate::exit::Exit;
-use crate::output::print;
+use crate::output::{print, show};
 use crate::terminal::clean::{self as table, CleanedHost};
 
 /// Runs the command. A host that could not be cleaned wholly makes the exit code 102.
@@ -19,27 +20,28 @@ pub fn run(arguments: &KillWorkersArgs) -> Exit {
 
 fn try_run(arguments: &KillWorkersArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
-    let hosts = in_runtime(sweep(crew, arguments.force))?;
+    let palette = palette(&arguments.common, std::io::stdout().is_terminal());
+    let mut show = |answer: &Answer<CleanReport>| {
+        if !arguments.json {
+            show(&table::render(&cleaned(answer.clone()), palette));
+        }
+    };
+    let answers = in_runtime(async { Ok(clean(&crew, arguments.force, &mut show).await?) })?;
+    let hosts: Vec<CleanedHost> = answers.into_iter().map(cleaned).collect();
     if arguments.json {
         let json = table::json(&hosts)
             .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;
         print(&json);
         print("\n");
-    } else {
-        print(&table::render(&hosts, palette(&arguments.common, std::io::stdout().is_terminal())));
     }
     let all = hosts.iter().all(CleanedHost::is_good);
     Ok(if all { Exit::Good } else { Exit::CouldNotRun })
 }
 
-async fn sweep(crew: Crew, force: bool) -> Result<Vec<CleanedHost>, CommandError> {
-    let answers = clean(&crew, force).await?;
-    let hosts = answers.into_iter().map(|(host, answer)| {
-        let (report, error) = match answer {
-            Ok(report) => (Some(report), None),
-            Err(error) => (None, Some(error)),
-        };
-        CleanedHost { host, report, error }
-    });
-    Ok(hosts.collect())
+fn cleaned((host, answer): Answer<CleanReport>) -> CleanedHost {
+    let (report, error) = match answer {
+        Ok(report) => (Some(report), None),
+        Err(error) => (None, Some(error)),
+    };
+    CleanedHost { host, report, error }
 }

@@ -20,7 +20,7 @@ pub fn run(arguments: &MachinesArgs) -> Exit {
 
 fn try_run(arguments: &MachinesArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
-    let reports = in_runtime(ask(crew, false))?;
+    let reports = in_runtime(ask(crew, false, &mut |_| ()))?;
     if arguments.json {
         let json = machines::json(&reports)
             .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;

@@ -46,7 +46,7 @@ fn try_enter(arguments: &EnterArgs) -> Result<Exit, CommandError> {
 
 fn list(common: &CommonArgs) -> Result<Exit, CommandError> {
     let crew = crew(common, &[])?;
-    let hosts = in_runtime(async { Ok(overview(&crew).await?) })?;
+    let hosts = in_runtime(async { Ok(overview(&crew, &mut |_| ()).await?) })?;
     let palette = palette(common, std::io::stdout().is_terminal());
     print(&status::guests(&hosts, palette, now()));
     Ok(if hosts.iter().all(|(_, answer)| answer.is_ok()) { Exit::Good } else { Exit::CouldNotRun })
@@ -126,7 +126,7 @@ async fn reach(crew: &Crew, wanted: &str) -> Result<(Visit, Found), CommandError
     // A crew of one needs no search, and one connection does for everything.
     let found = match crew.hosts.as_slice() {
         [_] => None,
-        _ => Some(find(guest, &overview(crew).await?)?),
+        _ => Some(find(guest, &overview(crew, &mut |_| ()).await?)?),
     };
     let named =
         |host: &&crewboss_boss::crew::Host| found.as_ref().is_none_or(|found| found.host == host.name);

@@ -3,12 +3,14 @@
 use std::io::IsTerminal as _;
 
 use crewboss_boss::person::overview;
+use crewboss_boss::report::Answer;
+use crewboss_protocol::overview::Overview;
 
 use super::build::in_runtime;
 use super::{CommandError, crew, finish, now, palette};
 use crate::cli::StatusArgs;
 use crate::exit::Exit;
-use crate::output::print;
+use crate::output::{print, show};
 use crate::terminal::status;
 pub use crate::terminal::status::guests;
 
@@ -19,15 +21,18 @@ pub fn run(arguments: &StatusArgs) -> Exit {
 
 fn try_run(arguments: &StatusArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
-    let hosts = in_runtime(async { Ok(overview(&crew).await?) })?;
+    let palette = palette(&arguments.common, std::io::stdout().is_terminal());
+    let mut show = |answer: &Answer<Overview>| {
+        if !arguments.json {
+            show(&status::render(std::slice::from_ref(answer), palette, now()));
+        }
+    };
+    let hosts = in_runtime(async { Ok(overview(&crew, &mut show).await?) })?;
     if arguments.json {
         let json = status::json(&hosts)
             .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;
         print(&json);
         print("\n");
-    } else {
-        let palette = palette(&arguments.common, std::io::stdout().is_terminal());
-        print(&status::render(&hosts, palette, now()));
     }
     Ok(if hosts.iter().all(|(_, answer)| answer.is_ok()) { Exit::Good } else { Exit::CouldNotRun })
 }

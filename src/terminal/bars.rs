@@ -1,7 +1,7 @@
 //! Progress on a terminal: a bar for the run, one line per host, failures above them as they happen.
 //!
 //! Events only change the shared [`Progress`]; a thread of its own draws it a few times a second. So ten thousand events a
-//! second cost ten thousand small changes, not ten thousand drawings.
+//! second cost ten thousand small changes, not ten thousand drawings. While the terminal stands still nothing is drawn.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crewboss_boss::event::{Event, EventSink};
+use crewboss_boss::outlet::Weight;
 use crewboss_protocol::HostName;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::plain::Lines;
 use super::progress::{HostProgress, HostState, Progress, Running};
-use super::text::{bytes, clock, put, shortened};
+use super::screen::Canvas;
+use super::text::{bytes, clock, counted, put, shortened};
+use crate::output::Stream;
 
 /// Between two drawings: what the eye takes for moving.
 const REDRAW: Duration = Duration::from_millis(125);
@@ -46,7 +49,7 @@ pub struct Bars {
 struct Shared {
     progress: Progress,
     above: String,
-    dropped: usize,
+    dropped: u64,
     // When the last event came, to go on counting while nothing happens.
     heard: Option<Instant>,
 }
@@ -97,12 +100,15 @@ fn draw_until_ended(shared: &Mutex<Shared>, ended: &Receiver<()>, colour: bool) 
     let mut screen = Screen::new(colour);
     loop {
         let last = ended.recv_timeout(REDRAW) != Err(RecvTimeoutError::Timeout);
+        if !last && !Stream::Err.is_idle() {
+            continue;
+        }
         let (above, view) = {
             let mut shared = lock(shared);
             let mut above = std::mem::take(&mut shared.above);
             let dropped = std::mem::take(&mut shared.dropped);
             if dropped > 0 {
-                put(&mut above, format_args!("... ({dropped} more events)\n"));
+                put(&mut above, format_args!("... ({} left out)\n", counted(dropped, "event")));
             }
             let idle = shared.heard.map_or(Duration::ZERO, |heard| heard.elapsed());
             (above, View::new(&shared.progress, idle, screen.host_lines()))
@@ -200,8 +206,9 @@ struct Screen {
 
 impl Screen {
     fn new(colour: bool) -> Self {
-        // The pace is set by the drawing thread, so the target itself must not leave drawings out.
-        let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(60));
+        // The pace is set by the drawing thread, so the target itself leaves no drawings out.
+        let target = ProgressDrawTarget::term_like(Box::new(Canvas::new()));
+        let multi = MultiProgress::with_draw_target(target);
         let template = if colour { "[{bar:30.green}] {wide_msg}" } else { "[{bar:30}] {wide_msg}" };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let overall = multi.add(ProgressBar::new(0).with_style(style.progress_chars("=> ")));
@@ -215,7 +222,7 @@ impl Screen {
 
     fn draw(&mut self, above: &str, view: View) {
         if !above.is_empty() {
-            // A terminal that is gone ends the run by a signal, not by this.
+            // Into a queue, which takes everything.
             drop(self.multi.println(above.trim_end_matches('\n')));
         }
         // Every change is a drawing of its own, so nothing is set that is already shown.
@@ -224,7 +231,7 @@ impl Screen {
         }
         // Bars leave the cursor behind the last column. What the terminal echoes there, such as `^C`, would go to a line
         // of its own, and the next drawing would miss the topmost line of this one.
-        drop(self.terminal.write_str("\r"));
+        Stream::Err.put(Weight::Last, b"\r");
     }
 
     fn change(&mut self, view: View) {

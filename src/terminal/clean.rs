@@ -28,20 +28,15 @@ impl CleanedHost {
     }
 }
 
-/// Everything for a person.
-pub fn render(hosts: &[CleanedHost], palette: Palette) -> String {
-    let mut text = String::new();
-    for host in hosts {
-        let name = palette.strong(&host.host);
-        match (&host.report, &host.error) {
-            (Some(report), None) => text.push_str(&format!("{name}: {}", lines(report))),
-            (_, error) => {
-                text.push_str(&format!("{name}: could not be cleaned\n"));
-                text.push_str(&tail(error.as_deref().unwrap_or_default(), "  "));
-            }
+/// One host for a person.
+pub fn render(host: &CleanedHost, palette: Palette) -> String {
+    let name = palette.strong(&host.host);
+    match (&host.report, &host.error) {
+        (Some(report), None) => format!("{name}: {}", lines(report)),
+        (_, error) => {
+            format!("{name}: could not be cleaned\n{}", tail(error.as_deref().unwrap_or_default(), "  "))
         }
     }
-    text
 }
 
 fn lines(report: &CleanReport) -> String {
@@ -134,7 +129,8 @@ mod tests {
             CleanedHost { host: host("pod"), report: None, error: Some("connection refused".to_owned()) },
         ];
         assert_eq!(hosts.each_ref().map(CleanedHost::is_good), [false, true, false]);
-        insta::assert_snapshot!(render(&hosts, Palette::PLAIN), @r"
+        let text: String = hosts.iter().map(|host| render(host, Palette::PLAIN)).collect();
+        insta::assert_snapshot!(text, @r"
 lab1: 1 live session ended, 2 dead sessions removed, 5 processes killed, 1 directory removed
   left alone: 20260102-030405-1.2 of ann@laptop, run 20260102-030405-1: its boss is alive; --force ends it
   error: cannot remove /srv/x: denied

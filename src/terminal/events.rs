@@ -1,17 +1,25 @@
 //! The event stream as JSON lines in a file, for programs.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use crewboss_boss::event::{Event, EventKind, EventSink};
+use crewboss_boss::outlet::{Kind, Outlet, Trouble, Weight};
+use rustix::fs::OFlags;
 
-/// Lines are collected for at most so long, in the events' time, so that whoever follows the file is not far behind.
-const FLUSH_MS: u64 = 100;
+/// What may wait for whoever follows the events, and the event that stands for what was left out.
+const WAITING: Kind = Kind { room: 64 << 20, gap };
 
-/// Lines that are collected before they are written in any case.
-const BUFFER_BYTES: usize = 64 << 10;
+fn gap(events: u64) -> String {
+    format!("{{\"time_ms\":{},\"event\":\"left_out\",\"events\":{events}}}\n", now_ms())
+}
+
+fn now_ms() -> u128 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or_default().as_millis()
+}
 
 /// Why the stream is not complete.
 #[derive(Debug, thiserror::Error)]
@@ -23,104 +31,103 @@ pub enum EventsError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// Writing failed; the stream ends there.
-    #[error("the events in {} are not complete: {written} were kept", path.display())]
-    Write {
+    /// Writing failed, or whoever reads was too slow.
+    #[error("the events in {} are not complete", path.display())]
+    Incomplete {
         /// Which file.
         path: PathBuf,
-        /// Events that went before.
-        written: u64,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: Trouble,
     },
+    /// There can be no further thread.
+    #[error("cannot start a thread for the events")]
+    Thread(#[source] io::Error),
 }
 
-/// Writes events. When writing fails it stops; [`EventsEnd`] tells so at the end.
+/// Writes events, as far as whoever reads them lets it. [`EventsEnd`] tells at the end what is missing.
 #[derive(Debug)]
-pub struct Events<W: Write> {
-    out: BufWriter<W>,
+pub struct Events {
+    out: Outlet,
+}
+
+/// What became of the stream, to be asked when nothing more comes.
+#[derive(Debug)]
+pub struct EventsEnd {
+    out: Outlet,
     path: PathBuf,
-    written: u64,
-    flushed_ms: u64,
-    broken: bool,
-    failure: Arc<Mutex<Option<EventsError>>>,
 }
-
-/// What became of the stream, once its writer is gone.
-#[derive(Debug)]
-pub struct EventsEnd(Arc<Mutex<Option<EventsError>>>);
 
 impl EventsEnd {
-    /// The error that ended the stream early, if one did.
-    pub fn result(&self) -> Result<(), EventsError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    /// Waits for whoever reads, with the patience that is given.
+    ///
+    /// # Errors
+    /// If something is missing.
+    pub fn result(self, mut patience: impl FnMut(std::time::Duration) -> bool) -> Result<(), EventsError> {
+        match self.out.settle(&mut patience) {
+            None => Ok(()),
+            Some(source) => Err(EventsError::Incomplete { path: self.path, source }),
+        }
     }
 }
 
-impl Events<File> {
-    /// Creates the file, or empties it.
+impl Events {
+    /// Creates the file, or empties it. A FIFO is opened when somebody reads it; what happens before waits for that.
     pub fn create(path: &Path) -> Result<(Self, EventsEnd), EventsError> {
-        let file =
-            File::create(path).map_err(|source| EventsError::Create { path: path.to_owned(), source })?;
-        Ok(Self::new(file, path))
+        let failed = |source| EventsError::Create { path: path.to_owned(), source };
+        let file = open(path, OFlags::NONBLOCK);
+        let is_fifo = || path.metadata().is_ok_and(|found| found.file_type().is_fifo());
+        let file = match file {
+            Err(error) if error.raw_os_error() == Some(NOBODY_READS) && is_fifo() => None,
+            file => Some(file.map_err(failed)?),
+        };
+        let later = path.to_owned();
+        let out = Outlet::start("the event stream", WAITING, move || match file {
+            None => open(&later, OFlags::empty()),
+            // Its thread may wait.
+            Some(file) => rustix::io::ioctl_fionbio(&file, false).map(|()| file).map_err(io::Error::from),
+        });
+        let out = out.map_err(EventsError::Thread)?;
+        Ok((Self { out: out.clone() }, EventsEnd { out, path: path.to_owned() }))
     }
 }
 
-impl<W: Write> Events<W> {
-    fn new(out: W, path: &Path) -> (Self, EventsEnd) {
-        let failure = Arc::new(Mutex::new(None));
-        let end = EventsEnd(Arc::clone(&failure));
-        let out = BufWriter::with_capacity(BUFFER_BYTES, out);
-        (Self { out, path: path.to_owned(), written: 0, flushed_ms: 0, broken: false, failure }, end)
-    }
+/// What the system says of a FIFO that nobody reads.
+const NOBODY_READS: i32 = rustix::io::Errno::NXIO.raw_os_error();
 
-    fn write(&mut self, event: &Event) -> std::io::Result<()> {
-        serde_json::to_writer(&mut self.out, event)?;
-        self.out.write_all(b"\n")?;
-        self.written += 1;
-        let due = event.time_ms.saturating_sub(self.flushed_ms) >= FLUSH_MS;
-        if due || matches!(event.kind, EventKind::RunFinished(_)) {
-            self.flushed_ms = event.time_ms;
-            self.out.flush()?;
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, result: std::io::Result<()>) {
-        if let Err(source) = result {
-            self.broken = true;
-            let error = EventsError::Write { path: self.path.clone(), written: self.written, source };
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
-    }
+fn open(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = i32::try_from(flags.bits()).unwrap_or(0);
+    File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path)
 }
 
-impl<W: Write> EventSink for Events<W> {
+impl EventSink for Events {
     fn event(&mut self, event: &Event) {
-        if !self.broken {
-            let result = self.write(event);
-            self.keep(result);
-        }
-    }
-}
-
-impl<W: Write> Drop for Events<W> {
-    fn drop(&mut self) {
-        if !self.broken {
-            let result = self.out.flush();
-            self.keep(result);
-        }
+        let weight = match event.kind {
+            EventKind::TaskOutput { .. } | EventKind::HostLoad { .. } | EventKind::GuestLoad { .. } => {
+                Weight::Live
+            }
+            EventKind::RunFinished(_) => Weight::Last,
+            _ => Weight::News,
+        };
+        // What cannot be written as JSON is not in an event.
+        let Ok(mut line) = serde_json::to_vec(event) else { return };
+        line.push(b'\n');
+        self.out.put(weight, &line);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::with_causes;
     use crate::terminal::samples::run;
     use crewboss_boss::event::EVENT_SCHEMA;
+
+    fn patient(still: std::time::Duration) -> bool {
+        still.as_secs() > 60
+    }
 
     #[test]
     fn every_event_is_a_line_that_says_what_it_is() {
@@ -128,8 +135,7 @@ mod tests {
         let path = directory.path().join("events.jsonl");
         let (mut events, end) = Events::create(&path).unwrap();
         run().iter().for_each(|event| events.event(event));
-        drop(events);
-        end.result().unwrap();
+        end.result(patient).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -141,16 +147,40 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_once_at_the_end() {
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let (mut events, end) = Events::new(full, Path::new("/dev/full"));
+    fn a_full_disk_is_told_at_the_end() {
+        let (mut events, end) = Events::create(Path::new("/dev/full")).unwrap();
         run().iter().for_each(|event| events.event(event));
-        drop(events);
-        let error = end.result().unwrap_err();
-        assert!(
-            matches!(&error, EventsError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+        let error = end.result(patient).unwrap_err();
+        assert_eq!(
+            with_causes(&error),
+            "the events in /dev/full are not complete: cannot write the event stream: No space left on device (os error 28)"
         );
-        end.result().unwrap();
+    }
+
+    #[test]
+    fn a_fifo_that_nobody_reads_holds_up_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let made = rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU);
+        made.unwrap();
+        let (mut events, end) = Events::create(&path).unwrap();
+        run().iter().for_each(|event| events.event(event));
+        let error = end.result(|still| still.as_millis() > 50).unwrap_err();
+        assert!(with_causes(&error).contains("the event stream stood still"), "{error:?}");
+        // One who comes late gets everything.
+        let (mut events, end) = Events::create(&path).unwrap();
+        run().iter().for_each(|event| events.event(event));
+        let reader = std::thread::spawn(move || std::fs::read_to_string(path).unwrap());
+        end.result(patient).unwrap();
+        drop(events);
+        assert_eq!(reader.join().unwrap().lines().count(), run().len());
+    }
+
+    #[test]
+    fn a_gap_is_an_event() {
+        let line: serde_json::Value = serde_json::from_str(&gap(7)).unwrap();
+        assert_eq!((line["event"].as_str(), line["events"].as_u64()), (Some("left_out"), Some(7)));
+        assert!(line["time_ms"].is_u64());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The table of `crewboss hosts`: who is there, what they can do, who uses them.
+//! What `crewboss hosts` shows: of each host what it can do and who uses it, when it has answered, and a table of all.
 
 use crewboss_protocol::host::SpeedSource;
 use crewboss_protocol::machine::{HeldGuest, MachineState};
@@ -6,7 +6,7 @@ use crewboss_protocol::{Feature, HostFacts, HostName, Toolchain};
 use serde::Serialize;
 
 use super::table::Table;
-use super::text::{Palette, bytes, duration, one_line, put, shortened, tail};
+use super::text::{Palette, bytes, duration, one_line, shortened, tail};
 use super::way_in::enter;
 
 /// Longest version of a toolchain in the table; `--json` has them in full.
@@ -21,8 +21,8 @@ pub struct HostReport {
     pub facts: Result<HostFacts, String>,
 }
 
-/// Everything for a person.
-pub fn render(reports: &[HostReport], palette: Palette, now: u64) -> String {
+/// All hosts, a line for each.
+pub fn table(reports: &[HostReport]) -> String {
     let heading = [
         "host",
         "state",
@@ -45,11 +45,7 @@ pub fn render(reports: &[HostReport], palette: Palette, now: u64) -> String {
             Err(_) => vec![report.name.to_string(), "away".to_owned()],
         });
     }
-    let mut text = table.render("");
-    for report in reports {
-        details(report, palette, now, &mut text);
-    }
-    text
+    table.render("")
 }
 
 fn row(name: &HostName, facts: &HostFacts) -> Vec<String> {
@@ -96,14 +92,12 @@ fn kernel(text: &str) -> String {
     line.strip_prefix("Linux ").map(str::to_owned).unwrap_or(line)
 }
 
-fn details(report: &HostReport, palette: Palette, now: u64, text: &mut String) {
-    put(text, format_args!("\n{}\n", palette.strong(&report.name)));
+/// One host, with an empty line behind it.
+pub fn details(report: &HostReport, palette: Palette, now: u64) -> String {
+    let name = palette.strong(&report.name);
     let facts = match &report.facts {
         Ok(facts) => facts,
-        Err(reason) => {
-            text.push_str(&tail(reason, "  "));
-            return;
-        }
+        Err(reason) => return format!("{name}\n{}\n", tail(reason, "  ")),
     };
     let mut table = Table::new(&[]);
     table.row(["work".to_owned(), one_line(&facts.work)]);
@@ -138,7 +132,7 @@ fn details(report: &HostReport, palette: Palette, now: u64, text: &mut String) {
             format!("{who}, run {run}, priority {}, pid {}", holder.priority, holder.pid),
         ]);
     }
-    text.push_str(&table.render("  "));
+    format!("{name}\n{}\n", table.render("  "))
 }
 
 /// A guest that is kept for a person, and how to get in.
@@ -233,12 +227,9 @@ mod tests {
 
     #[test]
     fn the_table_of_hosts() {
-        insta::assert_snapshot!(render(&reports(), Palette::PLAIN, NOW), @r"
-HOST   STATE   SLOTS  THREADS  SPEED    MEMORY  DISK FREE  LOAD  ARCH    KERNEL          GUESTS  MACHINES  FEATURES
-lab1   in use   1/16       16   1.23  64.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  tcg          2/4  btrfs,cgroup
-board  free      0/2        2  0.08~   2.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  none              btrfs,cgroup
-pod    away
-
+        let reports = reports();
+        let shown: String = reports.iter().map(|report| details(report, Palette::PLAIN, NOW)).collect();
+        insta::assert_snapshot!(shown + &table(&reports), @r"
 lab1
   work            /srv/crewboss
   native, x86_64  /usr/bin/gcc  gcc (Debian 12.2.0-14) 12.2.0
@@ -254,6 +245,11 @@ board
 pod
   cannot connect to pod: connection refused
   hint: is it running?
+
+HOST   STATE   SLOTS  THREADS  SPEED    MEMORY  DISK FREE  LOAD  ARCH    KERNEL          GUESTS  MACHINES  FEATURES
+lab1   in use   1/16       16   1.23  64.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  tcg          2/4  btrfs,cgroup
+board  free      0/2        2  0.08~   2.0 GiB  500.0 GiB  1.25  x86_64  6.1.0-18-amd64  none              btrfs,cgroup
+pod    away
 ");
     }
 

@@ -13,9 +13,12 @@ use super::way_in::{enter, here};
 /// After so long without a line, one says how far the run is. Short enough that no CI service takes the job for hung.
 const QUIET_MS_MAX: u64 = 60_000;
 
-/// Lines are collected for at most so long, so that ten thousand short tasks do not need ten thousand writes. Heartbeats
-/// make sure that an event comes along soon.
-const FLUSH_MS: u64 = 100;
+macro_rules! line {
+    ($into:expr, $($format:tt)*) => {{
+        put($into, format_args!($($format)*));
+        $into.push('\n');
+    }};
+}
 
 /// Phases that are shorter than this are not worth a word.
 const SHORT_MS: u64 = 100;
@@ -28,41 +31,24 @@ const PHASES_MAX: usize = 4;
 pub struct Plain<W: Write> {
     out: W,
     lines: Lines,
-    pending: String,
-    written_ms: u64,
     said_ms: u64,
     progress: Progress,
-    broken: bool,
 }
 
 impl<W: Write> Plain<W> {
-    /// A reporter that writes to `out`. If that fails it falls silent: the run and its results matter more.
+    /// A reporter that writes to `out`. If that fails, nothing is shown: the run and its results matter more.
     pub fn new(out: W, verbosity: Verbosity, palette: Palette) -> Self {
-        Self {
-            out,
-            lines: Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Quiet },
-            pending: String::new(),
-            written_ms: 0,
-            said_ms: 0,
-            progress: Progress::default(),
-            broken: false,
-        }
+        let lines = Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Quiet };
+        Self { out, lines, said_ms: 0, progress: Progress::default() }
     }
 
-    fn write(&mut self) {
-        if !self.broken && !self.pending.is_empty() {
-            let written = self.out.write_all(self.pending.as_bytes()).and_then(|()| self.out.flush());
-            self.broken = written.is_err();
-        }
-        self.pending.clear();
-    }
-
-    fn say_progress(&mut self) {
+    fn say_progress(&self, into: &mut String) {
         let progress = &self.progress;
         let left =
             progress.remaining_ms().map(|ms| format!(", about {} left", duration(ms))).unwrap_or_default();
-        let line = format!(
-            "{} of {} done, {} running{}, {} failed, {} gone{left}\n",
+        line!(
+            into,
+            "{} of {} done, {} running{}, {} failed, {} gone{left}",
             progress.tally.done(),
             counted(progress.total, "task"),
             progress.running(),
@@ -70,37 +56,23 @@ impl<W: Write> Plain<W> {
             progress.tally.fail,
             duration(progress.elapsed_ms()),
         );
-        self.pending.push_str(&line);
     }
 }
 
 impl<W: Write> EventSink for Plain<W> {
     fn event(&mut self, event: &Event) {
-        if self.broken {
-            return;
-        }
         self.progress.note(event);
-        let before = self.pending.len();
-        self.lines.event(event, &self.progress, &mut self.pending);
-        if self.pending.len() > before || self.said_ms == 0 {
+        let mut text = String::new();
+        self.lines.event(event, &self.progress, &mut text);
+        if !text.is_empty() || self.said_ms == 0 {
             self.said_ms = event.time_ms;
         } else if self.lines.verbosity > Verbosity::Quiet
             && event.time_ms.saturating_sub(self.said_ms) >= QUIET_MS_MAX
         {
-            self.say_progress();
+            self.say_progress(&mut text);
             self.said_ms = event.time_ms;
         }
-        let due = event.time_ms.saturating_sub(self.written_ms) >= FLUSH_MS;
-        if due || matches!(event.kind, EventKind::RunFinished(_) | EventKind::Stopping { .. }) {
-            self.written_ms = event.time_ms;
-            self.write();
-        }
-    }
-}
-
-impl<W: Write> Drop for Plain<W> {
-    fn drop(&mut self) {
-        self.write();
+        drop(self.out.write_all(text.as_bytes()));
     }
 }
 
@@ -113,13 +85,6 @@ pub struct Lines {
     pub palette: Palette,
     /// Whether a task that went well has a line.
     pub good_tasks: bool,
-}
-
-macro_rules! line {
-    ($into:expr, $($format:tt)*) => {{
-        put($into, format_args!($($format)*));
-        $into.push('\n');
-    }};
 }
 
 impl Lines {
@@ -295,11 +260,9 @@ mod tests {
     use crate::terminal::samples::run;
 
     fn shown(verbosity: Verbosity) -> String {
-        let mut out = Vec::new();
-        let mut plain = Plain::new(&mut out, verbosity, Palette::PLAIN);
+        let mut plain = Plain::new(Vec::new(), verbosity, Palette::PLAIN);
         run().iter().for_each(|event| plain.event(event));
-        drop(plain);
-        String::from_utf8(out).unwrap()
+        String::from_utf8(plain.out).unwrap()
     }
 
     #[test]
@@ -369,8 +332,7 @@ host lab2: out of this run
 
     #[test]
     fn a_long_silence_is_broken_by_a_line() {
-        let mut out = Vec::new();
-        let mut plain = Plain::new(&mut out, Verbosity::Normal, Palette::PLAIN);
+        let mut plain = Plain::new(Vec::new(), Verbosity::Normal, Palette::PLAIN);
         let events = run();
         plain.event(&events[0]);
         let mut load = events[events.len() - 2].clone();
@@ -378,25 +340,8 @@ host lab2: out of this run
             load.time_ms = events[0].time_ms + seconds * 1000;
             plain.event(&load);
         }
-        drop(plain);
-        let text = String::from_utf8(out).unwrap();
+        let text = String::from_utf8(plain.out).unwrap();
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(text.ends_with("0 of 6 tasks done, 0 running, 0 failed, 2m 00s gone\n"), "{text}");
-    }
-
-    #[test]
-    fn a_closed_output_does_not_end_the_run() {
-        struct Closed;
-        impl Write for Closed {
-            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-                Err(std::io::ErrorKind::BrokenPipe.into())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
-        let mut plain = Plain::new(Closed, Verbosity::Verbose, Palette::PLAIN);
-        run().iter().for_each(|event| plain.event(event));
-        assert!(plain.broken);
     }
 }

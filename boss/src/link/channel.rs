@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
 
@@ -35,8 +35,26 @@ impl fmt::Display for Exit {
 pub(super) struct ExitWatch {
     wait: Pin<Box<dyn Future<Output = Exit> + Send>>,
     known: Option<Exit>,
-    /// Of a child process of ours.
-    child: Option<OwnedFd>,
+    child: Option<ChildGroup>,
+}
+
+/// A child process of ours that leads a process group, and all that it started there.
+#[derive(Debug)]
+pub(super) struct ChildGroup {
+    pub(super) leader: Pid,
+    pub(super) pidfd: OwnedFd,
+}
+
+impl ChildGroup {
+    /// Asks all of it to end, unless the leader is reaped: as long as it is not, its number, which is also the group's, can
+    /// be nobody else's. To be called by the thread that reaps.
+    pub(super) fn end(&self) {
+        if pidfd_send_signal(&self.pidfd, Signal::TERM).is_ok() {
+            let _gone_already = kill_process_group(self.leader, Signal::TERM);
+            // Who was stopped hears that only when it goes on.
+            let _gone_already = kill_process_group(self.leader, Signal::CONT);
+        }
+    }
 }
 
 impl ExitWatch {
@@ -46,8 +64,11 @@ impl ExitWatch {
         Self { wait: Box::pin(wait), known: None, child: None }
     }
 
-    /// `child` is its pidfd, with which a signal can never reach somebody else. It is reaped also if nobody asks.
-    pub(super) fn child(wait: impl Future<Output = Exit> + Send + 'static, child: Option<OwnedFd>) -> Self {
+    /// It is reaped also if nobody asks.
+    pub(super) fn child(
+        wait: impl Future<Output = Exit> + Send + 'static,
+        child: Option<ChildGroup>,
+    ) -> Self {
         let reaped = tokio::spawn(wait);
         Self { wait: Box::pin(async { reaped.await.unwrap_or(Exit::Unknown) }), known: None, child }
     }
@@ -69,13 +90,11 @@ impl fmt::Debug for ExitWatch {
 }
 
 impl Drop for ExitWatch {
-    /// A remote process loses its pipes. A child of ours is asked to end and then still waited for, so that it
-    /// does not stay as a zombie; it is not killed, since only it can clean up after itself.
+    /// A remote process loses its pipes. A child of ours is asked to end, with what it has started, and then still waited
+    /// for, so that it does not stay as a zombie; it is not killed, since only it can clean up after itself.
     fn drop(&mut self) {
         if let Some(child) = &self.child {
-            let _gone_already = pidfd_send_signal(child, Signal::TERM);
-            // One that was stopped hears that only when it goes on.
-            let _gone_already = pidfd_send_signal(child, Signal::CONT);
+            child.end();
         }
     }
 }

@@ -101,6 +101,9 @@ impl LinkError {
                 Some("write it as for `ssh`: name, user@name or ssh://user@name:port")
             }
             LinkError::Channel { .. } => Some("raise MaxSessions in the host's sshd_config; a run needs 4"),
+            LinkError::Directory { .. } => {
+                Some("make room there, or let XDG_RUNTIME_DIR name a directory that you can write")
+            }
             LinkError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("install it, or correct the `command` of this host in the crew file")
             }
@@ -394,7 +397,7 @@ mod tests {
     fn a_person_sees_the_telling_lines_only() {
         let log =
             "@@@@@\n@ WARNING @\nIt is also possible that a host key has just been changed.\r\n\u{1b}[31mx\n";
-        assert_eq!(excerpt(log), "It is also possible that a host key has just been changed.; [31mx");
+        assert_eq!(excerpt(log), "It is also possible that a host key has just been changed.; x");
         assert!(excerpt(&"long line\n".repeat(1000)).len() < 500);
     }
 }

@@ -195,3 +195,39 @@ fn a_destination_that_reads_as_an_option_is_refused() {
         }
     });
 }
+
+/// Whether a process is there and not about to go.
+fn lives(pid: &str) -> bool {
+    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+#[test]
+fn what_a_command_has_started_ends_with_it() {
+    // As a wrapper that opens a tunnel, and one that does not pass signals on.
+    for (shell, closed) in
+        [("sleep 300 & echo $! >pid; exec \"$@\"", false), ("\"$@\" & echo $! >pid; wait", true)]
+    {
+        let place = tempfile::tempdir().unwrap();
+        let shell = format!("cd '{}'; {shell}", place.path().display());
+        let words = ["sh", "-c", &shell, "login"].map(str::to_owned).to_vec();
+        let started = || fs::read_to_string(place.path().join("pid")).ok().filter(|pid| pid.ends_with('\n'));
+        run(async {
+            let connector = Connector::new(&Ssh::default(), &Timing::default()).unwrap();
+            let link = connector.connect(&host(Transport::Command(words))).await.unwrap();
+            let mut channel = link.open(if closed { "exec sleep 300" } else { "exit 7" }).await.unwrap();
+            if closed {
+                while started().is_none() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                drop(channel);
+            } else {
+                assert_eq!(channel.wait().await, Exit::Code(7));
+            }
+            let pid = started().unwrap();
+            while lives(pid.trim()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+}

@@ -1,6 +1,7 @@
 //! Connections to hosts, over whatever transport.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -9,12 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crewboss_protocol::HostName;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::channel::{Channel, Exit, ExitWatch, Pipes};
+use super::channel::{Channel, ChildGroup, Exit, ExitWatch, Pipes};
 use super::error::LinkError;
 use super::private::Private;
 use super::ssh::{Login, Master};
@@ -196,7 +199,7 @@ fn spawn(
     host: &HostName,
     words: &[String],
     script: &str,
-    [stdin, stdout, stderr]: [std::os::fd::OwnedFd; 3],
+    [stdin, stdout, stderr]: [OwnedFd; 3],
 ) -> Result<ExitWatch, LinkError> {
     let mut argv = words.iter().map(String::as_str).chain(["sh", "-c", script]);
     let program = argv.next().unwrap_or("sh");
@@ -208,9 +211,18 @@ fn spawn(
         program: program.to_owned(),
         source,
     })?;
-    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    let pidfd = id.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok());
+    let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let group = || {
+        let leader = leader?;
+        Some(ChildGroup { leader, pidfd: pidfd_open(leader, PidfdFlags::empty()).ok()? })
+    };
+    let (ours, theirs) = (group(), group());
     let wait = async move {
+        if let Some(group) = theirs {
+            ended(&group.pidfd).await;
+            // What a command leaves behind, such as a tunnel, ends with it.
+            group.end();
+        }
         match child.wait().await {
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => Exit::Code(code),
@@ -220,5 +232,18 @@ fn spawn(
             Err(_) => Exit::Unknown,
         }
     };
-    Ok(ExitWatch::child(wait, pidfd))
+    Ok(ExitWatch::child(wait, ours))
+}
+
+/// Waits until a process has ended, and leaves it to be reaped.
+async fn ended(pidfd: &OwnedFd) {
+    // Without the news of ends it is not known before it is reaped.
+    let Ok(mut ends) = signal(SignalKind::child()) else { return };
+    let has_ended = || {
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    };
+    while !has_ended() {
+        ends.recv().await;
+    }
 }

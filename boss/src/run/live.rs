@@ -106,7 +106,6 @@ impl Live {
         self.pings += 1;
         self.pinged.get_or_insert((self.pings, Instant::now()));
         self.say(&ToWorker::Ping { number: self.pings });
-        self.log.flush();
     }
 
     /// Takes what was read: all messages in it, and the error or farewell behind them.

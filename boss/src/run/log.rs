@@ -3,25 +3,44 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io;
 use std::path::Path;
 
 use crewboss_ground::Open;
+use crewboss_protocol::harmless::harmless;
 use crewboss_protocol::{HostName, Outcome};
 
 use crate::event::{Event, EventKind, EventSink, TaskDone};
+use crate::outlet::{Kind, Outlet, Weight};
 use crate::store::StoreError;
 
 /// Time between two status lines of a host.
 const STATUS_INTERVAL_MS: u64 = 60_000;
 
+/// What may wait for a disk that is slow or stands still. The run goes on; the log says what it lacks.
+const WAITING: Kind =
+    Kind { room: 4 << 20, gap: |lines| format!("... ({lines} lines left out: the disk was too slow)\n") };
+
+/// An outlet into a log.
+pub(super) fn outlet(
+    path: &Path,
+    open: impl FnOnce() -> io::Result<File> + Send + 'static,
+) -> io::Result<Outlet> {
+    Outlet::start(path.display().to_string(), WAITING, open)
+}
+
+/// Foreign text on one line that nobody can mistake for several of ours. What was overwritten by carriage returns is kept:
+/// here it would take our own words with it.
+pub(super) fn one_line(text: &str) -> String {
+    let apart = text.trim().replace("\r\n", "\n").replace('\r', "\n");
+    harmless(&apart).trim().replace('\n', "; ").replace('\t', " ")
+}
+
 /// The log file.
 #[derive(Debug)]
 pub struct BossLog {
-    file: BufWriter<File>,
+    out: Outlet,
     hosts: BTreeMap<HostName, HostStatus>,
-    /// Whether a write failed; said once.
-    broken: bool,
 }
 
 #[derive(Debug, Default)]
@@ -35,19 +54,21 @@ struct HostStatus {
 impl BossLog {
     /// Opens `boss.log` in the result directory for appending.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let file = Open::append().path(&root.join("boss.log"))?;
-        Ok(Self { file: BufWriter::new(file), hosts: BTreeMap::new(), broken: false })
+        let path = root.join("boss.log");
+        let file = Open::append().path(&path)?;
+        let out = outlet(&path, || Ok(file)).map_err(StoreError::io("start a thread for", &path))?;
+        Ok(Self::into(out))
+    }
+
+    fn into(out: Outlet) -> Self {
+        Self { out, hosts: BTreeMap::new() }
     }
 
     fn line(&mut self, time_ms: u64, text: fmt::Arguments<'_>) {
         let time = i64::try_from(time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
         let time = time.unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%SZ");
-        let written = writeln!(self.file, "{time} {text}").and_then(|()| self.file.flush());
-        if let Err(error) = written
-            && !std::mem::replace(&mut self.broken, true)
-        {
-            tracing::warn!(%error, "cannot write boss.log");
-        }
+        let line = format!("{time} {}\n", one_line(&text.to_string()));
+        self.out.put(Weight::News, line.as_bytes());
     }
 
     fn done(&mut self, time_ms: u64, done: &TaskDone) {
@@ -70,7 +91,7 @@ impl BossLog {
                 write!(text, " on {host}").ok();
             }
             if !done.message.is_empty() {
-                write!(text, ": {}", done.message.replace('\n', "; ")).ok();
+                write!(text, ": {}", done.message).ok();
             }
             self.line(time_ms, format_args!("{text}"));
         }
@@ -158,5 +179,49 @@ impl EventSink for BossLog {
             | EventKind::TaskOutput { .. }
             | EventKind::GuestLoad { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a log becomes of these events.
+    fn logged(kinds: impl IntoIterator<Item = EventKind>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = BossLog::open(dir.path()).unwrap();
+        kinds.into_iter().for_each(|kind| log.event(&Event { time_ms: 0, kind }));
+        assert!(log.out.settle(&mut |still| still.as_secs() > 60).is_none());
+        std::fs::read_to_string(dir.path().join("boss.log")).unwrap()
+    }
+
+    #[test]
+    fn what_hosts_say_stays_on_a_line_of_its_own_with_our_time() {
+        let host: HostName = "lab1".parse().unwrap();
+        let forged = "gone\r\n1999-01-01T00:00:00Z lab2: lost: \x1b[2J\x1b]0;title\x07nothing\rHIDDEN\u{202e}\u{9b}31m\n";
+        let text = logged([
+            EventKind::HostLost { host: host.clone(), reason: forged.to_owned(), retry_ms: None },
+            EventKind::HostNotice { host, text: "\rover".to_owned() },
+        ]);
+        assert_eq!(
+            text,
+            "1970-01-01T00:00:00Z lab1: lost: gone; 1999-01-01T00:00:00Z lab2: lost: nothing; HIDDEN\n\
+             1970-01-01T00:00:00Z lab1: ; over\n"
+        );
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_holds_up_nobody() {
+        let (reader, writer) = io::pipe().unwrap();
+        let out = Outlet::start("boss.log", Kind { room: 10_000, ..WAITING }, move || Ok(writer)).unwrap();
+        let mut log = BossLog::into(out);
+        let host: HostName = "lab1".parse().unwrap();
+        for _ in 0..2000 {
+            let kind = EventKind::HostNotice { host: host.clone(), text: "x".repeat(100) };
+            log.event(&Event { time_ms: 0, kind });
+        }
+        drop(log);
+        let text = io::read_to_string(reader).unwrap();
+        assert!(text.lines().any(|line| line.ends_with("lines left out: the disk was too slow)")), "{text}");
     }
 }

@@ -162,7 +162,6 @@ impl Supervisor {
         let mut helpers = Helpers::new(&live, self.reports.clone());
         let error = self.serve(&mut live, &mut helpers).await;
         drop(helpers);
-        live.log.flush();
         // Also one that is lost: what is left of it must not stay beside the next one.
         live.site.link.clone().close();
         error

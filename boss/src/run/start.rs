@@ -96,7 +96,8 @@ impl RunError {
             Self::Descriptors(_) => Some(Cow::Borrowed(
                 "have the limit raised (`nofile` in /etc/security/limits.conf), or use fewer hosts at once (--host)",
             )),
-            Self::Plan(_) | Self::Store(_) | Self::Journal(_) | Self::Thread(_) => None,
+            Self::Store(error) => error.hint().map(Cow::Borrowed),
+            Self::Plan(_) | Self::Journal(_) | Self::Thread(_) => None,
         }
     }
 }

@@ -43,6 +43,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Io { .. } => {
+                Some("results are kept there; make room for them, or name another directory with --out")
+            }
+            Self::Ground(_) | Self::InUse { .. } => None,
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
