@@ -78,7 +78,8 @@ pub enum Command {
         were held for a person are ended, too, unless somebody is in one (--force: even then).\n\n\
         Examples:\n  \
         crewboss kill-workers               clean every host of the crew\n  \
-        crewboss kill-workers lab1 --force  end everything on one host that you may end"
+        crewboss kill-workers lab1 --force  end everything on one host that you may end\n  \
+        crewboss kill-workers lab1 --purge  remove also what is kept there for later runs"
     )]
     KillWorkers(KillWorkersArgs),
 }
@@ -311,6 +312,10 @@ pub struct KillWorkersArgs {
     /// End also the work of live bosses
     #[arg(long)]
     pub force: bool,
+    /// Remove also what is kept in the work directory for later runs: sources, objects, warm build directories. Machines
+    /// stay. A host on which a worker lives is left as it is
+    #[arg(long)]
+    pub purge: bool,
     /// Print JSON: an array with an object per host
     #[arg(long)]
     pub json: bool,

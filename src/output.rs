@@ -87,9 +87,9 @@ impl Stream {
         }
     }
 
-    /// Whether all is written.
-    pub fn is_idle(self) -> bool {
-        self.outlet().get().is_none_or(Outlet::is_idle)
+    /// Its queue, in a process that has called [`start`].
+    pub fn queue(self) -> Option<Outlet> {
+        self.outlet().get().cloned()
     }
 
     fn settle(self) -> Option<Trouble> {
@@ -197,8 +197,8 @@ mod tests {
     fn causes_stand_before_the_hint() {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot start\n  hint: try again")]
-        struct Outer(#[source] std::io::Error);
-        let error = Outer(std::io::Error::other("no space"));
+        struct Outer(#[source] io::Error);
+        let error = Outer(io::Error::other("no space"));
         assert_eq!(with_causes(&error), "cannot start: no space\n  hint: try again");
     }
 }

@@ -48,17 +48,16 @@ fn shown(mut terminal: File) -> String {
 
 /// Some tasks whose failures fill a small pipe, and one after them that says when it has begun.
 fn noisy(scene: &Scene, last: &str) -> String {
-    let noise =
-        "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c 390 /dev/zero | tr '\\0' x; echo; done; exit 1";
+    let noise = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do printf %0390d 0; echo; done; exit 1";
     let mark = scene.path("mark");
-    let failing = (0..6).map(|n| format!("[target.f{n}]\npriority = 9\nstages.run = \"\"\"{noise}\"\"\"\n"));
+    let failing = (0..6).map(|n| format!("[target.f{n}]\npriority = 9\nstages.run = '{noise}'\n"));
     failing.collect::<String>() + &format!("[target.last]\nstages.run = 'touch {}; {last}'\n", mark.display())
 }
 
-/// This computer, which counts as lost after two seconds of silence of its boss.
+/// This computer, which counts as lost after a few seconds of silence of its boss.
 fn impatient(scene: &Scene) -> std::path::PathBuf {
     let work = scene.path("work");
-    let limits = "[limits]\nheartbeat = '200ms'\nsilence = '2s'\n";
+    let limits = "[limits]\nheartbeat = '500ms'\nsilence = '5s'\n";
     scene.crew_file(&format!("{limits}[host.here]\nlocal = true\nslots = 1\nwork = '{}'\n", work.display()))
 }
 
@@ -100,7 +99,7 @@ fn a_terminal_that_cannot_be_drawn_on_gets_plain_lines() {
 #[test]
 fn a_reader_that_stands_still_costs_neither_hosts_nor_results() {
     let scene = Scene::new("");
-    scene.commit(&[("build.toml", &noisy(&scene, "sleep 5"))], "Make noise");
+    scene.commit(&[("build.toml", &noisy(&scene, "sleep 11"))], "Make noise");
     let (mut reader, writer) = small_pipe();
     let (events, crew) = (scene.path("events"), impatient(&scene));
     let mut command = crewboss(&scene, None);
@@ -110,6 +109,7 @@ fn a_reader_that_stands_still_costs_neither_hosts_nor_results() {
     drop(command);
     // Until then nobody reads, for longer than the host bears silence.
     wait_for("the last task", A_RUN, || {
+        assert!(boss.0.try_wait().expect("its state").is_none(), "the boss has ended before");
         let text = std::fs::read_to_string(&events).unwrap_or_default();
         text.lines().find(|line| line.contains("task_done") && line.contains("\"last\"")).map(str::to_owned)
     });
@@ -135,7 +135,10 @@ fn a_run_stops_in_time_whoever_does_not_read() {
     command.stdin(Stdio::null()).stdout(writer).stderr(writer_too);
     let mut boss = Ending(command.spawn().expect("the boss"));
     drop(command);
-    wait_for("the last task", A_RUN, || scene.path("mark").exists().then_some(()));
+    wait_for("the last task", A_RUN, || {
+        assert!(boss.0.try_wait().expect("its state").is_none(), "the boss has ended before");
+        scene.path("mark").exists().then_some(())
+    });
     let clock = FairClock::start();
     run(Command::new("kill").args(["-INT", &boss.0.id().to_string()]));
     let ended = wait_for("the end", SOON, || boss.0.try_wait().expect("its state"));

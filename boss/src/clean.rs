@@ -11,16 +11,29 @@ use crate::run::RunError;
 /// For one host: ending workers in order takes seconds, removing large trees may take minutes.
 const CLEAN_WITHIN: Duration = Duration::from_secs(600);
 
-/// Cleans all hosts at once, in the order of the crew; `told` hears each when it is done. With `force`, live sessions are
-/// ended too.
+/// How thoroughly hosts are cleaned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Thoroughly {
+    /// Live sessions are ended, too.
+    pub force: bool,
+    /// What is kept for later runs is removed, too.
+    pub purge: bool,
+}
+
+/// Cleans all hosts at once, in the order of the crew; `told` hears each when it is done.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
 pub async fn clean(
     crew: &Crew,
-    force: bool,
+    how: Thoroughly,
     told: &mut dyn FnMut(&Answer<CleanReport>),
 ) -> Result<Vec<Answer<CleanReport>>, RunError> {
-    let words: &[&str] = if force { &["clean", "--force"] } else { &["clean"] };
+    let words: &[&str] = match (how.force, how.purge) {
+        (false, false) => &["clean"],
+        (true, false) => &["clean", "--force"],
+        (false, true) => &["clean", "--purge"],
+        (true, true) => &["clean", "--force", "--purge"],
+    };
     of_crew(crew, words, CLEAN_WITHIN, told).await
 }

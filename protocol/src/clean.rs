@@ -46,6 +46,12 @@ pub struct CleanReport {
     /// What could not be done, each a sentence.
     #[serde(default)]
     pub errors: Vec<String>,
+    /// The work directory, if all of it that was made by us was removed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub purged: String,
+    /// What is still in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
 }
 
 /// A session that was not touched.
@@ -83,7 +89,9 @@ impl Validate for CleanReport {
         fits("errors", self.errors.len(), SESSIONS_MAX)?;
         fits("held_ended", self.held_ended.len(), MACHINES_MAX)?;
         fits("held_left", self.held_left.len(), MACHINES_MAX)?;
-        let long = self.errors.iter().any(|error| error.len() > TEXT_BYTES_MAX);
+        fits("kept", self.kept.len(), SESSIONS_MAX)?;
+        fits("purged", self.purged.len(), TEXT_BYTES_MAX)?;
+        let long = self.errors.iter().chain(&self.kept).any(|text| text.len() > TEXT_BYTES_MAX);
         let why = || format!("one is longer than {TEXT_BYTES_MAX} bytes");
         if long { Err(Invalid { field: "errors", why: why() }) } else { Ok(()) }
     }

@@ -126,14 +126,15 @@ fn sinks(
         end = Some(its_end);
     }
     // Bars are drawn on standard error. If either of the two goes into a file, plain lines are what is wanted.
-    let watched = std::io::stdout().is_terminal() && screen::can_draw();
-    if watched && verbosity > Verbosity::Quiet {
-        let lines = Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Normal };
-        let bars =
-            Bars::start(lines).map_err(|source| CommandError::System { what: "start a thread", source })?;
-        sinks.push(Box::new(bars));
-    } else {
-        sinks.push(Box::new(Plain::new(Stream::Out, verbosity, palette)));
+    let watched = std::io::stdout().is_terminal() && screen::can_draw() && verbosity > Verbosity::Quiet;
+    match Stream::Err.queue().filter(|_| watched) {
+        Some(out) => {
+            let lines = Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Normal };
+            let bars = Bars::start(lines, out);
+            let bars = bars.map_err(|source| CommandError::System { what: "start a thread", source })?;
+            sinks.push(Box::new(bars));
+        }
+        None => sinks.push(Box::new(Plain::new(Stream::Out, verbosity, palette))),
     }
     Ok((sinks, end))
 }

@@ -20,12 +20,12 @@ pub fn run(arguments: &HostsArgs) -> Exit {
 fn try_run(arguments: &HostsArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let palette = palette(&arguments.common, std::io::stdout().is_terminal());
-    let mut show = |report: &HostReport| {
+    let mut told = |report: &HostReport| {
         if !arguments.json {
             show(&hosts::details(report, palette, now()));
         }
     };
-    let reports = in_runtime(ask(crew, arguments.refresh, &mut show))?;
+    let reports = in_runtime(ask(crew, arguments.refresh, &mut told))?;
     if arguments.json {
         let json = hosts::json(&reports)
             .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;

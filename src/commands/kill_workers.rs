@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use crewboss_boss::clean::clean;
+use crewboss_boss::clean::{Thoroughly, clean};
 use crewboss_boss::report::Answer;
 use crewboss_protocol::clean::CleanReport;
 
@@ -21,12 +21,13 @@ pub fn run(arguments: &KillWorkersArgs) -> Exit {
 fn try_run(arguments: &KillWorkersArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let palette = palette(&arguments.common, std::io::stdout().is_terminal());
-    let mut show = |answer: &Answer<CleanReport>| {
+    let mut told = |answer: &Answer<CleanReport>| {
         if !arguments.json {
             show(&table::render(&cleaned(answer.clone()), palette));
         }
     };
-    let answers = in_runtime(async { Ok(clean(&crew, arguments.force, &mut show).await?) })?;
+    let how = Thoroughly { force: arguments.force, purge: arguments.purge };
+    let answers = in_runtime(async { Ok(clean(&crew, how, &mut told).await?) })?;
     let hosts: Vec<CleanedHost> = answers.into_iter().map(cleaned).collect();
     if arguments.json {
         let json = table::json(&hosts)

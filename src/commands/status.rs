@@ -22,12 +22,12 @@ pub fn run(arguments: &StatusArgs) -> Exit {
 fn try_run(arguments: &StatusArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let palette = palette(&arguments.common, std::io::stdout().is_terminal());
-    let mut show = |answer: &Answer<Overview>| {
+    let mut told = |answer: &Answer<Overview>| {
         if !arguments.json {
             show(&status::render(std::slice::from_ref(answer), palette, now()));
         }
     };
-    let hosts = in_runtime(async { Ok(overview(&crew, &mut show).await?) })?;
+    let hosts = in_runtime(async { Ok(overview(&crew, &mut told).await?) })?;
     if arguments.json {
         let json = status::json(&hosts)
             .map_err(|error| CommandError::System { what: "write JSON", source: error.into() })?;

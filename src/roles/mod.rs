@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crewboss_protocol::SessionId;
+use crewboss_worker::sweep::Thoroughly;
 use crewboss_worker::{agent, bulk, core, guardian, overview as overview_of_host, runner, sweep, verify};
 
 use crate::exit::Exit;
@@ -39,8 +40,8 @@ pub enum Role {
     },
     /// Sweeps a host.
     Clean {
-        /// End also live sessions.
-        force: bool,
+        /// What goes besides the dead.
+        how: Thoroughly,
         /// The work directory, if not the default.
         work: Option<PathBuf>,
         /// The machine directory, if not the default.
@@ -106,7 +107,7 @@ struct Options {
     pulse: Option<PathBuf>,
     machines: Option<OsString>,
     session: Option<OsString>,
-    force: bool,
+    how: Thoroughly,
     guest: agent::Options,
 }
 
@@ -122,7 +123,7 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
         "worker" => options("worker", &["--work"], rest).map(|options| Role::Worker { work: options.work }),
         "runner" => options("runner", &[], rest).map(|_| Role::Runner),
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
-        "clean" => options("clean", &["--work", "--machines", "--force"], rest).and_then(clean),
+        "clean" => options("clean", &["--work", "--machines", "--force", "--purge"], rest).and_then(clean),
         "overview" => options("overview", &["--work", "--machines"], rest).and_then(overview),
         person::ENTER => person::wish(person::ENTER, rest).map(|(call, wish)| Role::Person(call, wish)),
         person::RELEASE => person::wish(person::RELEASE, rest).map(|(call, wish)| Role::Person(call, wish)),
@@ -143,7 +144,7 @@ fn bulk(options: Options) -> Result<Role, RoleError> {
 
 fn clean(options: Options) -> Result<Role, RoleError> {
     let machines = machines(options.machines)?;
-    Ok(Role::Clean { force: options.force, work: options.work, machines })
+    Ok(Role::Clean { how: options.how, work: options.work, machines })
 }
 
 fn overview(options: Options) -> Result<Role, RoleError> {
@@ -178,7 +179,8 @@ fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> 
             "--machines" => options.machines = Some(value()?),
             "--port" => options.guest.port = Some(value()?.into()),
             "--shell-port" => options.guest.shell_port = Some(value()?.into()),
-            _ => options.force = true,
+            "--purge" => options.how.purge = true,
+            _ => options.how.force = true,
         }
     }
     Ok(options)
@@ -191,7 +193,7 @@ pub fn run(role: Result<Role, RoleError>) -> ExitCode {
         Ok(Role::WorkerProper { work, pulse }) => core::main(work, pulse),
         Ok(Role::Runner) => runner::main(),
         Ok(Role::Bulk { session, work }) => bulk::main(work, session),
-        Ok(Role::Clean { force, work, machines }) => sweep::clean_main(force, work, machines.as_deref()),
+        Ok(Role::Clean { how, work, machines }) => sweep::clean_main(how, work, machines.as_deref()),
         Ok(Role::Overview(place)) => overview_of_host::main(place.work, place.machines.as_deref()),
         Ok(Role::Person(call, wish)) => person::run(call, wish).into(),
         Ok(Role::Guest(options)) => agent::main(&options),
@@ -226,9 +228,13 @@ mod tests {
             of("bulk --session s --work /w"),
             Some(Ok(Role::Bulk { session: "s".parse().unwrap(), work: work() }))
         );
-        assert_eq!(of("clean --force"), Some(Ok(Role::Clean { force: true, work: None, machines: None })));
+        let clean = |force, purge, machines| {
+            Some(Ok(Role::Clean { how: Thoroughly { force, purge }, work: None, machines }))
+        };
+        assert_eq!(of("clean --force"), clean(true, false, None));
+        assert_eq!(of("clean --purge"), clean(false, true, None));
         let machines = Some("/m".to_owned());
-        assert_eq!(of("clean --machines /m"), Some(Ok(Role::Clean { force: false, work: None, machines })));
+        assert_eq!(of("clean --machines /m"), clean(false, false, machines));
         assert!(matches!(of("overview --machines /m"), Some(Ok(Role::Overview(_)))));
         assert!(matches!(of("enter-guest a"), Some(Err(RoleError::Missing { .. }))));
         assert!(of("enter a").is_none(), "that is for a person");

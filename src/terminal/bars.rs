@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crewboss_boss::event::{Event, EventSink};
-use crewboss_boss::outlet::Weight;
+use crewboss_boss::outlet::{Outlet, Weight};
 use crewboss_protocol::HostName;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -17,7 +17,6 @@ use super::plain::Lines;
 use super::progress::{HostProgress, HostState, Progress, Running};
 use super::screen::Canvas;
 use super::text::{bytes, clock, counted, put, shortened};
-use crate::output::Stream;
 
 /// Between two drawings: what the eye takes for moving.
 const REDRAW: Duration = Duration::from_millis(125);
@@ -55,14 +54,14 @@ struct Shared {
 }
 
 impl Bars {
-    /// Begins to draw.
-    pub fn start(lines: Lines) -> std::io::Result<Self> {
+    /// Begins to draw, by what goes to standard error.
+    pub fn start(lines: Lines, out: Outlet) -> std::io::Result<Self> {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (end, ended) = channel();
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("draw".to_owned())
-            .spawn(move || draw_until_ended(&theirs, &ended, lines.palette.colour))?;
+            .spawn(move || draw_until_ended(&theirs, &ended, Screen::new(lines.palette.colour, out)))?;
         Ok(Self { shared, lines, end: Some(end), thread: Some(thread) })
     }
 }
@@ -96,11 +95,10 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn draw_until_ended(shared: &Mutex<Shared>, ended: &Receiver<()>, colour: bool) {
-    let mut screen = Screen::new(colour);
+fn draw_until_ended(shared: &Mutex<Shared>, ended: &Receiver<()>, mut screen: Screen) {
     loop {
         let last = ended.recv_timeout(REDRAW) != Err(RecvTimeoutError::Timeout);
-        if !last && !Stream::Err.is_idle() {
+        if !last && !screen.out.is_idle() {
             continue;
         }
         let (above, view) = {
@@ -197,6 +195,7 @@ fn host_line(name: &HostName, host: &HostProgress, width: usize) -> String {
 }
 
 struct Screen {
+    out: Outlet,
     multi: MultiProgress,
     overall: ProgressBar,
     hosts: Vec<ProgressBar>,
@@ -205,14 +204,14 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(colour: bool) -> Self {
+    fn new(colour: bool, out: Outlet) -> Self {
         // The pace is set by the drawing thread, so the target itself leaves no drawings out.
-        let target = ProgressDrawTarget::term_like(Box::new(Canvas::new()));
+        let target = ProgressDrawTarget::term_like(Box::new(Canvas::new(out.clone())));
         let multi = MultiProgress::with_draw_target(target);
         let template = if colour { "[{bar:30.green}] {wide_msg}" } else { "[{bar:30}] {wide_msg}" };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let overall = multi.add(ProgressBar::new(0).with_style(style.progress_chars("=> ")));
-        Self { multi, overall, hosts: Vec::new(), terminal: console::Term::stderr(), shown: None }
+        Self { out, multi, overall, hosts: Vec::new(), terminal: console::Term::stderr(), shown: None }
     }
 
     fn host_lines(&self) -> usize {
@@ -231,7 +230,7 @@ impl Screen {
         }
         // Bars leave the cursor behind the last column. What the terminal echoes there, such as `^C`, would go to a line
         // of its own, and the next drawing would miss the topmost line of this one.
-        Stream::Err.put(Weight::Last, b"\r");
+        self.out.put(Weight::Last, b"\r");
     }
 
     fn change(&mut self, view: View) {
@@ -273,6 +272,7 @@ mod tests {
     use crate::terminal::samples::{host, run};
     use crate::terminal::text::Palette;
     use crewboss_boss::event::EventKind;
+    use crewboss_boss::outlet::Kind;
 
     fn view(events: usize, host_lines: usize) -> View {
         let mut progress = Progress::default();
@@ -302,7 +302,9 @@ lab2    0/0    ok 0     warn 0    fail 0    connecting
     #[test]
     fn drawing_ends_with_the_run_and_a_flood_stays_bounded() {
         let lines = Lines { verbosity: Verbosity::Normal, palette: Palette::PLAIN, good_tasks: false };
-        let mut bars = Bars::start(lines).unwrap();
+        let nowhere = Kind { room: 1 << 20, gap: |_| String::new() };
+        let out = Outlet::start("a terminal", nowhere, || Ok(std::io::sink())).unwrap();
+        let mut bars = Bars::start(lines, out).unwrap();
         let events = run();
         let failure = events.iter().find(|event| matches!(&event.kind, EventKind::TaskDone(done) if !done.tail.is_empty() && !done.outcome.is_good()));
         let failure = failure.unwrap();

@@ -57,6 +57,11 @@ fn lines(report: &CleanReport) -> String {
         .collect();
     let mut text = if done.is_empty() { "nothing to clean".to_owned() } else { done.join(", ") };
     text.push('\n');
+    if !report.purged.is_empty() {
+        let kept: Vec<String> = report.kept.iter().map(|name| one_line(name)).collect();
+        let but = if kept.is_empty() { String::new() } else { format!(", but for {}", kept.join(", ")) };
+        text.push_str(&format!("  removed: {}{but}\n", one_line(&report.purged)));
+    }
     for left in &report.left {
         let why = match left.why {
             WhyLeft::BossAlive => "its boss is alive; --force ends it",
@@ -123,18 +128,26 @@ mod tests {
             errors: vec!["cannot remove /srv/x: \x1b[2Jdenied".to_owned()],
             ..CleanReport::default()
         };
+        let purged = CleanReport {
+            purged: "/srv/crewboss".to_owned(),
+            kept: vec!["machines".to_owned()],
+            ..CleanReport::default()
+        };
         let hosts = [
             CleanedHost { host: host("lab1"), report: Some(busy), error: None },
             CleanedHost { host: host("lab2"), report: Some(CleanReport::default()), error: None },
+            CleanedHost { host: host("lab3"), report: Some(purged), error: None },
             CleanedHost { host: host("pod"), report: None, error: Some("connection refused".to_owned()) },
         ];
-        assert_eq!(hosts.each_ref().map(CleanedHost::is_good), [false, true, false]);
+        assert_eq!(hosts.each_ref().map(CleanedHost::is_good), [false, true, true, false]);
         let text: String = hosts.iter().map(|host| render(host, Palette::PLAIN)).collect();
         insta::assert_snapshot!(text, @r"
 lab1: 1 live session ended, 2 dead sessions removed, 5 processes killed, 1 directory removed
   left alone: 20260102-030405-1.2 of ann@laptop, run 20260102-030405-1: its boss is alive; --force ends it
   error: cannot remove /srv/x: denied
 lab2: nothing to clean
+lab3: nothing to clean
+  removed: /srv/crewboss, but for machines
 pod: could not be cleaned
   connection refused
 ");

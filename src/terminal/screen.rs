@@ -4,10 +4,8 @@ use std::io::{self, IsTerminal as _};
 use std::sync::{Mutex, PoisonError};
 
 use console::Term;
-use crewboss_boss::outlet::Weight;
+use crewboss_boss::outlet::{Outlet, Weight};
 use indicatif::TermLike;
-
-use crate::output::Stream;
 
 /// Whether lines can be drawn anew on standard error. If not, plain lines are what is wanted: on anything that is no
 /// terminal, where the cursor cannot be moved, and where nobody knows how wide a line is.
@@ -27,14 +25,15 @@ pub fn is_dumb() -> bool {
 /// The terminal at standard error, as what draws bars wants it. A drawing is put into the queue when it is complete.
 #[derive(Debug)]
 pub struct Canvas {
+    out: Outlet,
     terminal: Term,
     drawing: Mutex<String>,
 }
 
 impl Canvas {
-    /// An empty one.
-    pub fn new() -> Self {
-        Self { terminal: Term::stderr(), drawing: Mutex::default() }
+    /// An empty one, whose drawings go there.
+    pub fn new(out: Outlet) -> Self {
+        Self { out, terminal: Term::stderr(), drawing: Mutex::default() }
     }
 
     fn draw(&self, text: &str) -> io::Result<()> {
@@ -89,7 +88,7 @@ impl TermLike for Canvas {
     fn flush(&self) -> io::Result<()> {
         let drawing = std::mem::take(&mut *self.drawing.lock().unwrap_or_else(PoisonError::into_inner));
         // Nothing is drawn before the drawing before has gone out, so that there are never many.
-        Stream::Err.put(Weight::Last, drawing.as_bytes());
+        self.out.put(Weight::Last, drawing.as_bytes());
         Ok(())
     }
 }

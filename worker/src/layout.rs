@@ -138,6 +138,19 @@ impl Layout {
         self.work.join("machines")
     }
 
+    /// All that is made below the work directory, but for machines; the lock by which its users are known comes last.
+    pub fn all(&self) -> [PathBuf; 7] {
+        [
+            self.tasks(),
+            self.warm_root(),
+            self.sources(),
+            self.objects(),
+            self.probe_cache(),
+            self.emulator_cache(),
+            self.locks(),
+        ]
+    }
+
     /// What an earlier probe found.
     pub fn probe_cache(&self) -> PathBuf {
         self.work.join("probe.json")

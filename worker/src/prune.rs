@@ -4,15 +4,15 @@
 //! removed afterwards, while work goes on. Old programs of crewboss are none of a worker's business: whoever brings a new
 //! one removes them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::layout::Layout;
+use crate::slots::lock_alone;
 use crate::source::{self, UNFINISHED};
 use crate::storage::remove_tree;
-use crewboss_ground::Held;
 
 /// Sources kept.
 const SOURCES_MAX: usize = 64;
@@ -51,14 +51,7 @@ pub struct Aside {
 /// # Errors
 /// If the lock cannot be had for another reason.
 pub fn set_aside(layout: &Layout) -> io::Result<Aside> {
-    fs::create_dir_all(layout.locks())?;
-    let users = File::options().create(true).append(true).open(layout.users_lock())?;
-    match users.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Ok(Aside::default()),
-        Err(fs::TryLockError::Error(error)) => return Err(error),
-    }
-    let _alone = Held::new(users);
+    let Some(_alone) = lock_alone(layout)? else { return Ok(Aside::default()) };
     // What dead processes have not finished making, or removing.
     let unfinished = entries(&layout.sources()).into_iter().map(|entry| entry.path());
     let unfinished = unfinished.filter(|path| has_prefix(path, UNFINISHED)).collect();
@@ -164,6 +157,7 @@ fn has_many_packs(layout: &Layout) -> bool {
 mod tests {
     use super::*;
     use crewboss_protocol::TreeId;
+    use std::fs::File;
 
     fn at_work() -> (tempfile::TempDir, Layout) {
         let work = tempfile::tempdir().unwrap();

@@ -245,6 +245,20 @@ pub fn lock_as_user(layout: &Layout) -> io::Result<File> {
     Ok(file)
 }
 
+/// The same lock for this process alone; `None` if there is a user. Never waits.
+///
+/// # Errors
+/// If the file cannot be made or locked.
+pub fn lock_alone(layout: &Layout) -> io::Result<Option<Held>> {
+    std::fs::create_dir_all(layout.locks())?;
+    let file = open_lock(&layout.users_lock())?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Held::new(file))),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

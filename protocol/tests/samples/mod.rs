@@ -458,6 +458,8 @@ pub fn clean_report() -> Vec<CleanReport> {
         subvolumes: 4,
         locks: 0,
         errors: vec![],
+        purged: "/srv/crewboss".to_owned(),
+        kept: vec!["machines".to_owned()],
     }]
 }
 

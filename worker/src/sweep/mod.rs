@@ -3,6 +3,8 @@
 //! Everything is found by its recorded owner: the session's directory, its control group, the processes that carry
 //! its id in their environment. Nothing is found by the name of a program.
 
+mod purge;
+
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -38,15 +40,30 @@ const SUBVOLUME_INODE: u64 = 256;
 /// Between two looks at a worker that is ending.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// How thoroughly a host is cleaned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Thoroughly {
+    /// Sessions of live bosses are ended, too.
+    pub force: bool,
+    /// What is kept for later runs is removed, too.
+    pub purge: bool,
+}
+
 /// `crewboss clean`: sweeps the host and prints a [`CleanReport`] as one line. Returns 1 if something could not be done.
 /// `machines` is the host's machine directory from the crew file, if that names one.
-pub fn clean_main(force: bool, work: Option<PathBuf>, machines: Option<&str>) -> ExitCode {
+pub fn clean_main(how: Thoroughly, work: Option<PathBuf>, machines: Option<&str>) -> ExitCode {
     let resolved = Layout::resolve(work).and_then(|layout| {
         let machines = Machines::resolve(&layout, machines)?;
         Ok((layout, machines))
     });
     let report = match resolved {
-        Ok((layout, machines)) => clean(&layout, &machines, force),
+        Ok((layout, machines)) => {
+            let mut report = clean(&layout, &machines, how.force);
+            if how.purge {
+                purge::purge(&layout, &mut report);
+            }
+            report
+        }
         Err(error) => CleanReport { errors: vec![error], ..CleanReport::default() },
     };
     let mut line = Vec::new();
