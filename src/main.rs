@@ -37,6 +37,8 @@ fn main() -> ExitCode {
     }
     let exit = run(cli);
     output::finish();
+    // Threads that still wait for something keep what they have until they are gone, and nobody drops it then.
+    crewboss_boss::link::abandon();
     exit.into()
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use support::boss::Ended;
 use support::lab::{Lab, User};
 use support::scene::{LIMITS, Scene};
-use support::{read, run, write};
+use support::{read, run, wait_for, write};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
 const GOOD: &str = "commits = 'HEAD'\n[target.t]\nstages.run = ['/bin/true']\n";
@@ -175,6 +175,25 @@ fn nothing_uncommitted_is_left_in_the_temporary_directory() {
     // Wherever its own temporary files go.
     scene.crewboss(None, &["kill-workers"]).called("cleaner").run().expect_code(0);
     assert_eq!(left(), 0);
+}
+
+#[test]
+fn one_signal_is_enough_while_the_source_is_read() {
+    let scene = Scene::new(GOOD);
+    let (tools, temporary, pid) = (scene.path("tools"), scene.path("tmp"), scene.path("pid"));
+    std::fs::create_dir_all(&temporary).expect("a directory");
+    let git = tools.join("git");
+    write(&git, &format!("#!/bin/sh\necho $$ >{0}.new; mv {0}.new {0}\nexec sleep 60\n", pid.display()));
+    std::fs::set_permissions(&git, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a program");
+    let path = format!("{}:/usr/bin:/bin", tools.display());
+    let running = scene.build_local().env("PATH", path).env("TMPDIR", &temporary).start();
+    wait_for("git to be asked", std::time::Duration::from_secs(60), || pid.exists().then_some(()));
+    running.signal("INT");
+    let ended = running.end_in_time(std::time::Duration::from_secs(5));
+    run(Command::new("kill").arg(read(&pid).trim()));
+    ended.expect_code(130).expect_said("interrupted before anything was started");
+    assert_eq!(std::fs::read_dir(&temporary).expect("the directory").count(), 0);
+    assert!(!scene.out().exists(), "no partial state");
 }
 
 #[test]

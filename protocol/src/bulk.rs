@@ -32,6 +32,14 @@ pub enum BulkRequest {
     },
     /// A git pack follows in frames. Answered by `stored`.
     Pack,
+    /// The content of one file follows in frames, as it is: with [`LONG_FILE_BYTES`](crate::limits::LONG_FILE_BYTES) or
+    /// more it is too long for a pack, whose parts have to fit into memory. Answered by `stored`.
+    File {
+        /// The id of its git object.
+        id: TreeId,
+        /// Its length.
+        bytes: u64,
+    },
     /// Check this tree out. Answered by `checked_out`.
     CheckOut {
         /// The tree.

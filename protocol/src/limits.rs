@@ -15,6 +15,10 @@ pub const LIVE_CHUNK_BYTES_MAX: usize = 32 << 10;
 /// The stored log is not affected.
 pub const LIVE_BUFFER_BYTES_MAX: usize = 1 << 20;
 
+/// Files of this length or more travel by themselves, and are written and read piece by piece: what is in a pack has to
+/// fit into memory, some of it several times.
+pub const LONG_FILE_BYTES: u64 = 16 << 20;
+
 /// Longest piece of data in one frame of a bulk channel.
 pub const BULK_CHUNK_BYTES_MAX: usize = 256 << 10;
 

@@ -118,7 +118,7 @@ fn the_samples_are_complete() {
         }] = true;
     }
     assert_eq!(seen, [true; 16]);
-    let mut seen = [false; 6];
+    let mut seen = [false; 7];
     for message in samples::bulk_request() {
         seen[match message {
             BulkRequest::Have { .. } => 0,
@@ -127,9 +127,10 @@ fn the_samples_are_complete() {
             BulkRequest::Log { .. } => 3,
             BulkRequest::LogEnds { .. } => 4,
             BulkRequest::Artifacts { .. } => 5,
+            BulkRequest::File { .. } => 6,
         }] = true;
     }
-    assert_eq!(seen, [true; 6]);
+    assert_eq!(seen, [true; 7]);
     let mut seen = [false; 9];
     for message in samples::bulk_answer() {
         seen[match message {

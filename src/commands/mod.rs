@@ -79,6 +79,7 @@ impl CommandError {
             // Nothing was started; the path given is wrong.
             CommandError::Events(crate::terminal::events::EventsError::Create { .. }) => Exit::Usage,
             CommandError::Run(RunError::Source(_) | RunError::Plan(_)) => Exit::Usage,
+            CommandError::Run(RunError::Interrupted) => Exit::Interrupted,
             CommandError::Events(_)
             | CommandError::System { .. }
             | CommandError::Run(_)

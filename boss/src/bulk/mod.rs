@@ -190,8 +190,29 @@ impl Bulk {
         &mut self,
         produce: impl FnOnce(&mut dyn Write) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BulkError> {
+        self.data(BulkRequest::Pack, produce).await
+    }
+
+    /// Sends the content of a file that is too long for a pack, as [`Self::pack`] sends one.
+    ///
+    /// # Errors
+    /// As for a pack.
+    pub async fn file(
+        &mut self,
+        id: TreeId,
+        bytes: u64,
+        produce: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), BulkError> {
+        self.data(BulkRequest::File { id, bytes }, produce).await
+    }
+
+    async fn data<T: Send + 'static>(
+        &mut self,
+        request: BulkRequest,
+        produce: impl FnOnce(&mut dyn Write) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, BulkError> {
         self.call(move |wire| {
-            wire.request(&BulkRequest::Pack)?;
+            wire.request(&request)?;
             let output = wire.output();
             let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
             let mut frames = FrameWriter::new(&mut *output);

@@ -62,9 +62,9 @@ use upload::UploadsEnd;
 pub async fn run(
     request: RunRequest,
     sinks: Vec<Box<dyn EventSink + Send>>,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<Summary, RunError> {
-    let mut started = start::start(request, sinks).await?;
+    let mut started = start::start(request, sinks, &mut stop).await?;
     drive(&mut started, stop).await;
     started.finish().await
 }

@@ -126,8 +126,7 @@ impl Push {
         };
         let mut stats = PackStats::default();
         if !channel.have(vec![tree]).await?.contains(&tree) {
-            let (source, has) = (self.source.clone(), self.has.clone());
-            stats = channel.pack(move |out| pack(&source, tree, &has, out)).await?;
+            stats = send(channel, &self.source, tree, self.has.clone()).await?;
             self.site.traffic.add_sent(stats.bytes);
         }
         let sent = Instant::now();
@@ -140,7 +139,24 @@ impl Push {
     }
 }
 
-fn pack(source: &Source, tree: TreeId, has: &[TreeId], out: &mut dyn io::Write) -> io::Result<PackStats> {
-    let missing = source.missing(&[tree], has).map_err(io::Error::other)?;
-    source.pack(&missing, out).map_err(io::Error::other)
+/// Sends what the host lacks of a tree: long files one by one, all else as a pack.
+async fn send(
+    channel: &mut Bulk,
+    source: &Source,
+    tree: TreeId,
+    has: Vec<TreeId>,
+) -> Result<PackStats, PushError> {
+    let from = source.clone();
+    let missing = tokio::task::spawn_blocking(move || from.missing(&[tree], &has)).await;
+    let missing = missing.map_err(|error| BulkError::Produce(io::Error::other(error)))??;
+    let mut long = PackStats::default();
+    for &(id, bytes) in missing.long() {
+        let source = source.clone();
+        channel.file(id, bytes, move |out| source.write(id, out).map_err(io::Error::other)).await?;
+        long.objects += 1;
+        long.bytes += bytes;
+    }
+    let source = source.clone();
+    let packed = channel.pack(move |out| source.pack(&missing, out).map_err(io::Error::other)).await?;
+    Ok(PackStats { objects: packed.objects + long.objects, bytes: packed.bytes + long.bytes })
 }

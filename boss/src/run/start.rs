@@ -81,6 +81,9 @@ pub enum RunError {
     /// This program's own file.
     #[error(transparent)]
     Ship(#[from] ShipError),
+    /// It was asked to stop while the source was read.
+    #[error("interrupted before anything was started")]
+    Interrupted,
     /// A thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -97,7 +100,7 @@ impl RunError {
                 "have the limit raised (`nofile` in /etc/security/limits.conf), or use fewer hosts at once (--host)",
             )),
             Self::Store(error) => error.hint().map(Cow::Borrowed),
-            Self::Plan(_) | Self::Journal(_) | Self::Thread(_) => None,
+            Self::Plan(_) | Self::Journal(_) | Self::Thread(_) | Self::Interrupted => None,
         }
     }
 }
@@ -139,6 +142,7 @@ pub(crate) fn run_id() -> RunId {
 pub(super) async fn start(
     request: RunRequest,
     sinks: Vec<Box<dyn EventSink + Send>>,
+    stop: &mut watch::Receiver<bool>,
 ) -> Result<Started, RunError> {
     descriptors::provide(request.crew.hosts.len())?;
     let awake = Arc::new(Awake::new(request.crew.timing.silence));
@@ -156,10 +160,15 @@ pub(super) async fn start(
         probe_only: false,
         refresh: false,
     };
-    // Logging in takes longer than anything below, so it begins first.
+    // What can be refused is refused before anything is started anywhere.
+    let planned = make_plan(request.repository, request.selection, request.targets);
+    let (source, plan) = tokio::select! {
+        biased;
+        Ok(_) = stop.wait_for(|&asked| asked) => return Err(RunError::Interrupted),
+        planned = planned => planned?,
+    };
     let common = Arc::new(common);
     let Sessions { hosts, reports, work, supervisors } = Sessions::start(&request.crew, common.clone());
-    let (source, plan) = make_plan(request.repository, request.selection, request.targets).await?;
     let plan = plan.with_guests(request.guests);
     let out = OutDir::open(&request.out, &run)?;
     let (mut journal, History { recorded, damage }) = Journal::open(out.root())?;

@@ -3,10 +3,12 @@
 
 use std::collections::HashSet;
 
+use crewboss_protocol::limits::LONG_FILE_BYTES;
 use crewboss_protocol::tree;
-use git2::{ErrorCode, ObjectType, Odb, OdbLookupFlags, Oid, Repository, Tree};
+use git2::{ErrorCode, ObjectType, Odb, Oid, Repository, Tree};
 
 use super::error::SourceError;
+use super::missing::Long;
 use super::{Commit, oid};
 
 /// How a file begins that stands for one kept by Git LFS.
@@ -18,8 +20,10 @@ const POINTER_BYTES_MAX: usize = 1024;
 /// What an attributes file says if files are kept by Git LFS.
 const ATTRIBUTE: &[u8] = b"filter=lfs";
 
-/// Checks the trees of all commits. Each subtree is looked at once, however many commits share it.
-pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<(), SourceError> {
+/// Checks the trees of all commits, and finds the files that are too long for a pack. Each subtree is looked at once,
+/// however many commits share it.
+pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<Long, SourceError> {
+    let mut long = Long::new();
     let mut plain = HashSet::new();
     let mut pointers = HashSet::new();
     let mut lfs = false;
@@ -28,16 +32,18 @@ pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<(), Sou
         .map_err(|source| SourceError::Git { doing: "open the objects", source: source.into() })?;
     for commit in commits {
         let tree = oid(commit.tree)?;
-        let mut look = Look { repository, odb: &odb, commit, seen: &mut plain, lfs, depth: 0 };
+        let mut look =
+            Look { repository, odb: &odb, commit, seen: &mut plain, long: &mut long, lfs, depth: 0 };
         look.walk(tree, "", &mut |look, entry, path| look.submodule_or_attributes(entry, path))?;
         lfs = look.lfs;
         if lfs {
             // Rare: only a repository that uses it pays for a look into its small files.
-            let mut look = Look { repository, odb: &odb, commit, seen: &mut pointers, lfs, depth: 0 };
+            let mut look =
+                Look { repository, odb: &odb, commit, seen: &mut pointers, long: &mut long, lfs, depth: 0 };
             look.walk(tree, "", &mut |look, entry, path| look.pointer(entry, path))?;
         }
     }
-    Ok(())
+    Ok(long)
 }
 
 struct Look<'a> {
@@ -45,6 +51,7 @@ struct Look<'a> {
     odb: &'a Odb<'a>,
     commit: &'a Commit,
     seen: &'a mut HashSet<Oid>,
+    long: &'a mut Long,
     lfs: bool,
     depth: usize,
 }
@@ -82,7 +89,7 @@ impl Look<'_> {
 
     /// Refuses what no host would check out: each would find it out by itself, and be of no more use to the run.
     fn fits(
-        &self,
+        &mut self,
         entry: &git2::TreeEntry<'_>,
         names: &mut HashSet<Vec<u8>>,
         path: &dyn Fn() -> String,
@@ -93,14 +100,17 @@ impl Look<'_> {
             return Err(unfit("it is there twice".to_owned()));
         }
         // What is missed while the run goes on has wasted the time of every host.
-        if entry.kind() == Some(ObjectType::Blob)
-            && !self.odb.exists_ext(entry.id(), OdbLookupFlags::NO_REFRESH)
-        {
-            return Err(SourceError::absent(entry.id().to_string(), &path()));
+        let bytes = match entry.kind() {
+            Some(ObjectType::Blob) => self.size(entry.id(), path)?,
+            _ => 0,
+        };
+        if bytes >= LONG_FILE_BYTES {
+            self.long.insert(entry.id(), bytes);
         }
         match entry.filemode_raw() {
             // Submodules are refused by their own words.
             0o040_000 | 0o100_755 | 0o100_644 | 0o100_664 | 0o100_600 | 0o160_000 => Ok(()),
+            0o120_000 if bytes >= LONG_FILE_BYTES => Err(unfit("it is no link".to_owned())),
             0o120_000 => tree::check_link(self.blob(entry.id(), path)?.content()).map_err(unfit),
             mode => Err(unfit(format!("it has the mode {mode:o}"))),
         }
@@ -114,7 +124,8 @@ impl Look<'_> {
         if entry.kind() == Some(ObjectType::Commit) {
             return Err(SourceError::Submodule { commit: self.commit.short.clone(), path: path() });
         }
-        if !self.lfs && entry.name_bytes() == b".gitattributes" {
+        let is_read = entry.name_bytes() == b".gitattributes" && !self.long.contains_key(&entry.id());
+        if !self.lfs && is_read {
             let text = self.blob(entry.id(), path)?.content().to_vec();
             self.lfs = text.windows(ATTRIBUTE.len()).any(|part| part == ATTRIBUTE);
         }
@@ -130,6 +141,11 @@ impl Look<'_> {
             return Err(SourceError::Lfs { commit: self.commit.short.clone(), path: path() });
         }
         Ok(())
+    }
+
+    fn size(&self, id: Oid, path: &dyn Fn() -> String) -> Result<u64, SourceError> {
+        let header = self.odb.read_header(id);
+        header.map(|(bytes, _)| bytes as u64).map_err(|source| absent_or(source, id, &path()))
     }
 
     fn blob(&self, id: Oid, path: &dyn Fn() -> String) -> Result<git2::Blob<'_>, SourceError> {

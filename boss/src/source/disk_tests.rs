@@ -433,3 +433,25 @@ fn a_long_file_goes_through_in_pieces_and_what_is_borrowed_is_seen() {
     assert!(found[&b"long"[..]].1 == long);
     assert_eq!(ground.open("borrower", &Selection::Range("HEAD".to_owned())).unwrap().commits().len(), 1);
 }
+
+#[test]
+fn what_is_too_long_for_a_pack_travels_by_itself_from_the_disk_and_from_packs() {
+    let ground = Ground::new();
+    let length = usize::try_from(crewboss_protocol::limits::LONG_FILE_BYTES).unwrap();
+    let content: Vec<u8> = (0_u32..).flat_map(|number| (number / 100).to_le_bytes()).take(length).collect();
+    ground.write("r/long", &content);
+    ground.write("r/short", &content[1..]);
+    let from_disk = ground.open("r", &Selection::WorkingTree).unwrap();
+    ground.shell("r", "git add . && git commit -qm One && git repack -qad");
+    let from_pack = ground.open("r", &Selection::Range("HEAD".to_owned())).unwrap();
+    for source in [from_disk, from_pack] {
+        let missing = source.missing(&[source.commits()[0].tree], &[]).unwrap();
+        let &[(id, bytes)] = missing.long() else { panic!("{missing:?}") };
+        assert_eq!((missing.len(), bytes), (2, length as u64));
+        let mut written = Vec::new();
+        source.write(id, &mut written).unwrap();
+        assert!(written == content);
+        // A host that has it is not sent it again.
+        assert!(source.missing(&[source.commits()[0].tree], &[source.commits()[0].tree]).unwrap().is_empty());
+    }
+}

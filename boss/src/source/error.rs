@@ -222,8 +222,13 @@ pub enum SourceError {
         source: GitReason,
     },
     /// The `git` program failed.
-    #[error("`git pack-objects` failed: {0}")]
-    PackObjects(String),
+    #[error("`git {command}` failed: {said}")]
+    Program {
+        /// Which of its commands.
+        command: &'static str,
+        /// What it said.
+        said: String,
+    },
     /// The pack cannot be written to where it should go.
     #[error("cannot pass the pack on")]
     Write(#[source] io::Error),

@@ -1,13 +1,13 @@
 //! Which objects a host lacks.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crewboss_protocol::TreeId;
 use git2::{ObjectType, Oid, Repository, Tree};
 
 use super::check::{find_tree, join};
 use super::error::SourceError;
-use super::oid;
+use super::{oid, tree_id};
 
 /// Trees that each wanted one is compared with. The nearest in history share nearly everything; more would cost more
 /// comparisons than they save.
@@ -17,27 +17,38 @@ const BASES_MAX: usize = 4;
 #[derive(Debug, Clone, Default)]
 pub struct Missing {
     pub(super) objects: Vec<(Oid, String)>,
+    /// Files that are too long for a pack, with their lengths.
+    long: Vec<(TreeId, u64)>,
 }
 
+/// Files of a source that are too long for a pack, with their lengths.
+pub(super) type Long = HashMap<Oid, u64>;
+
 impl Missing {
-    /// How many objects there are.
+    /// Files that are not packed, with their lengths: see [`Source::write`](super::Source::write).
+    pub fn long(&self) -> &[(TreeId, u64)] {
+        &self.long
+    }
+
+    /// How many objects there are to be packed.
     pub fn len(&self) -> usize {
         self.objects.len()
     }
 
     /// Whether the host has everything.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
+        self.objects.is_empty() && self.long.is_empty()
     }
 }
 
 /// Finds them. Each wanted tree is compared with the one before it and with the last of those that the host has.
 pub(super) fn find(
     repository: &Repository,
+    long: &Long,
     wanted: &[TreeId],
     have: &[TreeId],
 ) -> Result<Missing, SourceError> {
-    let mut search = Search { repository, seen: HashSet::new(), missing: Missing::default() };
+    let mut search = Search { repository, long, seen: HashSet::new(), missing: Missing::default() };
     let mut bases: Vec<Oid> = Vec::new();
     for tree in have.iter().rev().take(BASES_MAX) {
         let id = oid(*tree)?;
@@ -59,6 +70,7 @@ pub(super) fn find(
 
 struct Search<'r> {
     repository: &'r Repository,
+    long: &'r Long,
     /// Listed already, or known to be there with all below.
     seen: HashSet<Oid>,
     missing: Missing,
@@ -84,7 +96,10 @@ impl Search<'_> {
                     .collect();
                 self.tree(entry.id(), path, &below)?;
             } else if self.seen.insert(entry.id()) {
-                self.missing.objects.push((entry.id(), path));
+                match self.long.get(&entry.id()) {
+                    Some(bytes) => self.missing.long.push((tree_id(entry.id()), *bytes)),
+                    None => self.missing.objects.push((entry.id(), path)),
+                }
             }
         }
         self.missing.objects.push((id, path));

@@ -8,6 +8,7 @@ mod error;
 mod git;
 mod known;
 mod library;
+mod long;
 mod missing;
 mod pack;
 mod place;
@@ -25,6 +26,7 @@ use git2::{Oid, Repository};
 use crate::plan::Selection;
 use error::Lack;
 pub use error::SourceError;
+use missing::Long;
 pub use missing::Missing;
 pub use pack::PackStats;
 pub use place::{is_accepted_by_git, repository_of};
@@ -52,6 +54,7 @@ pub struct Commit {
 #[derive(Debug, Clone)]
 pub struct Source {
     commits: Vec<Commit>,
+    long: Arc<Long>,
     /// The repository beside the user's own, with all objects.
     scratch: Arc<Scratch>,
 }
@@ -144,10 +147,10 @@ impl Source {
                 Selection::Range(range) => select::commits(&beside, range, user.commits(range)?)?,
                 Selection::WorkingTree => vec![user.working_tree(&top, &beside, settings.trust_modes)?],
             };
-            check::all(&beside, &commits).map(|()| commits)
+            check::all(&beside, &commits).map(|long| (commits, long))
         });
-        let commits = taken.map_err(|error| error.of_lack(settings.lack(&objects)))?;
-        Ok(Self { commits, scratch: Arc::new(scratch) })
+        let (commits, long) = taken.map_err(|error| error.of_lack(settings.lack(&objects)))?;
+        Ok(Self { commits, long: Arc::new(long), scratch: Arc::new(scratch) })
     }
 
     /// The commits, oldest first.
@@ -162,7 +165,7 @@ impl Source {
     /// # Errors
     /// If an object is not in the repository (it is shallow or partial) or cannot be read.
     pub fn missing(&self, wanted: &[TreeId], have: &[TreeId]) -> Result<Missing, SourceError> {
-        missing::find(&self.repository()?, wanted, have)
+        missing::find(&self.repository()?, &self.long, wanted, have)
     }
 
     /// Writes a git pack with these objects.
@@ -171,6 +174,14 @@ impl Source {
     /// If an object cannot be read, or `out` fails.
     pub fn pack(&self, missing: &Missing, out: &mut dyn std::io::Write) -> Result<PackStats, SourceError> {
         pack::write(self.scratch.path(), missing, out)
+    }
+
+    /// Writes the content of a file that is too long to be packed, piece by piece.
+    ///
+    /// # Errors
+    /// As for a pack.
+    pub fn write(&self, id: TreeId, out: &mut dyn std::io::Write) -> Result<(), SourceError> {
+        long::write(self.scratch.path(), oid(id)?, out)
     }
 
     fn repository(&self) -> Result<Repository, SourceError> {

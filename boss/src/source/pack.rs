@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 
 use super::error::SourceError;
 use super::git::program;
@@ -31,7 +31,7 @@ pub(super) fn write(
     let mut out = Counted { out, bytes: 0 };
     let by_git = if missing.len() > OWN_PACK_OBJECTS_MAX { start_git(git_dir) } else { None };
     match by_git {
-        Some(git) => with_git(git, missing, &mut out)?,
+        Some(git) => pass_on(git, "pack-objects", |stdin| names(missing, stdin), &mut out)?,
         None => with_libgit2(git_dir, missing, &mut out)?,
     }
     Ok(PackStats { objects: missing.len() as u64, bytes: out.bytes })
@@ -86,14 +86,21 @@ fn start_git(git_dir: &Path) -> Option<Child> {
     git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()
 }
 
-fn with_git(mut git: Child, missing: &Missing, out: &mut dyn Write) -> Result<(), SourceError> {
+/// Feeds a `git`, and passes on what it writes.
+pub(super) fn pass_on(
+    mut git: Child,
+    command: &'static str,
+    feed: impl FnOnce(ChildStdin) + Send,
+    out: &mut dyn Write,
+) -> Result<(), SourceError> {
+    let failed = |said: String| SourceError::Program { command, said };
     let piped = git.stdin.take().zip(git.stdout.take()).zip(git.stderr.take());
     let Some(((stdin, mut stdout), mut stderr)) = piped else {
-        return Err(SourceError::PackObjects("it has no pipes".to_owned()));
+        return Err(failed("it has no pipes".to_owned()));
     };
     let (copied, said) = std::thread::scope(|scope| {
         // git reads all names before it writes anything, but nothing obliges it to.
-        scope.spawn(move || names(missing, stdin));
+        scope.spawn(move || feed(stdin));
         let said = scope.spawn(move || {
             let mut text = Vec::new();
             let _what_came = (&mut stderr).take(4096).read_to_end(&mut text);
@@ -104,12 +111,12 @@ fn with_git(mut git: Child, missing: &Missing, out: &mut dyn Write) -> Result<()
         drop(stdout);
         (copied, said.join().unwrap_or_default())
     });
-    let status = git.wait().map_err(|error| SourceError::PackObjects(error.to_string()))?;
+    let status = git.wait().map_err(|error| failed(error.to_string()))?;
     copied.map_err(SourceError::Write)?;
     if status.success() {
         return out.flush().map_err(SourceError::Write);
     }
-    Err(SourceError::PackObjects(if said.is_empty() { status.to_string() } else { said }))
+    Err(failed(if said.is_empty() { status.to_string() } else { said }))
 }
 
 fn names(missing: &Missing, stdin: impl Write) {
@@ -126,7 +133,7 @@ fn names(missing: &Missing, stdin: impl Write) {
 }
 
 /// Like `io::copy`, with pieces as large as a frame.
-fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
+pub(super) fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         match from.read(&mut buffer) {

@@ -414,6 +414,7 @@ pub fn bulk_request() -> Vec<BulkRequest> {
     vec![
         BulkRequest::Have { trees: vec![tree()] },
         BulkRequest::Pack,
+        BulkRequest::File { id: tree(), bytes: 20_000_000 },
         BulkRequest::CheckOut { tree: tree(), near: None },
         BulkRequest::Log { at: at(), stream: LogStream::Log },
         BulkRequest::LogEnds { bytes: 90_000 },

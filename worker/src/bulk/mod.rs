@@ -1,8 +1,9 @@
-//! A bulk channel: receives git packs, checks trees out, sends logs and artifacts.
+//! A bulk channel: receives git packs and long files, checks trees out, sends logs and artifacts.
 //!
 //! One process serves one channel, one request after the other, with blocking reads and writes. Every failure is answered
 //! with its kind; only a channel that cannot be read, or in which our place is lost, ends it, and the end of its session.
 
+mod file;
 mod pack;
 mod send;
 mod stream;
@@ -170,6 +171,11 @@ impl Server<'_> {
             }
             BulkRequest::Pack => {
                 self.output.working(|| pack::receive(&self.layout.objects(), &mut self.input))?;
+                self.output.answer(&BulkAnswer::Stored);
+            }
+            BulkRequest::File { id, bytes } => {
+                let objects = self.layout.objects();
+                self.output.working(|| file::receive(&objects, id, bytes, &mut self.input))?;
                 self.output.answer(&BulkAnswer::Stored);
             }
             BulkRequest::CheckOut { tree, near } => {

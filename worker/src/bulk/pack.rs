@@ -46,8 +46,8 @@ pub(super) fn receive(objects: &Path, input: &mut Input<'_>) -> Result<(), End> 
     }
 }
 
-fn given_up() -> Failure {
-    Failure::new(BulkErrorKind::Objects, "the pack was not completed by its sender")
+pub(super) fn given_up() -> Failure {
+    Failure::new(BulkErrorKind::Objects, "the source was not completed by its sender")
 }
 
 fn store_small(objects: &Objects, pack: &[u8]) -> Result<(), Failure> {
@@ -62,7 +62,7 @@ fn store_small(objects: &Objects, pack: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_space(objects: &Objects, bytes: usize) -> Result<(), Failure> {
+pub(super) fn check_space(objects: &Objects, bytes: usize) -> Result<(), Failure> {
     let needed = SPARE_BYTES.saturating_add(bytes as u64);
     match free_bytes(objects.path()) {
         Ok(free) if free < needed => {
@@ -92,7 +92,7 @@ fn with_library(objects: &Objects, head: &[u8], input: &mut Input<'_>) -> Result
     Ok(())
 }
 
-fn library_failure(error: &git2::Error) -> Failure {
+pub(super) fn library_failure(error: &git2::Error) -> Failure {
     pack_failure(error.message())
 }
 

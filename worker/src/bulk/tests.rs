@@ -1,5 +1,5 @@
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use crewboss_protocol::TaskRef;
 use crewboss_protocol::bulk::{BROKEN, HOLE, LogStream};
-use crewboss_protocol::limits::BULK_CHUNK_BYTES_MAX;
+use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LONG_FILE_BYTES};
 use git2::Repository;
 use serde::Serialize;
 
@@ -185,6 +185,41 @@ fn packs_whole_and_thin_small_and_large_are_stored_and_checked_out() {
         }
         assert!(boss.close());
     }
+}
+
+#[test]
+fn a_long_file_comes_by_itself_and_is_written_with_its_holes() {
+    let mut content = vec![0; usize::try_from(LONG_FILE_BYTES).unwrap()];
+    content[..4].copy_from_slice(b"head");
+    *content.last_mut().unwrap() = b'.';
+    let directory = tempfile::tempdir().unwrap();
+    let repository = Repository::init_bare(directory.path()).unwrap();
+    let id = TreeId(repository.blob(&content).unwrap().as_bytes().try_into().unwrap());
+    let text = String::from_utf8(content.clone()).unwrap();
+    let tree = tree_of(&repository, &[("long", 0o100644, &text)]);
+    let mut boss = Boss::new();
+    let bytes = content.len() as u64;
+    for (bytes, sent) in [(bytes, &content[1..]), (bytes - 1, &content[1..])] {
+        boss.ask(&BulkRequest::File { id, bytes });
+        boss.send(sent);
+        boss.fails(BulkErrorKind::Objects);
+    }
+    boss.ask(&BulkRequest::File { id, bytes });
+    boss.send(&content);
+    assert_eq!(boss.answer(), BulkAnswer::Stored);
+    boss.ask(&BulkRequest::Pack);
+    boss.send(&git(directory.path(), &["pack-objects", "--stdout", "-q"], format!("{tree}\n").as_bytes()));
+    assert_eq!(boss.answer(), BulkAnswer::Stored);
+    boss.ask(&BulkRequest::CheckOut { tree, near: None });
+    assert_eq!(boss.answer(), BulkAnswer::CheckedOut { tree });
+    let file = boss.layout.source(tree).join("long");
+    assert!(fs::read(&file).unwrap() == content);
+    assert!(file.metadata().unwrap().blocks() * 512 < bytes / 2, "it has no hole");
+    // More than was said ends the channel, since nobody knows where the next request would begin.
+    boss.ask(&BulkRequest::File { id, bytes: 1 });
+    boss.stream.write_all(b"\0\0\0\x03two").unwrap();
+    boss.fails(BulkErrorKind::Objects);
+    assert!(!boss.close());
 }
 
 #[test]

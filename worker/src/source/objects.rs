@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
+use crewboss_protocol::limits::LONG_FILE_BYTES;
 use crewboss_protocol::{TreeId, tree};
-use git2::{ObjectType, Odb, OdbObject, Oid, Repository};
+use git2::{ObjectType, Odb, OdbObject, OdbReader, Oid, Repository};
 
 use super::SourceError;
 
@@ -118,6 +119,12 @@ pub fn read<'a>(database: &'a Odb<'_>, id: Oid, kind: ObjectType) -> Result<OdbO
         return Err(SourceError::Content { id: id.to_string(), why: format!("it is not a {kind}") });
     }
     Ok(object)
+}
+
+/// A file that is read piece by piece. `None` if it is not long, or in a pack, which libgit2 can only read whole.
+pub fn long_file<'a>(database: &'a Odb<'_>, id: Oid) -> Option<OdbReader<'a>> {
+    let (reader, bytes, kind) = database.reader(id).ok()?;
+    (kind == ObjectType::Blob && bytes as u64 >= LONG_FILE_BYTES).then_some(reader)
 }
 
 /// Reads a tree.

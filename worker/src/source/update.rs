@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crewboss_protocol::tree::DEPTH_MAX;
@@ -14,11 +14,14 @@ use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::SourceError;
-use super::objects::{Entries, Entry, EntryKind, read, read_tree};
+use super::objects::{Entries, Entry, EntryKind, long_file, read, read_tree};
 use crate::storage::remove_at;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What is written of a long file at once.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Writes trees.
 pub(super) struct Update<'a> {
@@ -81,10 +84,13 @@ impl Update<'_> {
                 self.tree(inner.as_fd(), before, Some(new.id), depth + 1)
             }
             EntryKind::File { executable } => {
-                let object = read(self.database, new.id, ObjectType::Blob)?;
                 let mode = if executable { 0o755 } else { 0o644 };
-                let mode = if self.writable { mode } else { mode & !0o222 };
-                Ok(write_file(at, name, object.data(), Mode::from_raw_mode(mode))?)
+                let mode = Mode::from_raw_mode(if self.writable { mode } else { mode & !0o222 });
+                if let Some(mut content) = long_file(self.database, new.id) {
+                    return Ok(write_long(create(at, name, mode)?, &mut content)?);
+                }
+                let object = read(self.database, new.id, ObjectType::Blob)?;
+                Ok(create(at, name, mode)?.write_all(object.data())?)
             }
             EntryKind::Link => {
                 let object = read(self.database, new.id, ObjectType::Blob)?;
@@ -130,7 +136,7 @@ fn enter(at: BorrowedFd<'_>, name: &CStr, probably_new: bool) -> io::Result<Owne
     Ok(openat(at, name, DIRECTORY, Mode::empty())?)
 }
 
-fn write_file(at: BorrowedFd<'_>, name: &CStr, data: &[u8], mode: Mode) -> io::Result<()> {
+fn create(at: BorrowedFd<'_>, name: &CStr, mode: Mode) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match openat(at, name, flags, mode) {
         Err(Errno::EXIST) => {
@@ -139,7 +145,26 @@ fn write_file(at: BorrowedFd<'_>, name: &CStr, data: &[u8], mode: Mode) -> io::R
         }
         file => file?,
     };
-    File::from(file).write_all(data)
+    Ok(File::from(file))
+}
+
+/// Writes piece by piece; where all is zero, a hole.
+fn write_long(mut file: File, content: &mut impl Read) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE_BYTES];
+    let mut length = 0;
+    loop {
+        let count = match content.read(&mut buffer) {
+            Ok(0) => return file.set_len(length),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            count => count?,
+        };
+        length += count as u64;
+        if buffer[..count].iter().all(|byte| *byte == 0) {
+            file.seek(SeekFrom::Start(length))?;
+        } else {
+            file.write_all(&buffer[..count])?;
+        }
+    }
 }
 
 fn write_link(at: BorrowedFd<'_>, name: &CStr, target: &[u8]) -> io::Result<()> {
