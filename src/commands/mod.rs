@@ -99,7 +99,7 @@ pub fn finish(result: Result<Exit, CommandError>) -> Exit {
 
 /// The crew of a command, with the hosts that were named.
 pub fn crew(common: &CommonArgs, hosts: &[String]) -> Result<Crew, ConfigError> {
-    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let home = crewboss_ground::home();
     let config_home = config_home(home.as_deref());
     let found = config::find_crew(common.crew.as_deref(), &working_directory()?, config_home.as_deref())?;
     let (mut crew, place) = match found {
@@ -133,8 +133,7 @@ pub fn palette(common: &CommonArgs, is_terminal: bool) -> Palette {
 
 /// Who asks: `user@computer`, for people on the other side.
 pub fn whoami() -> String {
-    let user =
-        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
+    let user = &crewboss_ground::account().name;
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let computer = if name.trim().is_empty() { "somewhere" } else { name.trim() };
     format!("{user}@{computer}").chars().filter(|c| !c.is_control()).take(100).collect()

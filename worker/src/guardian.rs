@@ -3,11 +3,11 @@
 //! It hears nobody and knows nothing of tasks, so there is little that could kill it. It is a sub-reaper: whatever outlives
 //! the worker proper becomes its child, and is killed. A worker proper that stands still ([`crate::pulse`]) is killed as well.
 
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crewboss_ground::program;
 use crewboss_protocol::clean::CleanReport;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
@@ -27,7 +27,6 @@ const WORKER_WITHIN: Duration = STOP_WITHIN.saturating_add(Duration::from_millis
 
 /// `crewboss worker`: runs until the boss is done, or gone, or this process is asked to end by SIGTERM.
 pub fn main(work: Option<PathBuf>) -> ExitCode {
-    sys::keep_descriptors_to_ourselves();
     let own = rustix::process::getpid();
     if rustix::process::set_child_subreaper(Some(own)).is_err() {
         return ExitCode::FAILURE;
@@ -35,13 +34,12 @@ pub fn main(work: Option<PathBuf>) -> ExitCode {
     let watched = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
     let Ok(signals) = Signals::block(&watched) else { return ExitCode::FAILURE };
     let Ok(mut listener) = Listener::new() else { return ExitCode::FAILURE };
-    let mut command = Command::new("/proc/self/exe");
+    // Of its own session, so that a Ctrl-C at a terminal comes to it only through us.
+    let mut command = program("/proc/self/exe");
     command.args(["worker", "--proper", "--pulse"]).arg(listener.name());
     if let Some(work) = &work {
         command.arg("--work").arg(work);
     }
-    // Of its own group, so that a Ctrl-C at a terminal comes to it only through us.
-    command.process_group(0);
     let Ok(child) = command.spawn() else { return ExitCode::FAILURE };
     let status = wait(child.id(), &signals, &mut listener);
     kill_all_descendants(|_| ());

@@ -23,9 +23,8 @@ impl Layout {
     pub fn resolve(work: Option<PathBuf>) -> Result<Self, String> {
         let chosen = match work {
             Some(work) => work,
-            None => {
-                default_work().ok_or("neither --work nor HOME nor XDG_DATA_HOME says where to keep files")?
-            }
+            None => default_work()
+                .ok_or("neither --work, XDG_DATA_HOME, HOME nor /etc/passwd says where to keep files")?,
         };
         let work = std::path::absolute(&chosen)
             .map_err(|error| format!("the work directory {}: {error}", chosen.display()))?;
@@ -164,7 +163,7 @@ impl Layout {
 
 fn default_work() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")))?;
+    let data = set("XDG_DATA_HOME").or_else(|| Some(crewboss_ground::home()?.join(".local/share")))?;
     Some(data.join("crewboss"))
 }
 

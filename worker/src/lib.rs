@@ -19,6 +19,7 @@ pub mod process;
 pub mod prune;
 pub mod pulse;
 pub mod runner;
+pub mod short;
 pub mod slots;
 pub mod source;
 pub mod storage;

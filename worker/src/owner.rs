@@ -43,6 +43,9 @@ pub struct Owner {
     /// The machine directory that its guests lie in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machines: Option<PathBuf>,
+    /// The directory with short ways to its attempts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short: Option<PathBuf>,
 }
 
 impl Owner {
@@ -121,6 +124,7 @@ pub(crate) mod tests {
             worker: process.clone(),
             cgroup: None,
             machines: None,
+            short: None,
         }
     }
 

@@ -26,7 +26,7 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
 
 impl Signals {
     /// Blocks the signals for this thread and all that come from it, children included, and opens the descriptor.
-    /// A child that runs foreign programs must call [`unblock_all`] first.
+    /// Programs that are started by [`crewboss_ground::program`] are not concerned.
     ///
     /// # Errors
     /// As the system says; practically only for want of descriptors.
@@ -63,43 +63,12 @@ impl Signals {
     }
 }
 
-/// Marks every descriptor but the three standard ones to be closed when a program is started. What whoever started us
-/// had open is none of a build's business.
-pub fn keep_descriptors_to_ourselves() {
-    // SAFETY: marks numbers and touches no memory. A kernel without the call (before 5.11) leaves them as they are.
-    unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-}
-
 /// Takes a variable out of the environment of this process and its children to come.
 ///
 /// To be called before there is a second thread: nobody else may look at the environment meanwhile.
 pub fn forget_variable(name: &str) {
     // SAFETY: the callers are the beginnings of processes that have one thread.
     unsafe { std::env::remove_var(name) };
-}
-
-/// Unblocks every signal, so that programs started from here get the usual behaviour.
-pub fn unblock_all() {
-    let set = set_of(&[]);
-    // SAFETY: `set` is a valid empty set; the old mask is not asked for.
-    unsafe {
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
-}
-
-/// Lets the program that this process becomes have these descriptors. For a child between fork and exec: it makes system
-/// calls alone.
-///
-/// # Errors
-/// If one is not open.
-pub fn inherit(descriptors: &[i32]) -> io::Result<()> {
-    for descriptor in descriptors {
-        // SAFETY: sets a flag of a number and touches no memory.
-        if unsafe { libc::fcntl(*descriptor, libc::F_SETFD, 0) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }
 
 /// Moves standard input to another descriptor, which no child inherits, and puts `/dev/null` in its place, so that

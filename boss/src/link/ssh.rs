@@ -1,6 +1,6 @@
 //! One ssh connection: a master of our own making, and channels over it.
 //!
-//! The master is started here and not by the `openssh` crate for two reasons: it gets a process group of its own, so
+//! The master is started here and not by the `openssh` crate for two reasons: it gets a session of its own, so
 //! that Ctrl-C in the terminal reaches neither it nor the `ssh` of a jump host before the boss has told its workers,
 //! and what ssh wrote stays whole, to be turned into an error that helps.
 
@@ -13,6 +13,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crewboss_ground::program;
 use crewboss_protocol::HostName;
 use openssh::Session;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -64,15 +65,17 @@ impl Login<'_> {
     pub(super) async fn connect(self) -> Result<Master, LinkError> {
         check_destination(self.host, self.destination)?;
         let log = self.control.with_extension("log");
-        let mut ssh = Command::new("ssh");
+        let mut ssh = Command::from(program("ssh"));
         ssh.arg("-F").arg(self.config).arg("-E").arg(&log).arg("-S").arg(&self.control);
         ssh.args(["-M", "-f", "-N", "-T", "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no"]);
         ssh.args(["-o", "ForwardX11=no", "-o", &format!("ControlPersist={IDLE_SECONDS}")]);
         ssh.arg("--").arg(self.destination);
         ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // The first process ends with the login; the master has left it and made a session of its own by then.
-        let mut child = ssh.process_group(0).kill_on_drop(true).spawn().map_err(|source| {
-            LinkError::Start { host: self.host.clone(), program: "ssh".to_owned(), source }
+        let mut child = ssh.kill_on_drop(true).spawn().map_err(|source| LinkError::Start {
+            host: self.host.clone(),
+            program: "ssh".to_owned(),
+            source,
         })?;
         let Ok(ended) = timeout(self.limit + LOGIN_GRACE, child.wait()).await else {
             return Err(self.failed(SshFailure::Timeout, excerpt(&read_log(&log))));

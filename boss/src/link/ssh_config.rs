@@ -1,8 +1,10 @@
 //! The configuration file that `ssh` is given: what a run insists on, then the user's own, then better defaults.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crewboss_ground::Account;
 
 use crate::crew::{HostKeys, Ssh, Timing};
 
@@ -20,12 +22,19 @@ fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs().max(1)
 }
 
-/// Writes the configuration. `home` is where the user's own is found.
+/// The user's own configuration, where ssh itself looks for it: in the home directory that the account has, whatever `HOME`
+/// says. (`~` in a file would obey `HOME`, but `~NAME` is looked up, also where accounts come from a directory service.)
+pub(super) fn users_own(account: &Account) -> PathBuf {
+    let home = account.home.clone().unwrap_or_else(|| format!("~{}", account.name).into());
+    home.join(".ssh/config")
+}
+
+/// Writes the configuration; `own` is the user's own.
 ///
 /// ssh takes the first value it meets, so what stands before the `Include` cannot be overruled and what stands after
 /// it is only a default. It also holds for jump hosts, to which ssh hands this file on: nobody may be asked for a
 /// password there either.
-pub(super) fn text(ssh: &Ssh, timing: &Timing, home: Option<&Path>) -> String {
+pub(super) fn text(ssh: &Ssh, timing: &Timing, own: &Path) -> String {
     let mut text = String::new();
     let host_keys = match ssh.host_keys {
         HostKeys::AcceptNew => "accept-new",
@@ -42,14 +51,9 @@ pub(super) fn text(ssh: &Ssh, timing: &Timing, home: Option<&Path>) -> String {
         text.push_str(&line);
         text.push('\n');
     }
-    match (&ssh.config, home) {
-        (Some(config), _) => include(&mut text, config),
-        (None, home) => {
-            if let Some(home) = home {
-                include(&mut text, &home.join(".ssh/config"));
-            }
-            include(&mut text, Path::new("/etc/ssh/ssh_config"));
-        }
+    match &ssh.config {
+        Some(config) => include(&mut text, config),
+        None => [own, Path::new("/etc/ssh/ssh_config")].iter().for_each(|path| include(&mut text, path)),
     }
     // Bulk data over one connection is bound by the cipher; AES-GCM is several times as fast as the default on
     // every processor of the last ten years, and `^` only moves it to the front.
@@ -76,13 +80,22 @@ mod tests {
 
     #[test]
     fn what_we_insist_on_stands_before_the_users_own() {
-        let text = text(&Ssh::default(), &Timing::default(), Some(Path::new("/home/me")));
+        let text = text(&Ssh::default(), &Timing::default(), Path::new("/home/me/.ssh/config"));
         assert_eq!(
             text,
             "BatchMode yes\nStrictHostKeyChecking accept-new\nConnectTimeout 15\nServerAliveInterval 5\n\
              ServerAliveCountMax 3\nInclude \"/home/me/.ssh/config\"\nInclude \"/etc/ssh/ssh_config\"\n\
              Host *\nCiphers ^aes128-gcm@openssh.com\n"
         );
+    }
+
+    #[test]
+    fn the_users_own_is_that_of_the_account() {
+        let of = |home: Option<&str>| {
+            users_own(&Account { name: "ann".to_owned(), home: home.map(PathBuf::from) })
+        };
+        assert_eq!(of(Some("/home/ann")), Path::new("/home/ann/.ssh/config"));
+        assert_eq!(of(None), Path::new("~ann/.ssh/config"));
     }
 
     #[test]
@@ -93,7 +106,7 @@ mod tests {
             connect_timeout: Duration::from_millis(200),
         };
         let timing = Timing { silence: Duration::from_secs(2), ..Timing::default() };
-        let text = text(&ssh, &timing, Some(Path::new("/home/me")));
+        let text = text(&ssh, &timing, Path::new("/home/me/.ssh/config"));
         assert!(text.contains("StrictHostKeyChecking yes\nConnectTimeout 1\nServerAliveInterval 1\n"));
         assert!(text.contains("Include \"/lab/ssh \\[1]\"\n") && !text.contains("/etc/ssh"));
     }

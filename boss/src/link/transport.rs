@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crewboss_ground::{account, program};
 use crewboss_protocol::HostName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -63,8 +64,8 @@ impl Connector {
         let failed = |(path, source)| LinkError::Directory { path, source };
         let directory = Private::new().map_err(failed)?;
         let config = directory.path().join("ssh_config");
-        let home = std::env::home_dir();
-        fs::write(&config, ssh_config::text(&ssh, timing, home.as_deref()))
+        let own = ssh_config::users_own(account());
+        fs::write(&config, ssh_config::text(&ssh, timing, &own))
             .map_err(|source| failed((directory.path().to_owned(), source)))?;
         Ok(Self {
             shared: Arc::new(Shared {
@@ -202,15 +203,12 @@ fn spawn(
     [stdin, stdout, stderr]: [OwnedFd; 3],
 ) -> Result<ExitWatch, LinkError> {
     let mut argv = words.iter().map(String::as_str).chain(["sh", "-c", script]);
-    let program = argv.next().unwrap_or("sh");
-    let mut command = Command::new(program);
+    let name = argv.next().unwrap_or("sh");
+    // Of a session of its own, so that Ctrl-C in the terminal does not reach it before the boss has said so.
+    let mut command = Command::from(program(name));
     command.args(argv).stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    // Of its own group, so that Ctrl-C in the terminal does not reach it before the boss has said so.
-    let mut child = command.process_group(0).spawn().map_err(|source| LinkError::Start {
-        host: host.clone(),
-        program: program.to_owned(),
-        source,
-    })?;
+    let failed = |source| LinkError::Start { host: host.clone(), program: name.to_owned(), source };
+    let mut child = command.spawn().map_err(failed)?;
     let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     let group = || {
         let leader = leader?;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crewboss_ground::program;
 use crewboss_protocol::limits::UPLOADS_MAX;
 use crewboss_protocol::{Name, StageExit, StageResult, TaskRef, TreeId};
 use sha2::{Digest as _, Sha256};
@@ -181,8 +182,8 @@ impl Shared {
 
     fn command(&self, job: &UploadJob, upload: &Upload, command: &UploadCommand) -> Command {
         let mut words = VecDeque::from(command.words.clone());
-        let mut program = Command::new(words.pop_front().unwrap_or_default());
-        program
+        let mut started = Command::from(program(words.pop_front().unwrap_or_default()));
+        started
             .args(words)
             .current_dir(&self.uploads.directory)
             .env("CREWBOSS_UPLOAD_TYPE", upload.kind.as_str())
@@ -191,7 +192,7 @@ impl Shared {
             .env("CREWBOSS_UPLOAD_COMMIT", job.commit.to_string())
             .env("CREWBOSS_UPLOAD_FILE", &upload.file)
             .env("CREWBOSS_UPLOAD_SHA256", &upload.sha256);
-        program
+        started
     }
 }
 

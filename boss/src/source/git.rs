@@ -35,7 +35,8 @@ pub(super) fn program() -> Option<Command> {
     let directories = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
     let is_program =
         |file: &PathBuf| file.metadata().is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0);
-    let mut git = Command::new(directories.map(|directory| directory.join("git")).find(is_program)?);
+    let mut git =
+        crewboss_ground::program(directories.map(|directory| directory.join("git")).find(is_program)?);
     for (name, _) in std::env::vars_os() {
         let bytes = name.as_bytes();
         if bytes.starts_with(b"GIT_") && !KEPT.iter().any(|kept| bytes.starts_with(kept.as_bytes())) {

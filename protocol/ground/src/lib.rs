@@ -1,4 +1,5 @@
-//! The ground that everything else stands on: files and directories that are found by a fixed name.
+//! The ground that everything else stands on: files and directories that are found by a fixed name, programs that are started,
+//! and the account that all this is done by.
 //!
 //! What lies behind a fixed name may have been put there by anybody who can write into its directory: by another user, by
 //! a build, by a repository. So such a name is opened in one way only, which is here. A link in the last place is not
@@ -14,22 +15,28 @@
 //! | make or check a directory, name things in it | [`Directory`] |
 //! | write a file whole or not at all | [`Replace`] |
 //! | ask how long ago something was | [`age`] |
-#![forbid(unsafe_code)]
+//! | start a program | [`program`](program()), [`program_for_person`] |
+//! | know who we are, and what `~` is | [`account`](account()), [`home`] |
+#![deny(unsafe_code)]
 
+mod account;
 mod age;
 mod directory;
 mod error;
 mod held;
 mod open;
 mod owner;
+mod program;
 mod replace;
 #[cfg(test)]
 mod tests;
 
+pub use account::{Account, account, home};
 pub use age::{age, is_younger};
 pub use directory::Directory;
 pub use error::{Error, Fault, in_shell};
 pub use held::Held;
 pub use open::{Open, read_record};
 pub use owner::user_name;
+pub use program::{begin_anew, hear_of_children, pass, program, program_for_person};
 pub use replace::Replace;

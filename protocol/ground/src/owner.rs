@@ -5,9 +5,11 @@
 
 use std::io::Read as _;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 use rustix::fs::Stat;
 
+use crate::account::Account;
 use crate::error::Fault;
 
 /// Most that is read of `/etc/passwd` and `/etc/group`.
@@ -33,10 +35,13 @@ pub(crate) fn check(open: BorrowedFd<'_>, found: &Stat, also: &[u32]) -> Result<
 fn is_private_to_owner(open: BorrowedFd<'_>, found: &Stat) -> bool {
     let mut none: [u8; 0] = [];
     let has_list = rustix::fs::fgetxattr(open, "system.posix_acl_access", &mut none).is_ok();
-    !has_list && is_private(found.st_gid, found.st_uid, &list("/etc/passwd"), &list("/etc/group"))
+    !has_list && is_private(found.st_gid, found.st_uid, &list(PASSWD), &list("/etc/group"))
 }
 
-fn list(path: &str) -> String {
+/// The file of all users.
+pub(crate) const PASSWD: &str = "/etc/passwd";
+
+pub(crate) fn list(path: &str) -> String {
     let mut bytes = Vec::new();
     // Without the list nobody is known to be in it: then only the numbers tell.
     let _unread =
@@ -72,9 +77,17 @@ fn user(number_of: u32, passwd: &str) -> Option<&str> {
     found.first().copied().filter(|name| !name.is_empty())
 }
 
+/// What a list says of a user.
+pub(crate) fn account_of(uid: u32, passwd: &str) -> Option<Account> {
+    let name = user(uid, passwd)?.to_owned();
+    let found = fields(passwd).find(|entry| number(entry, 2) == Some(uid))?;
+    let home = found.get(5).map(PathBuf::from).filter(|home| home.is_absolute());
+    Some(Account { name, home })
+}
+
 /// A user for a sentence: the name, if `/etc/passwd` has one, and the number.
 pub fn user_name(uid: u32) -> String {
-    match user(uid, &list("/etc/passwd")) {
+    match user(uid, &list(PASSWD)) {
         Some(name) => format!("the user {name} ({uid})"),
         None => format!("the user with the number {uid}"),
     }

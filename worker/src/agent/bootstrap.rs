@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crewboss_protocol::guest::{FromGuest, GUEST_TOOLCHAIN};
@@ -19,7 +18,7 @@ use super::place::Place;
 use super::variables;
 use crate::process::kill_all_descendants;
 use crate::runner::job::look_up;
-use crate::runner::stage::Stream;
+use crate::runner::stage::{Stream, program as start};
 use crate::storage::remove_tree;
 
 /// Programs whose versions are of interest whatever the script says.
@@ -75,9 +74,9 @@ fn run_script(
     std::env::set_current_dir(directory).map_err(AgentError::at(directory))?;
     // What was copied from elsewhere may have lost its mode.
     let mut command = if access(script, Access::EXEC_OK).is_ok() {
-        Command::new(script)
+        start(script)
     } else {
-        let mut shell = Command::new("/bin/sh");
+        let mut shell = start("/bin/sh");
         shell.args(["-e".as_ref(), script.as_os_str()]);
         shell
     };
@@ -118,7 +117,7 @@ fn own_versions(reporter: &mut Reporter, place: &Place) -> BTreeMap<String, Stri
 }
 
 fn first_line(reporter: &mut Reporter, program: PathBuf, variables: &[(String, String)]) -> Option<String> {
-    let mut command = Command::new(program);
+    let mut command = start(program);
     variables::set(&mut command, variables);
     command.arg("--version");
     let mut text = Vec::new();

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crewboss_protocol::guest::{FromGuest, PROBLEMS_MAX, RESULT_DISK, ResultDocument, TaskDocument};
@@ -18,7 +17,7 @@ use crate::machine::exchange::tar::{Attributes, Writer};
 use crate::process::kill_all_descendants;
 use crate::runner::artifacts::{Found, find};
 use crate::runner::job::{look_up, shortened};
-use crate::runner::stage::Stream;
+use crate::runner::stage::{Stream, program as start};
 
 /// `size` reads headers only; what takes longer hangs.
 const SIZE_WITHIN: Duration = Duration::from_secs(60);
@@ -104,7 +103,7 @@ fn sizes(reporter: &mut Reporter, place: &Place, task: &TaskDocument) -> Result<
     let program = program.ok_or("no sizes: the files or the program `size` are not there")?;
     let root = out.canonicalize().unwrap_or(out);
     std::env::set_current_dir(&root).map_err(|error| format!("no sizes: {error}"))?;
-    let mut command = Command::new(program);
+    let mut command = start(program);
     variables::set(&mut command, &variables);
     for file in found.files.values() {
         command.arg(file.strip_prefix(&root).map_or(file.clone(), |short| Path::new(".").join(short)));

@@ -9,6 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crewboss_ground::begin_anew;
 use crewboss_protocol::TaskRef;
 use crewboss_protocol::guest::{FromGuest, GuestStream};
 use crewboss_protocol::limits::{GUEST_LOG_BYTES_MAX, KILL_GRACE};
@@ -157,10 +158,12 @@ impl Job {
 /// The life of the child.
 fn child(socket: OwnedFd, work: impl FnOnce(&mut Reporter) -> Result<FromGuest, AgentError>) -> ! {
     close_others(&socket);
-    sys::unblock_all();
+    // What it starts begins as it does; in a guest there may be a terminal, and who knows what the loader has done to signals.
+    let begun = begin_anew();
     set_killable(true);
     let own = rustix::process::getpid();
-    let reporter = rustix::process::set_child_subreaper(Some(own)).ok().and_then(|()| Reporter::new(socket));
+    let reporter = rustix::process::set_child_subreaper(Some(own)).ok();
+    let reporter = reporter.filter(|_| begun.is_ok()).and_then(|()| Reporter::new(socket));
     if let Some(mut reporter) = reporter {
         let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut reporter)));
         kill_all_descendants(|_| ());

@@ -1,9 +1,10 @@
 //! Switching the guest off.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crewboss_ground::program;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::process::Signal;
 use rustix::system::{RebootCommand, reboot};
@@ -48,7 +49,7 @@ pub(super) fn off(place: &Place) {
 
 /// Lets the init system of the guest do it. Returns whether it took the order.
 fn ask_init() -> bool {
-    let mut command = Command::new("poweroff");
+    let mut command = program("poweroff");
     if std::env::var_os("PATH").is_none() {
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     }

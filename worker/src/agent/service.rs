@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 
 use crewboss_protocol::Name;
 use crewboss_protocol::guest::FromGuest;
@@ -14,7 +13,7 @@ use super::job::Reporter;
 use super::place::Place;
 use super::variables;
 use crate::process::kill_all_descendants;
-use crate::runner::stage::Stream;
+use crate::runner::stage::{Stream, program as start};
 
 /// Where a machine has its service.
 const SERVICE: &str = "/etc/crewboss/service";
@@ -30,7 +29,7 @@ pub(super) fn run(reporter: &mut Reporter, place: &Place, name: &Name) -> Result
         std::fs::create_dir_all(&directory).map_err(AgentError::at(&directory))?;
     }
     let _stays = std::env::set_current_dir(place.work());
-    let mut command = Command::new(&program);
+    let mut command = start(&program);
     variables::set(&mut command, &variables::common(place));
     command.env("CREWBOSS_MACHINE", name.as_str());
     let mut greeting = Greeting::default();

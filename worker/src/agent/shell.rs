@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crewboss_ground::program;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
@@ -182,17 +182,13 @@ impl Session {
         rustix::io::ioctl_fionbio(&terminal, true)?;
         let side =
             ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        let mut command = Command::new("/bin/sh");
+        let mut command = program("/bin/sh");
         super::variables::set(&mut command, &start.variables);
         command.arg("-i").args(start.login.then_some("-l")).env("TERM", "xterm");
         let there = if start.directory.is_dir() { start.directory.as_path() } else { Path::new("/") };
         command.current_dir(there).stdin(side.try_clone()?).stdout(side.try_clone()?).stderr(side);
-        let own = || {
-            sys::unblock_all();
-            rustix::process::setsid()?;
-            Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
-        };
-        // SAFETY: makes three system calls between fork and exec, and allocates nothing.
+        let own = || Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?);
+        // SAFETY: makes one system call between fork and exec, and allocates nothing.
         unsafe { command.pre_exec(own) };
         let child = command.spawn()?;
         // What a person starts may be ended when memory runs out, unlike the agent.

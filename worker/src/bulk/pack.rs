@@ -6,8 +6,9 @@
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 
+use crewboss_ground::program;
 use crewboss_protocol::bulk::BulkErrorKind;
 
 use super::stream::{Frame, Input};
@@ -103,7 +104,7 @@ fn pack_failure(message: &str) -> Failure {
 }
 
 fn spawn_git(objects: &Path) -> io::Result<(Child, ChildStdin)> {
-    let mut command = Command::new("git");
+    let mut command = program("git");
     command.arg("--git-dir").arg(objects).args(["index-pack", "--stdin", "--fix-thin"]);
     // Nobody's configuration is to decide how our objects are stored.
     command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");

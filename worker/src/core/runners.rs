@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
+
+use crewboss_ground::program;
 
 use crate::process::ProcessId;
 use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
@@ -37,8 +38,8 @@ impl Runner {
     pub fn start() -> io::Result<Self> {
         let (own, theirs) = UnixStream::pair()?;
         own.set_write_timeout(Some(WRITE_WITHIN))?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg("runner").stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).process_group(0);
+        let mut command = program("/proc/self/exe");
+        command.arg("runner").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         let child = command.spawn()?;
         let id = ProcessId::of(child.id());
         let socket = File::from(OwnedFd::from(own));

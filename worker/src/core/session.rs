@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::clean::CleanReport;
@@ -14,6 +14,7 @@ use crate::machine::directory::Machines;
 use crate::owner::Owner;
 use crate::process::{ProcessId, boot_id};
 use crate::prune::{self, Aside};
+use crate::short;
 use crate::slots::lock_as_user;
 use crate::sweep::{remove_leftovers, sweep_dead};
 
@@ -84,8 +85,14 @@ impl Session {
             worker,
             cgroup: cgroup::plan(&hello.session),
             machines: Some(machines.root().to_owned()),
+            short: None,
         };
         owner.write(layout).map_err(fail)?;
+        short::make(|path| {
+            owner.short = path.map(Path::to_owned);
+            owner.write(layout)
+        })
+        .map_err(fail)?;
         if owner.cgroup.as_deref().is_some_and(|group| !cgroup::enter(group)) {
             owner.cgroup = None;
             owner.write(layout).map_err(fail)?;
@@ -98,6 +105,11 @@ impl Session {
     /// Where the session's attempts go.
     pub fn directory(&self) -> PathBuf {
         self.layout.session(&self.owner.session)
+    }
+
+    /// The directory with short ways to attempts, if there is one.
+    pub fn short(&self) -> Option<&Path> {
+        self.owner.short.as_deref()
     }
 
     /// What nobody needs any more and has to be removed, for the one who asks first.

@@ -473,8 +473,7 @@ impl Shell {
             dir: prepared.dir.clone(),
             src: prepared.src.clone(),
             out: prepared.out.clone(),
-            home: prepared.home.clone(),
-            tmp: prepared.tmp.clone(),
+            way: self.session.as_ref().and_then(Session::short).map(|short| short.join(index.to_string())),
             cwd: if in_out { prepared.out.clone() } else { prepared.src.clone() },
             machine: machine::job(order, target, prepared, &self.layout, &self.hello, &self.facts),
         };

@@ -16,8 +16,7 @@ pub fn spec(target: &Target, facts: &HostFacts, hello: &Hello) -> Spec {
     let of_host =
         target.toolchain.as_ref().filter(|_| !matches!(target.environment, Environment::Machine(_)));
     let toolchain = of_host.and_then(|name| facts.toolchains.iter().find(|one| one.name == *name));
-    let user =
-        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "crewboss".to_owned());
+    let user = crewboss_ground::account().name.clone();
     let jobs = (facts.threads / facts.slots.max(1)).max(1);
     let mut variables: Vec<(String, String)> = [
         ("PATH", std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned())),

@@ -5,8 +5,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use crewboss_ground::program;
 use crewboss_protocol::Feature;
 
 use super::cache::Cache;
@@ -63,7 +64,7 @@ fn namespaces() -> bool {
     if !rustix::process::geteuid().is_root() {
         arguments.insert(0, "-Ur");
     }
-    let mut command = Command::new("unshare");
+    let mut command = program("unshare");
     command.args(arguments).arg("true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }

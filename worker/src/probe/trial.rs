@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use crewboss_ground::program;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -92,12 +92,12 @@ fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<Strin
     // A file cannot fill up as a pipe does while nobody reads it.
     let path = directory.join("output");
     let written = File::create(&path).map_err(failed)?;
-    let mut command = Command::new(compiler);
+    // Of a group of its own, so that a compiler that hangs can be ended with all its parts.
+    let mut command = program(compiler);
     command.args(arguments).current_dir(directory).env_clear().env("LANG", "C").env("TMPDIR", directory);
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.stdin(Stdio::null()).stderr(written.try_clone().map_err(failed)?).stdout(written);
-    // A group of its own, so that a compiler that hangs can be ended with all its parts.
-    let mut child = command.process_group(0).spawn().map_err(failed)?;
+    let mut child = command.spawn().map_err(failed)?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let in_time = pid.is_some_and(ends_in_time);
     if let Some(pid) = pid.filter(|_| !in_time) {

@@ -15,9 +15,10 @@ use super::artifacts::{Found, find};
 use super::link::Link;
 use super::message::{Job, Spec};
 use super::output::{Output, is_too_long};
-use super::stage::{Ended, Stopped, Stream, run};
+use super::stage::{Ended, Stopped, Stream, program as start, run};
 use super::uploads;
 use crate::process::kill_all_descendants;
+use crate::short::lead;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// `size` reads headers only; what takes longer hangs.
@@ -46,6 +47,8 @@ struct Attempt<'a> {
     clock: PhaseClock,
     rss_kib: u64,
     message: String,
+    /// The directory of the attempt, by a short way if there is one.
+    place: &'a Path,
     /// By the clock that files get their times from.
     begun: Timespec,
 }
@@ -56,7 +59,10 @@ pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done
     let begun = clock_gettime(ClockId::RealtimeCoarse);
     let (stages, message) = (Vec::new(), String::new());
     let clock = PhaseClock::after(job.phases.clone());
-    let mut attempt = Attempt { job, spec, output, stages, clock, rss_kib: 0, message, begun };
+    // Without it a build works that makes no socket in a deep place.
+    let way = job.way.as_deref().filter(|way| lead(way, &job.dir).is_ok());
+    let place = way.unwrap_or(&job.dir);
+    let mut attempt = Attempt { job, spec, output, stages, clock, rss_kib: 0, message, place, begun };
     let mut outcome = attempt.run_stages(link, kept);
     link.flush_live(job.at, Instant::now(), true);
     let (mut artifacts, mut sizes) = (Found::default(), String::new());
@@ -175,7 +181,7 @@ impl Attempt<'_> {
         let job = self.job;
         command.env_clear();
         command.envs(self.spec.variables.iter().map(|(name, value)| (name, value)));
-        command.env("HOME", &job.home).env("TMPDIR", &job.tmp);
+        command.env("HOME", self.place.join("home")).env("TMPDIR", self.place.join("tmp"));
         command.env("CREWBOSS_SRC", &job.src).env("CREWBOSS_OUT", &job.out);
         command.env("CREWBOSS_COMMIT", job.commit.to_string()).env("CREWBOSS_TASK", job.at.to_string());
     }
@@ -332,14 +338,13 @@ pub(crate) fn command(
 ) -> Result<Command, String> {
     match command {
         StageCommand::Shell(line) => {
-            let mut command = Command::new(SHELL);
+            let mut command = start(SHELL);
             command.args(["-e", "-c", line]);
             Ok(command)
         }
         StageCommand::Words(words) => {
             let (program, arguments) = words.split_first().ok_or_else(String::new)?;
-            let mut command =
-                Command::new(look_up(program, programs, variables).ok_or_else(|| program.clone())?);
+            let mut command = start(look_up(program, programs, variables).ok_or_else(|| program.clone())?);
             command.args(arguments);
             Ok(command)
         }
@@ -376,5 +381,5 @@ fn size_command(spec: &Spec, kept: &mut Kept) -> Option<Command> {
         file.is_file().then_some(file)
     });
     let program = beside.or_else(|| look_up(&name, &mut kept.programs, &spec.variables))?;
-    Some(Command::new(program))
+    Some(start(program))
 }

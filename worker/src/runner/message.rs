@@ -70,10 +70,9 @@ pub struct Job {
     pub src: PathBuf,
     /// `$CREWBOSS_OUT`.
     pub out: PathBuf,
-    /// `$HOME`.
-    pub home: PathBuf,
-    /// `$TMPDIR`.
-    pub tmp: PathBuf,
+    /// A link that is to lead to `dir`: `$HOME` and `$TMPDIR` are named by it, since sockets need short paths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<PathBuf>,
     /// Where the stages start.
     pub cwd: PathBuf,
     /// What it takes to run it in a guest, if it is to run in one.

@@ -29,7 +29,6 @@ use crate::sys;
 
 /// `crewboss runner`, which only the worker proper starts: its standard input is a socket to that.
 pub fn main() -> ExitCode {
-    sys::unblock_all();
     // The umask of whoever logged in must not change what a build makes.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let own = rustix::process::getpid();

@@ -1,7 +1,9 @@
 //! One program and everything that comes from it: started, listened to, ended, and proven to be gone.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -84,6 +86,14 @@ struct Run<'a> {
     link: &'a mut Link,
 }
 
+/// A command for [`run`]. This process has begun anew itself, as what [`crewboss_ground::program`] starts or by
+/// [`crewboss_ground::begin_anew`]: so there is nothing left to prepare between fork and exec, and the fast way of starting can be taken.
+pub(crate) fn program(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.process_group(0);
+    command
+}
+
 /// Runs a program to its end. When this returns, no process that came from it is left.
 ///
 /// # Errors
@@ -99,7 +109,6 @@ pub fn run(
     let begin = Instant::now();
     // Standard input is /dev/null already, see `sys::take_stdin`.
     command.stdin(Stdio::inherit()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let pipes = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
@@ -318,7 +327,7 @@ mod tests {
             return;
         }
         let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
-        let mut sleep = Command::new("sleep");
+        let mut sleep = program("sleep");
         sleep.arg("1000");
         let deadline = Instant::now() + Duration::from_secs(20);
         let ended = run(sleep, at, deadline, &mut link, &mut Vec::new(), &mut |_, _, _| Ok(())).unwrap();

@@ -22,6 +22,7 @@ use crate::machine::directory::Machines;
 use crate::machine::sweep::HeldGuests;
 use crate::owner::{Owner, sessions};
 use crate::process::{KILL_WITHIN, ProcessId, with_variable};
+use crate::short;
 use crate::storage::remove_tree;
 use crewboss_ground::Held;
 
@@ -195,6 +196,12 @@ pub fn remove_leftovers(
     if let Some(machines) = owner.and_then(|owner| owner.machines.as_deref()) {
         machine::sweep::sweep_session(&Machines::new(machines), session, report);
     }
+    if let Some(short) = owner.and_then(|owner| owner.short.as_deref())
+        && let Err(error) = short::remove(short)
+    {
+        report.errors.push(format!("cannot remove {}: {error}", short.display()));
+        return false;
+    }
     let directory = layout.session(session);
     if !directory.exists() {
         return true;
@@ -303,8 +310,14 @@ mod tests {
         let work = tempfile::tempdir().unwrap();
         let layout = Layout::new(work.path());
         let (dead, live) = (session_name("dead"), session_name("live"));
-        owner_of(&dead, &dead_process()).write(&layout).unwrap();
+        let mut owner = owner_of(&dead, &dead_process());
+        let record = |short: Option<&Path>| {
+            owner.short = short.map(Path::to_owned);
+            owner.write(&layout)
+        };
+        let short = short::make(record).unwrap().unwrap();
         std::fs::create_dir_all(layout.tasks().join(&dead).join("1.1/out")).unwrap();
+        short::lead(&short.join("0"), &layout.tasks().join(&dead).join("1.1")).unwrap();
         let mut marked = Command::new("/bin/sleep").arg("1000").env(MARK, &dead).spawn().unwrap();
         owner_of(&live, &ProcessId::own().unwrap()).write(&layout).unwrap();
         // Executing takes the child a moment; only then is the mark in its environment.
@@ -315,7 +328,9 @@ mod tests {
         assert_eq!(report.left[0].why, WhyLeft::BossAlive);
         assert_eq!((report.processes, report.directories), (1, 1));
         assert_eq!(report.errors, Vec::<String>::new());
-        assert!(!layout.tasks().join(&dead).exists() && layout.tasks().join(&live).exists());
+        assert!(
+            !short.exists() && !layout.tasks().join(&dead).exists() && layout.tasks().join(&live).exists()
+        );
         assert!(!marked.wait().unwrap().success());
     }
 

@@ -71,7 +71,7 @@ fn start(command: &mut Command) -> io::Result<(Group, pipe::Receiver)> {
     let (reader, writer) = io::pipe()?;
     let (out, err) = (writer.try_clone()?, writer);
     let reader = pipe::Receiver::from_owned_fd(reader.into())?;
-    command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+    command.stdin(Stdio::null()).stdout(out).stderr(err);
     Ok((Group { child: command.spawn()?, ended: false }, reader))
 }
 

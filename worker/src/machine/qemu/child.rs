@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crewboss_ground::pass;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 
@@ -41,7 +42,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A child in a process group of its own. Killed and reaped when dropped, and killed by the kernel when the thread ends
+/// A child in a process group of its own: its command must be one of [`crewboss_ground::program`]. Killed and reaped when dropped, and killed by the kernel when the thread ends
 /// that started it.
 #[derive(Debug)]
 pub struct Child {
@@ -78,16 +79,15 @@ impl Child {
     fn launch(mut command: Command, words: OwnedFd, passed: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
         // Messages are looked through, and told to a person together with ours.
-        command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+        command.env("LC_ALL", "C").stdin(Stdio::null());
         let parent = rustix::process::getpid();
         let open = move || {
-            sys::unblock_all();
             // Whatever ends this process ends the child, too: nobody else could take care of it.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             if rustix::process::getppid() != Some(parent) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            sys::inherit(&numbers)
+            pass(&numbers)
         };
         // SAFETY: the closure makes system calls alone, with memory that was allocated before the fork.
         unsafe { command.pre_exec(open) };
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Command {
-        let mut command = Command::new("/bin/sh");
+        let mut command = crewboss_ground::program("/bin/sh");
         command.args(["-c", script]);
         command
     }

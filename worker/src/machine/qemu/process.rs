@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -132,7 +131,7 @@ pub(crate) fn launch(
     directory: &Path,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<Child, QemuError> {
-    let mut command = Command::new(program.path());
+    let mut command = crewboss_ground::program(program.path());
     command.args(arguments).current_dir(directory);
     Child::start(command, descriptors)
         .map_err(|source| QemuError::Start { path: program.path().to_owned(), source })

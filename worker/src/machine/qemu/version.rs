@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crewboss_ground::program;
 use serde::{Deserialize, Serialize};
 
 use super::child::Child;
@@ -117,7 +117,7 @@ impl Program {
     pub fn version(&self) -> Result<Version, QemuError> {
         let path = || self.path.clone();
         let failed = |source| QemuError::Start { path: path(), source };
-        let mut command = Command::new(&self.path);
+        let mut command = program(&self.path);
         command.arg("--version");
         let mut child = Child::start_telling(command).map_err(failed)?;
         if child.wait(Instant::now() + VERSION_LIMIT).is_none() {
