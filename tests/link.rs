@@ -3,16 +3,29 @@
 mod support;
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use crewboss_boss::crew::{Host, Ssh, Timing, Transport};
 use crewboss_boss::link::{Connector, Exit, Link};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use support::lab::Lab;
+use support::lab::{Lab, User};
+use support::scene::Scene;
+use support::{read, write};
 use tokio::io::AsyncReadExt;
 
 /// A link to a host of a lab, and what is to be done with it, where the lab's hosts can be reached.
 fn with_link<T: Send>(lab: &Lab, host: &str, work: impl AsyncFnOnce(Link) -> T + Send) -> T {
-    let ssh = Ssh { config: Some(lab.dir().join("ssh_config")), ..Ssh::default() };
+    with_link_by(lab.dir().join("ssh_config"), lab, host, work)
+}
+
+/// The same with another configuration of ssh.
+fn with_link_by<T: Send>(
+    config: PathBuf,
+    lab: &Lab,
+    host: &str,
+    work: impl AsyncFnOnce(Link) -> T + Send,
+) -> T {
+    let ssh = Ssh { config: Some(config), ..Ssh::default() };
     let host = Host {
         name: host.parse().expect("a host's name"),
         transport: Transport::Ssh(format!("root@{host}")),
@@ -60,5 +73,45 @@ fn what_is_printed_after_the_news_of_the_end_is_not_lost() {
         (text, channel.wait().await)
     });
     assert_eq!((text.as_str(), exit), ("late\n", Exit::Code(3)));
+    lab.expect_clean(&["host1"]);
+}
+
+#[test]
+fn what_a_person_has_configured_for_sessions_is_no_part_of_ours() {
+    let lab = Lab::shared();
+    let scene = Scene::new("");
+    let config = scene.path("config");
+    let lines = "RemoteCommand echo theirs\nRequestTTY force\nLocalCommand echo local\nPermitLocalCommand yes\n\
+                 SessionType none\nStdinNull yes\nForkAfterAuthentication yes\nLogLevel QUIET\nLocalForward 127.0.0.1:1 h:1\n";
+    write(&config, format!("Host *\n{lines}Include {}\n", lab.dir().join("ssh_config").display()));
+    let said = with_link_by(config, &lab, "host1", async |link| {
+        assert!(holds(&link, "true").await);
+        // As `enter` and `retry` do it.
+        let mut command = link.command("cat; echo ours; exit 7", false);
+        let input = std::fs::File::open("/etc/hostname").map_or(std::process::Stdio::null(), Into::into);
+        let output = command.stdin(input).output().expect("ssh");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), output.stderr)
+    });
+    let input = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    assert_eq!(said, (Some(7), format!("{input}ours\n"), Vec::new()));
+    lab.expect_clean(&["host1"]);
+}
+
+#[test]
+fn a_login_that_allows_one_session_is_enough() {
+    let lab = Lab::up(&["1"]);
+    lab.on("host1", "echo MaxSessions 1 >>/run/lab/sshd_config");
+    lab.lab("kill-sshd", &["host1"]);
+    lab.lab("start-sshd", &["host1"]);
+    let line = "seq 1 30000; echo x >\"$CREWBOSS_OUT/x\"";
+    let targets = (1..=6).map(|n| format!("[target.t{n}]\nstages.build = '{line}'\nartifacts = [\"x\"]\n"));
+    let scene = Scene::with_commits(&targets.collect::<String>(), 2);
+    let crew = scene.crew(&lab, User::Root, &[("host1", "slots = 2")]);
+    let boss = scene.build(&lab, &crew).args(&["--commits", "HEAD~1..HEAD", "-v"]);
+    let ended = boss.run().expect_code(0).expect_tasks(6, "success");
+    assert!(ended.of_kind("task_retried").is_empty(), "{ended:#?}");
+    for (name, path) in &ended.results.tasks {
+        assert_eq!(read(&path.join("artifacts/x")), "x\n", "{name}");
+    }
     lab.expect_clean(&["host1"]);
 }

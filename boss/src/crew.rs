@@ -101,6 +101,9 @@ impl Default for Limits {
     }
 }
 
+/// See [`Timing::shell`].
+const SHELL: Duration = Duration::from_secs(30);
+
 /// How often boss and worker say that they are there, and when silence or standing still counts as death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -112,6 +115,9 @@ pub struct Timing {
     pub stall: Duration,
     /// See [`limits::STANDSTILL`].
     pub standstill: Duration,
+    /// Between the opening of a channel and the first word of our script there: what a login shell's start-up files, or the
+    /// command that leads to the host, may take.
+    pub shell: Duration,
 }
 
 impl Default for Timing {
@@ -121,6 +127,7 @@ impl Default for Timing {
             silence: limits::SILENCE,
             stall: limits::STALL,
             standstill: limits::STANDSTILL,
+            shell: SHELL,
         }
     }
 }

@@ -67,6 +67,7 @@ struct LimitsTable {
     artifact_bytes: Option<Spanned<Amount>>,
     host_log: Option<Spanned<Amount>>,
     messages: Option<Spanned<i64>>,
+    shell: Option<Spanned<TimeSpan>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -194,7 +195,8 @@ fn timing(document: &Document, table: &LimitsTable) -> Result<Timing, ConfigErro
     };
     let stall = at_least(&table.stall, "stall", default.stall)?;
     let standstill = at_least(&table.standstill, "standstill", default.standstill)?;
-    Ok(Timing { heartbeat, silence, stall, standstill })
+    let shell = at_least(&table.shell, "shell", default.shell)?;
+    Ok(Timing { heartbeat, silence, stall, standstill, shell })
 }
 
 /// How much tasks and hosts may send.

@@ -109,7 +109,7 @@ pub fn details(report: &HostReport, palette: Palette, now: u64) -> String {
         table.row([names, format!("{}  {version}", one_line(&toolchain.compiler))]);
     }
     for broken in &facts.broken_toolchains {
-        let why = shortened(&one_line(&broken.why), 160);
+        let why = shortened(&one_line(&broken.why), 500);
         table.row([broken.name.to_string(), format!("does not work: {}: {why}", one_line(&broken.compiler))]);
     }
     if let Some(emulator) = &facts.emulator {

@@ -87,7 +87,7 @@ impl Session<'_> {
     async fn ping(&mut self) -> Result<(), SessionError> {
         let after = self.opening.common.timing.silence;
         if self.talk.silence() >= after {
-            return Err(SessionError::Silent { after });
+            return Err(SessionError::Silent { after, limit: Some("silence") });
         }
         self.pings += 1;
         self.talk.say(&ToWorker::Ping { number: self.pings }).await;

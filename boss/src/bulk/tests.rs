@@ -17,6 +17,7 @@ const TIMING: Timing = Timing {
     silence: Duration::from_secs(20),
     stall: Duration::from_secs(1),
     standstill: Duration::from_secs(2),
+    shell: Duration::from_secs(30),
 };
 
 /// The host's end: what a test's server reads and writes.

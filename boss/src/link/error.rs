@@ -100,7 +100,9 @@ impl LinkError {
             LinkError::Destination { .. } => {
                 Some("write it as for `ssh`: name, user@name or ssh://user@name:port")
             }
-            LinkError::Channel { .. } => Some("raise MaxSessions in the host's sshd_config; a run needs 4"),
+            LinkError::Channel { .. } => Some(
+                "allow sessions in the host's sshd_config (MaxSessions): a run needs 4, or one on each of 4 connections",
+            ),
             LinkError::Directory { .. } => {
                 Some("make room there, or let XDG_RUNTIME_DIR name a directory that you can write")
             }
@@ -109,6 +111,11 @@ impl LinkError {
             }
             _ => None,
         }
+    }
+
+    /// Whether the host has said that it takes no further session on this connection.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, LinkError::Channel { text, .. } if text.contains("refused"))
     }
 
     /// Whether trying again soon may help.
@@ -214,28 +221,32 @@ impl SshFailure {
     }
 }
 
-/// The part of ssh's words that a person should see: no banner of at signs, one line, not endless.
+/// The part of ssh's words that a person should see: the last lines, without banners of at signs, in one line, not endless.
 pub(super) fn excerpt(log: &str) -> String {
     const BYTES_MAX: usize = 400;
-    let lines = log.lines().map(str::trim);
     // Of the long warning about a changed key only this helps: where the old one is kept.
     if let Some(line) = log.lines().find(|line| line.starts_with("Offending")) {
         return line.trim().to_owned();
     }
-    let telling = lines.filter(|line| {
-        !line.is_empty() && !line.starts_with('@') && !line.starts_with("Warning: Permanently")
-    });
-    let mut text = String::new();
-    for line in telling {
-        if text.len() + line.len() > BYTES_MAX {
-            break;
+    let mut last: Vec<String> = Vec::new();
+    let mut room = BYTES_MAX;
+    for line in log.lines().rev().map(str::trim) {
+        if line.is_empty() || line.starts_with('@') || line.starts_with("Warning: Permanently") {
+            continue;
         }
-        if !text.is_empty() {
-            text.push_str("; ");
+        let line = one_line(line);
+        match room.checked_sub(line.len()) {
+            Some(left) => room = left,
+            None if last.is_empty() => {
+                last.push(line[line.ceil_char_boundary(line.len() - BYTES_MAX)..].to_owned());
+                break;
+            }
+            None => break,
         }
-        text.push_str(&one_line(line));
+        last.push(line);
     }
-    text
+    last.reverse();
+    last.join("; ")
 }
 
 /// Why the worker could not be brought to a host and started there.
@@ -302,7 +313,7 @@ pub enum ShipError {
         text: String,
     },
     /// Nothing came in time.
-    #[error("host {host}: no answer from {from} for {}; it printed {text:?}", seconds(*.after))]
+    #[error("host {host}: no answer from {from} for {}{}; it printed {text:?}", seconds(*.after), limit_name(*.limit))]
     Silent {
         /// Which host.
         host: HostName,
@@ -310,6 +321,24 @@ pub enum ShipError {
         from: &'static str,
         /// For how long.
         after: Duration,
+        /// The setting that says so, if there is one.
+        limit: Option<&'static str>,
+        /// The end of what was printed.
+        text: String,
+    },
+    /// A host without that has nothing to see processes by.
+    #[error("host {host}: there is no /proc there, and crewboss cannot look after processes without")]
+    NoProc {
+        /// Which host.
+        host: HostName,
+    },
+    /// What is written to a channel does not arrive.
+    #[error(
+        "host {host}: nothing of what is sent there arrives: its standard input is not passed on; it printed {text:?}"
+    )]
+    NoInput {
+        /// Which host.
+        host: HostName,
         /// The end of what was printed.
         text: String,
     },
@@ -322,6 +351,11 @@ pub enum ShipError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Where a limit can be set, behind what is said of it.
+pub(crate) fn limit_name(limit: Option<&str>) -> String {
+    limit.map(|name| format!(" (`{name}` in [limits] of crew.toml)")).unwrap_or_default()
 }
 
 fn seconds(duration: Duration) -> String {
@@ -338,8 +372,15 @@ impl ShipError {
             ShipError::NotExecutable { .. } => Some(
                 "is the cache directory mounted noexec, or does a security policy forbid it? Set XDG_CACHE_HOME there",
             ),
+            ShipError::Silent { limit: Some("shell"), .. } => Some(
+                "if it is only slow, give it more time; else look into the shell's start-up files there (.bashrc, .profile): they must not wait without a terminal",
+            ),
             ShipError::Shell { .. } | ShipError::Silent { .. } => Some(
                 "look into the shell's start-up files there (.bashrc, .profile): they must neither exit nor wait without a terminal",
+            ),
+            ShipError::NoProc { .. } => Some("mount it there: `mount -t proc proc /proc`"),
+            ShipError::NoInput { .. } => Some(
+                "the host's `command` must keep standard input open, as `docker exec -i` and `kubectl exec -i` do",
             ),
             ShipError::Damaged { .. } => Some("try again; if it stays, check the host's disk"),
             ShipError::OwnBinary { .. } | ShipError::Io { .. } => None,
@@ -398,6 +439,12 @@ mod tests {
         let log =
             "@@@@@\n@ WARNING @\nIt is also possible that a host key has just been changed.\r\n\u{1b}[31mx\n";
         assert_eq!(excerpt(log), "It is also possible that a host key has just been changed.; x");
-        assert!(excerpt(&"long line\n".repeat(1000)).len() < 500);
+        let banner: String = (0..1000).map(|number| format!("Welcome {number}\n")).collect();
+        let text = excerpt(&format!("{banner}me@h: Permission denied (publickey).\r\n"));
+        assert!(
+            text.ends_with("Welcome 999; me@h: Permission denied (publickey).") && text.len() < 500,
+            "{text}"
+        );
+        assert!(excerpt(&format!("{}last", "long".repeat(1000))).ends_with("longlast"));
     }
 }

@@ -13,6 +13,7 @@ mod ssh_config;
 mod transport;
 
 pub use channel::{Channel, ChannelGuard, ChannelReader, Exit, RawChannel};
+pub(crate) use error::limit_name;
 pub use error::{LinkError, ShipError, SshFailure};
 pub(crate) use private::Private;
 pub use private::abandon;

@@ -18,15 +18,9 @@ use super::channel::{Channel, Exit};
 use super::error::ShipError;
 use super::{Link, quote};
 
-/// Between the opening of a channel and the first word of our script: what a login shell's start-up files may take.
-const SHELL_WITHIN: Duration = Duration::from_secs(30);
-
 /// Between the start of our binary and its first line. A worker first removes what others left, and tries its compilers: on a
 /// host that is short of everything that takes a while.
 const FIRST_LINE_WITHIN: Duration = Duration::from_secs(180);
-
-/// Without progress for this long, an upload has failed.
-const UPLOAD_STALL: Duration = Duration::from_secs(30);
 
 /// Kept of what a shell prints besides our lines, for an error message.
 const STRAY_BYTES_MAX: usize = 2000;
@@ -139,8 +133,9 @@ pub async fn start(
     }
 }
 
-/// What the script says before it starts the binary, and if there is none.
-const START_MARKS: (&str, &str) = (r#"echo "@cb-ship run"; "#, r#"echo "@cb-ship absent $(uname -s -m)""#);
+/// What the script says before it starts the binary, if there is none, and if the host cannot run it.
+const START_MARKS: [&str; 3] =
+    [r#"echo "@cb-ship run"; "#, r#"echo "@cb-ship absent $(uname -s -m)""#, r#"echo "@cb-ship noproc""#];
 
 /// A directory in the user's home comes first. The others are for homes that are full, read-only or `noexec`; since
 /// everybody may write beside them, they count only if they belong to us, and are no links: another user's link may lead to
@@ -150,8 +145,8 @@ const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
 
 /// The user's own cache directory is tried without starting any program.
 fn start_script(sha256: &str, arguments: &str) -> String {
-    let (mark, absent) = START_MARKS;
-    let run = format!(r#"{{ {mark}exec "$f"{arguments}; }}"#);
+    let [mark, absent, no_proc] = START_MARKS;
+    let run = format!(r#"{{ [ -d /proc/self ] || {{ {no_proc}; exit 0; }}; {mark}exec "$f"{arguments}; }}"#);
     format!(
         r#"f={HOME_PLACE}/bin/{sha256}/crewboss; [ -x "$f" ] && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/bin/{sha256}/crewboss"; [ ! -L "$d" ] && [ -O "$d" ] && [ -x "$f" ] && {run}; done; {absent}"#
     )
@@ -164,7 +159,7 @@ fn upload_script(sha256: &str, bytes: u64, first: usize) -> String {
     let probe = r#"printf '#!/bin/sh\nexit 0\n' >"$t" && chmod 700 "$t""#;
     format!(
         concat!(
-            r#"umask 077; n=0; u=$(id -u); for d in {home} {further}; do n=$((n+1)); [ $n -gt {first} ] || continue; "#,
+            r#"[ -d /proc/self ] || {{ {no_proc}; exit 0; }}; umask 077; n=0; u=$(id -u); for d in {home} {further}; do n=$((n+1)); [ $n -gt {first} ] || continue; "#,
             r#"[ $n -gt 1 ] && [ -L "$d" ] && {{ echo "@cb-ship skip $n owner $d: it is a link"; continue; }}; "#,
             r#"e=$({fits}) || {{ echo "@cb-ship skip $n create $d: $e"; continue; }}; "#,
             r#"[ -O "$d" ] && [ -O "$d/bin" ] || {{ echo "@cb-ship skip $n owner $d: it belongs to somebody else"; continue; }}; "#,
@@ -173,11 +168,12 @@ fn upload_script(sha256: &str, bytes: u64, first: usize) -> String {
             r#"e=$("$t" 2>&1) || {{ rm -f "$t"; echo "@cb-ship skip $n noexec $d: $e"; continue; }}; "#,
             r#"rm -f "$t"; trap 'rm -f "$t"' EXIT; trap "exit 1" HUP TERM; echo "@cb-ship send $n $d"; "#,
             r#"e=$( {{ cat >"$t" && chmod 755 "$t"; }} 2>&1) || {{ cat >/dev/null; echo "@cb-ship skip $n full $d: $e"; exit 0; }}; "#,
-            r#"s=$(wc -c <"$t"); [ "$s" -eq {bytes} ] || {{ echo "@cb-ship damaged it has $s of {bytes} bytes"; exit 0; }}; "#,
+            r#"s=$(wc -c <"$t"); [ "$s" -gt 0 ] || {{ echo "@cb-ship noinput"; exit 0; }}; [ "$s" -eq {bytes} ] || {{ echo "@cb-ship damaged it has $s of {bytes} bytes"; exit 0; }}; "#,
             r#"e=$("$t" verify {sha256} 2>&1) || {{ echo "@cb-ship damaged $e"; exit 0; }}; "#,
             r#"mkdir -p "$d/bin/{sha256}" && mv -f "$t" "$d/bin/{sha256}/crewboss" || {{ echo "@cb-ship skip $n full $d"; exit 0; }}; "#,
             r#"echo "@cb-ship stored"; cd "$d/bin" && ls -1t | tail -n +{keep} | while read -r o; do rm -rf "./$o"; done; exit 0; done; echo "@cb-ship nowhere""#
         ),
+        no_proc = START_MARKS[2],
         home = HOME_PLACE,
         further = FURTHER_PLACES,
         first = first,
@@ -198,11 +194,12 @@ async fn begin(link: &Link, script: &str, opening: &[u8]) -> Result<Begun, ShipE
     let mut talk = Talk::open(link, script).await?;
     // If the script only says "absent", nobody reads this, and the pipe may already be closed.
     let _unread = talk.channel.stdin.write_all(opening).await;
-    talk.limit("the shell there", SHELL_WITHIN);
+    talk.limit_shell();
     loop {
         match talk.next().await? {
             Heard::Ship(text) => match text.split_once(' ').unwrap_or((&text, "")) {
                 ("run", _) => talk.limit("the worker", FIRST_LINE_WITHIN),
+                ("noproc", _) => return Err(ShipError::NoProc { host: link.host().clone() }),
                 ("absent", platform) => return Ok(Begun::Absent { platform: platform.to_owned() }),
                 _ => {}
             },
@@ -246,7 +243,7 @@ async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
     loop {
         let script = upload_script(&binary.sha256, binary.bytes, first);
         let mut talk = Talk::open(link, &script).await?;
-        talk.limit("the shell there", SHELL_WITHIN);
+        talk.limit_shell();
         let outcome = upload_once(&mut talk, binary, &mut tried).await;
         talk.finish().await;
         match outcome? {
@@ -306,10 +303,15 @@ async fn upload_once(
             ("send", _) if !sending => {
                 sending = true;
                 talk.send(&binary.path).await?;
-                talk.limit("the upload's check", UPLOAD_STALL);
+                talk.limit_stall("the upload's check");
             }
             ("stored", _) => return Ok(Upload::Stored),
             ("nowhere", _) => return Ok(Upload::Nowhere),
+            ("noproc", _) => return Err(ShipError::NoProc { host: talk.link.host().clone() }),
+            ("noinput", _) => {
+                let text = talk.stray.trim().to_owned();
+                return Err(ShipError::NoInput { host: talk.link.host().clone(), text });
+            }
             ("damaged", text) => {
                 return Err(ShipError::Damaged { host: talk.link.host().clone(), text: text.to_owned() });
             }
@@ -337,6 +339,8 @@ struct Talk {
     deadline: Instant,
     within: Duration,
     from: &'static str,
+    /// What the limit is called in the crew file.
+    setting: Option<&'static str>,
 }
 
 enum Heard {
@@ -364,11 +368,25 @@ impl Talk {
             deadline: Instant::now(),
             within: Duration::ZERO,
             from: "the host",
+            setting: None,
         })
     }
 
     fn limit(&mut self, from: &'static str, within: Duration) {
         (self.from, self.within, self.deadline) = (from, within, Instant::now() + within);
+        self.setting = None;
+    }
+
+    /// Until the first word of our script, for as long as a person has said.
+    fn limit_shell(&mut self) {
+        self.limit("the shell there", self.link.timing().shell);
+        self.setting = Some("shell");
+    }
+
+    /// As long as bytes have to move.
+    fn limit_stall(&mut self, from: &'static str) {
+        self.limit(from, self.link.timing().stall);
+        self.setting = Some("stall");
     }
 
     async fn next(&mut self) -> Result<Heard, ShipError> {
@@ -405,7 +423,8 @@ impl Talk {
 
     fn silent(&self) -> ShipError {
         let text = self.stray.trim().to_owned();
-        ShipError::Silent { host: self.link.host().clone(), from: self.from, after: self.within, text }
+        let host = self.link.host().clone();
+        ShipError::Silent { host, from: self.from, after: self.within, limit: self.setting, text }
     }
 
     /// Sends a file and closes the input. A host that stops reading is found by the answer that follows, or the lack
@@ -419,7 +438,7 @@ impl Talk {
             if count == 0 {
                 break;
             }
-            self.limit("the upload", UPLOAD_STALL);
+            self.limit_stall("the upload");
             match timeout_at(self.deadline, self.channel.stdin.write_all(&buffer[..count])).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => break,
@@ -464,6 +483,8 @@ impl Talk {
             return ShipError::Link(super::LinkError::Lost { host });
         }
         match self.from {
+            // It ends in order, and without a word, if its input has ended before anything was in it.
+            "the worker" if exit == Exit::Code(0) => ShipError::NoInput { host, text },
             "the worker" => ShipError::NotExecutable { host, exit, text },
             _ => ShipError::Shell { host, exit, text },
         }

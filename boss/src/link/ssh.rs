@@ -67,8 +67,7 @@ impl Login<'_> {
         let log = self.control.with_extension("log");
         let mut ssh = Command::from(program("ssh"));
         ssh.arg("-F").arg(self.config).arg("-E").arg(&log).arg("-S").arg(&self.control);
-        ssh.args(["-M", "-f", "-N", "-T", "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no"]);
-        ssh.args(["-o", "ForwardX11=no", "-o", &format!("ControlPersist={IDLE_SECONDS}")]);
+        ssh.args(["-M", "-f", "-N", "-T", "-o", &format!("ControlPersist={IDLE_SECONDS}")]);
         ssh.arg("--").arg(self.destination);
         ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // The first process ends with the login; the master has left it and made a session of its own by then.

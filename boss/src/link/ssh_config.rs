@@ -31,6 +31,10 @@ pub(super) fn users_own(account: &Account) -> PathBuf {
 
 /// Writes the configuration; `own` is the user's own.
 ///
+/// This is all that `ssh` is told, whatever it is started for: what a person has configured for sessions of their own, such as
+/// `RemoteCommand`, must not become part of ours, and ssh's last line is what an error is made of, so it is neither kept
+/// quiet nor buried.
+///
 /// ssh takes the first value it meets, so what stands before the `Include` cannot be overruled and what stands after
 /// it is only a default. It also holds for jump hosts, to which ssh hands this file on: nobody may be asked for a
 /// password there either.
@@ -46,6 +50,12 @@ pub(super) fn text(ssh: &Ssh, timing: &Timing, own: &Path) -> String {
         format!("ConnectTimeout {}", whole_seconds(ssh.connect_timeout)),
         format!("ServerAliveInterval {}", alive_interval(timing.silence)),
         format!("ServerAliveCountMax {ALIVE_COUNT}"),
+        "ClearAllForwardings yes".to_owned(),
+        "ForwardX11 no".to_owned(),
+        "LogLevel INFO".to_owned(),
+        "PermitLocalCommand no".to_owned(),
+        "RemoteCommand none".to_owned(),
+        "Tunnel no".to_owned(),
     ];
     for line in lines {
         text.push_str(&line);
@@ -84,7 +94,8 @@ mod tests {
         assert_eq!(
             text,
             "BatchMode yes\nStrictHostKeyChecking accept-new\nConnectTimeout 15\nServerAliveInterval 5\n\
-             ServerAliveCountMax 3\nInclude \"/home/me/.ssh/config\"\nInclude \"/etc/ssh/ssh_config\"\n\
+             ServerAliveCountMax 3\nClearAllForwardings yes\nForwardX11 no\nLogLevel INFO\nPermitLocalCommand no\n\
+             RemoteCommand none\nTunnel no\nInclude \"/home/me/.ssh/config\"\nInclude \"/etc/ssh/ssh_config\"\n\
              Host *\nCiphers ^aes128-gcm@openssh.com\n"
         );
     }

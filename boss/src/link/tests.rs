@@ -13,6 +13,7 @@ const FAKE: &str = r#"#!/bin/sh
 case "$1" in
 verify) [ "$(sha256sum <"$0" | cut -d' ' -f1)" = "$2" ] || { echo "it is another"; exit 1; } ;;
 silent) exit 3 ;;
+listens) cat >/dev/null ;;
 *) read -r line; echo "a word"; echo "@cb {\"args\":\"$*\",\"heard\":\"$line\"}"; cat ;;
 esac
 "#;
@@ -42,11 +43,15 @@ impl Lab {
     }
 
     async fn link(&self) -> Link {
+        self.link_within(&Timing::default()).await
+    }
+
+    async fn link_within(&self, timing: &Timing) -> Link {
         let shell = format!("{}\nexec \"$@\"", self.before);
         let home = format!("HOME={}", self.home.path().display());
         let words = ["env", "-u", "XDG_CACHE_HOME", &home, "sh", "-c", &shell, "login"];
         let words = words.iter().map(|&word| word.to_owned()).collect();
-        let connector = Connector::new(&Ssh::default(), &Timing::default()).unwrap();
+        let connector = Connector::new(&Ssh::default(), timing).unwrap();
         connector.connect(&host(Transport::Command(words))).await.unwrap()
     }
 
@@ -168,6 +173,80 @@ fn what_keeps_a_worker_from_starting_is_told() {
         let role = Role { words: &["silent"], work: None };
         let error = start(&ends.link().await, &ends.binary(), role, b"").await.unwrap_err();
         assert!(matches!(&error, ShipError::NotExecutable { exit: Exit::Code(3), .. }), "{error:?}");
+    });
+}
+
+#[test]
+fn a_way_without_input_is_told_as_such_whether_the_binary_is_there_or_not() {
+    run(async {
+        let mut lab = Lab::new("echo from the pod; exec </dev/null");
+        let role = Role { words: &["listens"], work: None };
+        let mut told = Vec::new();
+        told.push(start(&lab.link().await, &lab.binary(), role, b"hello\n").await.unwrap_err());
+        lab.before = "";
+        let worker = Role { words: &["worker"], work: None };
+        drop(start(&lab.link().await, &lab.binary(), worker, b"hello\n").await.unwrap());
+        lab.before = "echo from the pod; exec </dev/null";
+        told.push(start(&lab.link().await, &lab.binary(), role, b"hello\n").await.unwrap_err());
+        for error in told {
+            let text = "host lab1: nothing of what is sent there arrives: its standard input is not passed on; it printed \
+                        \"from the pod\"";
+            assert_eq!(error.to_string(), text);
+            assert!(error.hint().unwrap().contains("docker exec -i"));
+        }
+    });
+}
+
+#[test]
+fn a_slow_way_names_its_limit() {
+    run(async {
+        let lab = Lab::new("echo waking up; exec sleep 60");
+        let timing = Timing { shell: Duration::from_secs(2), ..Timing::default() };
+        let role = Role { words: &["worker"], work: None };
+        let error = start(&lab.link_within(&timing).await, &lab.binary(), role, b"").await.unwrap_err();
+        let text = "host lab1: no answer from the shell there for 2 s (`shell` in [limits] of crew.toml); it printed \
+                    \"waking up\"";
+        assert_eq!(error.to_string(), text);
+        assert!(error.hint().unwrap().starts_with("if it is only slow, give it more time"));
+    });
+}
+
+#[test]
+fn a_host_without_proc_is_told_as_such_whether_the_binary_is_there_or_not() {
+    run(async {
+        let lab = Lab::new("");
+        let role = Role { words: &["worker"], work: None };
+        let link = async |before: &str| {
+            let home = format!("HOME={}", lab.home.path().display());
+            let words = ["env", "-u", "XDG_CACHE_HOME", &home, "unshare", "-m", "sh", "-c", before, "login"];
+            let words = words.iter().map(|&word| word.to_owned()).collect();
+            let connector = Connector::new(&Ssh::default(), &Timing::default()).unwrap();
+            connector.connect(&host(Transport::Command(words))).await.unwrap()
+        };
+        let without = "umount -l /proc && exec \"$@\"";
+        for _ in 0..2 {
+            let error = start(&link(without).await, &lab.binary(), role, b"x\n").await.unwrap_err();
+            assert!(matches!(error, ShipError::NoProc { .. }), "{error}");
+            drop(start(&link("exec \"$@\"").await, &lab.binary(), role, b"x\n").await.unwrap());
+        }
+    });
+}
+
+#[test]
+fn the_last_line_of_ssh_is_seen_whatever_its_configuration_says() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config");
+        for level in ["QUIET", "DEBUG3", "INFO"] {
+            fs::write(&config, format!("Host nobody\nHostName 127.0.0.1\nPort 1\nLogLevel {level}\n"))
+                .unwrap();
+            let ssh = Ssh { config: Some(config.clone()), ..Ssh::default() };
+            let connector = Connector::new(&ssh, &Timing::default()).unwrap();
+            let error = connector.connect(&host(Transport::Ssh("nobody".to_owned()))).await.unwrap_err();
+            let text = "host lab1: ssh to nobody failed: the connection was refused (ssh: connect to host 127.0.0.1 port 1: \
+                        Connection refused)";
+            assert_eq!(error.to_string(), text, "{level}");
+        }
     });
 }
 

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crewboss_ground::{account, program};
@@ -45,6 +45,7 @@ pub struct Connector {
 struct Shared {
     config: PathBuf,
     login_limit: Duration,
+    timing: Timing,
     logins: Semaphore,
     next: AtomicU32,
     directory: Private,
@@ -71,6 +72,7 @@ impl Connector {
             shared: Arc::new(Shared {
                 config,
                 login_limit: ssh.connect_timeout,
+                timing: *timing,
                 logins: Semaphore::new(LOGINS_AT_ONCE),
                 next: AtomicU32::new(0),
                 directory,
@@ -86,9 +88,13 @@ impl Connector {
         let carrier = match &host.transport {
             Transport::Local => Carrier::Child(Vec::new()),
             Transport::Command(words) => Carrier::Child(words.clone()),
-            Transport::Ssh(destination) => Carrier::Ssh(self.log_in(&host.name, destination).await?),
+            Transport::Ssh(destination) => Carrier::Ssh(Box::new(Connections {
+                first: self.log_in(&host.name, destination).await?,
+                further: Mutex::new(Vec::new()),
+                destination: destination.clone(),
+            })),
         };
-        let inner = Inner { host: host.name.clone(), carrier, run: self.shared.clone() };
+        let inner = Inner { host: host.name.clone(), carrier, run: self.clone() };
         Ok(Link { inner: Arc::new(inner) })
     }
 
@@ -137,14 +143,28 @@ pub struct Link {
 struct Inner {
     host: HostName,
     carrier: Carrier,
-    run: Arc<Shared>,
+    run: Connector,
 }
 
 #[derive(Debug)]
 enum Carrier {
-    Ssh(Master),
+    Ssh(Box<Connections>),
     /// Each channel is a child process: these words, and a shell with the script.
     Child(Vec<String>),
+}
+
+/// The connections to one host: one for all channels, and further ones for the channels that the host refuses on that.
+#[derive(Debug)]
+struct Connections {
+    first: Master,
+    further: Mutex<Vec<Arc<Master>>>,
+    destination: String,
+}
+
+impl Connections {
+    fn further(&self) -> MutexGuard<'_, Vec<Arc<Master>>> {
+        self.further.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Link {
@@ -153,45 +173,82 @@ impl Link {
         &self.inner.host
     }
 
+    /// The limits that hold for it.
+    pub(super) fn timing(&self) -> &Timing {
+        &self.inner.run.shared.timing
+    }
+
     /// Runs a script of POSIX shell there. It must be one line.
     ///
     /// # Errors
     /// If the connection has ended, takes no further channel, or the command cannot be started.
     pub async fn open(&self, script: &str) -> Result<Channel, LinkError> {
         debug_assert!(!script.contains('\n'), "not every login shell can be given a newline");
-        let host = self.host();
-        let broken = |source| LinkError::Pipe { host: host.clone(), source };
-        let Pipes { near, far } = Pipes::new().map_err(broken)?;
-        let exit = match &self.inner.carrier {
-            Carrier::Ssh(master) => {
-                let within = self.inner.run.login_limit;
-                let opened = timeout(within, master.open(host, script, far)).await;
-                opened.unwrap_or_else(|_| {
-                    let text = format!(
-                        "it was not opened within {} s (`connect_timeout` in [ssh] of crew.toml)",
-                        within.as_secs()
-                    );
-                    Err(LinkError::Channel { host: host.clone(), text })
-                })?
+        match &self.inner.carrier {
+            Carrier::Ssh(ssh) => self.open_over(ssh, script).await,
+            Carrier::Child(words) => {
+                let Pipes { near, far } = self.pipes()?;
+                self.channel(near, spawn(self.host(), words, script, far)?)
             }
-            Carrier::Child(words) => spawn(host, words, script, far)?,
+        }
+    }
+
+    /// sshd may allow one session on a connection, or a person's own may take all that it allows.
+    async fn open_over(&self, ssh: &Connections, script: &str) -> Result<Channel, LinkError> {
+        match self.open_on(&ssh.first, script).await {
+            Err(refused) if refused.is_refusal() => {}
+            end => return end,
+        }
+        let further = ssh.further().clone();
+        for master in further {
+            match self.open_on(&master, script).await {
+                Err(refused) if refused.is_refusal() => {}
+                // It was idle for too long.
+                Err(_) => ssh.further().retain(|other| !Arc::ptr_eq(other, &master)),
+                channel => return channel,
+            }
+        }
+        let master = Arc::new(self.inner.run.log_in(self.host(), &ssh.destination).await?);
+        let channel = self.open_on(&master, script).await?;
+        ssh.further().push(master);
+        Ok(channel)
+    }
+
+    async fn open_on(&self, master: &Master, script: &str) -> Result<Channel, LinkError> {
+        let Pipes { near, far } = self.pipes()?;
+        let within = self.inner.run.shared.login_limit;
+        let opened = timeout(within, master.open(self.host(), script, far)).await;
+        let text = || {
+            format!("it was not opened within {} s (`connect_timeout` in [ssh] of crew.toml)", within.as_secs())
         };
-        Channel::new(near, exit).map_err(broken)
+        let exit = opened.unwrap_or_else(|_| {
+            Err(LinkError::Channel { host: self.host().clone(), text: text() })
+        })?;
+        self.channel(near, exit)
+    }
+
+    fn pipes(&self) -> Result<Pipes, LinkError> {
+        Pipes::new().map_err(|source| LinkError::Pipe { host: self.host().clone(), source })
+    }
+
+    fn channel(&self, near: [OwnedFd; 3], exit: ExitWatch) -> Result<Channel, LinkError> {
+        Channel::new(near, exit).map_err(|source| LinkError::Pipe { host: self.host().clone(), source })
     }
 
     /// Whether the connection stands, as far as can be known at once. A silent host counts as alive until keep-alive
     /// finds out.
     pub async fn is_alive(&self) -> bool {
         match &self.inner.carrier {
-            Carrier::Ssh(master) => master.is_alive().await,
+            Carrier::Ssh(ssh) => ssh.first.is_alive().await,
             Carrier::Child(_) => true,
         }
     }
 
     /// Ends the connection with all its channels, also for other clones.
     pub fn close(self) {
-        if let Carrier::Ssh(master) = &self.inner.carrier {
-            master.close();
+        if let Carrier::Ssh(ssh) = &self.inner.carrier {
+            ssh.first.close();
+            ssh.further().drain(..).for_each(|master| master.close());
         }
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Greeting {
     /// What was printed before it answered.
     early: Vec<Vec<u8>>,
     /// What it has to say besides: that something could not be cleaned up, for instance.
-    pub(super) notices: Vec<FromWorker>,
+    notices: Vec<FromWorker>,
 }
 
 impl Opening {
@@ -82,7 +82,7 @@ impl Opening {
             }
         };
         let message = timeout(READY_WITHIN, message).await;
-        let ready = match message.unwrap_or(Err(SessionError::Silent { after: READY_WITHIN })) {
+        let ready = match message.unwrap_or(Err(SessionError::Silent { after: READY_WITHIN, limit: None })) {
             Ok(message) => check(message, binary)?,
             Err(SessionError::Ended { .. }) => {
                 let words = last_words(&mut guard).await;
@@ -161,7 +161,13 @@ impl Greeting {
         Talk::new(self.link, (self.stdin, self.stdout, self.guard), self.decoder)
     }
 
-    pub(super) fn live(self, opening: Opening, traffic: Arc<Traffic>, work: Arc<Work>) -> Live {
+    /// The session, and what there is to say of its beginning.
+    pub(super) fn live(
+        mut self,
+        opening: Opening,
+        traffic: Arc<Traffic>,
+        work: Arc<Work>,
+    ) -> (Live, Vec<FromWorker>) {
         let mut log = HostLog::open(&work.root, &opening.host.name, opening.common.limits.host_log);
         log.sent(&self.hello);
         self.early.iter().for_each(|line| log.stray(line));
@@ -174,7 +180,7 @@ impl Greeting {
             link: self.link,
         };
         let streams = (self.stdin, self.stdout, self.guard);
-        Live::new(site, self.ready, streams, self.decoder, log, work)
+        (Live::new(site, self.ready, streams, self.decoder, log, work), self.notices)
     }
 }
 

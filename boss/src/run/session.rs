@@ -143,8 +143,7 @@ impl Supervisor {
                 work = work => work.ok_or(SessionError::Quit)?,
                 never = greeting.reassure(heartbeat) => match never {},
             };
-            let notices = std::mem::take(&mut greeting.notices);
-            Ok::<_, SessionError>((greeting.live(opening, traffic, work), notices))
+            Ok::<_, SessionError>(greeting.live(opening, traffic, work))
         };
         let (live, notices) = tokio::select! {
             live = open => live?,
@@ -214,7 +213,7 @@ impl Supervisor {
                         Ok(read) => if let Err(error) = self.take(live, &mut buffer, read).await {
                             return error;
                         },
-                        Err(_) => return SessionError::Silent { after: self.common.timing.silence },
+                        Err(_) => return SessionError::Silent { after: self.common.timing.silence, limit: Some("silence") },
                     }
                 }
             }

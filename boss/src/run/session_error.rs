@@ -7,7 +7,7 @@ use crewboss_protocol::HostName;
 use crewboss_protocol::codec::DecodeError;
 use crewboss_protocol::message::{Ending, WorkerErrorKind};
 
-use crate::link::{Exit, LinkError, ShipError, SshFailure};
+use crate::link::{Exit, LinkError, ShipError, SshFailure, limit_name};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +24,8 @@ pub(crate) enum SessionError {
     NotReady { got: String },
     #[error("the worker gave up: {text}")]
     Worker { kind: WorkerErrorKind, text: String },
-    #[error("nothing was heard for {} s", after.as_secs())]
-    Silent { after: Duration },
+    #[error("nothing was heard for {} s{}", after.as_secs(), limit_name(*limit))]
+    Silent { after: Duration, limit: Option<&'static str> },
     #[error("{}", stood_still(*after))]
     OwnStandstill { after: Duration },
     #[error("{reason}")]

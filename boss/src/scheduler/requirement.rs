@@ -87,6 +87,8 @@ pub struct Offer {
     pub speed: u32,
     /// Toolchains that work there.
     pub toolchains: BTreeSet<Name>,
+    /// Those that do not, and why.
+    pub broken_toolchains: BTreeMap<Name, String>,
     /// Its virtual machines, also those that cannot be used.
     pub machines: BTreeMap<(MachineRole, Name), MachineOffer>,
     /// Why no machine can be used there, if that is so.
@@ -128,12 +130,14 @@ pub enum Unfit {
         reason: String,
     },
     /// No such toolchain.
-    #[error("no toolchain {wanted} (has: {})", list(.has))]
+    #[error("{}", no_toolchain(wanted, has, why.as_deref()))]
     NoToolchain {
         /// What is needed.
         wanted: Name,
         /// What the host has.
         has: BTreeSet<Name>,
+        /// Why it does not work; `None` if it is not there.
+        why: Option<String>,
     },
     /// No such machine, or it cannot be used.
     #[error("{}", no_machine(wanted, has, why.as_deref()))]
@@ -239,6 +243,13 @@ fn no_machine(wanted: &MachineNeed, has: &BTreeSet<Name>, why: Option<&str>) -> 
     }
 }
 
+fn no_toolchain(wanted: &Name, has: &BTreeSet<Name>, why: Option<&str>) -> String {
+    match why {
+        Some(why) => format!("toolchain {wanted} does not work: {why}"),
+        None => format!("no toolchain {wanted} (has: {})", list(has)),
+    }
+}
+
 /// Whether an offer meets a requirement; the first thing that is missing otherwise.
 pub fn fits(requirement: &Requirement, offer: &Offer) -> Result<(), Unfit> {
     lasting_fit(requirement, offer)?;
@@ -251,7 +262,8 @@ pub fn fits(requirement: &Requirement, offer: &Offer) -> Result<(), Unfit> {
 /// As [`fits`], without free space, which comes and goes.
 pub(super) fn lasting_fit(requirement: &Requirement, offer: &Offer) -> Result<(), Unfit> {
     if let Some(wanted) = requirement.toolchain.as_ref().filter(|name| !offer.toolchains.contains(*name)) {
-        return Err(Unfit::NoToolchain { wanted: wanted.clone(), has: offer.toolchains.clone() });
+        let why = offer.broken_toolchains.get(wanted).cloned();
+        return Err(Unfit::NoToolchain { wanted: wanted.clone(), has: offer.toolchains.clone(), why });
     }
     if let Some(missing) = requirement.features.difference(&offer.features).next() {
         return Err(Unfit::NoFeature { missing: *missing });
@@ -378,6 +390,10 @@ mod tests {
         let inside = Requirement::new(&target(Environment::Machine(machine)), &Needs::default());
         assert_eq!(fits(&inside, &host()), Ok(()));
         let outside = Requirement::new(&target(Environment::Snapshot), &Needs::default());
-        assert!(matches!(fits(&outside, &host()), Err(Unfit::NoToolchain { .. })));
+        assert_eq!(fits(&outside, &host()).unwrap_err().to_string(), "no toolchain gcc12 (has: none)");
+        let why = "/opt/gcc: exit status: 1 of `--version`: no license".to_owned();
+        let broken = Offer { broken_toolchains: [("gcc12".parse().unwrap(), why)].into(), ..host() };
+        let why = fits(&outside, &broken).unwrap_err().to_string();
+        assert_eq!(why, "toolchain gcc12 does not work: /opt/gcc: exit status: 1 of `--version`: no license");
     }
 }

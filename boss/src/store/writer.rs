@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -22,7 +22,12 @@ use super::result::ResultFile;
 use crewboss_protocol::{Phase, RunId, TaskId};
 
 /// Results that are brought to the disk together.
-const BATCH_MAX: usize = 1024;
+const BATCH_MAX: usize = 512;
+
+/// After a batch results are gathered for so many times as long as bringing it to the disk took, but not for ever: flushes hold
+/// up whoever else uses the disk, tasks on this computer too, so they get a small part of the time.
+const GATHER_TIMES: u32 = 9;
+const GATHER_MAX: Duration = Duration::from_millis(200);
 
 /// A result to be stored.
 #[derive(Debug)]
@@ -131,10 +136,15 @@ struct Work<R> {
 
 impl<R: FnMut(StoreReply)> Work<R> {
     fn run(mut self, submissions: &mpsc::Receiver<Submission>) -> Journal {
+        let mut due = Instant::now();
         while let Ok(first) = submissions.recv() {
-            let batch = std::iter::once(first).chain(submissions.try_iter()).take(BATCH_MAX).collect();
+            let batch = gather(first, submissions, due);
+            let begun = Instant::now();
             match self.store(batch) {
-                Ok(stored) => (self.reply)(StoreReply::Stored(stored)),
+                Ok(stored) => {
+                    due = Instant::now() + (begun.elapsed() * GATHER_TIMES).min(GATHER_MAX);
+                    (self.reply)(StoreReply::Stored(stored));
+                }
                 Err(error) => {
                     (self.reply)(StoreReply::Failed(error));
                     break;
@@ -203,6 +213,17 @@ impl<R: FnMut(StoreReply)> Work<R> {
             _ => Ok(self.disk.root().child(name).map(drop)?),
         }
     }
+}
+
+/// All that is waiting, and what comes until then.
+fn gather(first: Submission, submissions: &mpsc::Receiver<Submission>, due: Instant) -> Vec<Submission> {
+    let mut batch = vec![first];
+    while batch.len() < BATCH_MAX
+        && let Ok(next) = submissions.recv_timeout(due.saturating_duration_since(Instant::now()))
+    {
+        batch.push(next);
+    }
+    batch
 }
 
 /// Writes what did not come as files.

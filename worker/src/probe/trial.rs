@@ -1,7 +1,7 @@
 //! Trying a compiler: does it compile a file, and what version does it say it is?
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -43,8 +43,12 @@ impl Identity {
 /// A compiler that needs longer for one line hangs, or its disk does.
 const TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Longest version line, and longest complaint, that is told further.
-const TEXT_BYTES_MAX: u64 = 1024;
+/// Longest version line that is told further.
+const VERSION_BYTES_MAX: u64 = 1024;
+
+/// What is told of a complaint: its last lines, since the first are often warnings, and no more than so many bytes.
+const COMPLAINT_LINES_MAX: usize = 3;
+const COMPLAINT_BYTES_MAX: u64 = 400;
 
 /// What compilers say, with other words around it, of a host that is short of something, or of a part of them that was
 /// killed.
@@ -105,18 +109,33 @@ fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<Strin
         kill_process_group(pid, Signal::KILL).ok();
     }
     let status = child.wait().map_err(failed)?;
-    let mut text = Vec::new();
-    File::open(&path).and_then(|file| file.take(TEXT_BYTES_MAX).read_to_end(&mut text)).map_err(failed)?;
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let text = read(&path, status.success() && in_time).map_err(failed)?;
     if !in_time {
-        Err(Trial::Disturbed(format!("it did not end within {} s", TIME_MAX.as_secs())))
+        let said = if text.is_empty() { String::new() } else { format!("; it said: {text}") };
+        Err(Trial::Disturbed(format!("it did not end within {} s{said}", TIME_MAX.as_secs())))
     } else if status.success() {
         Ok(text)
     } else {
-        let why = format!("{status}: {}", text.trim());
+        let why = format!("{status} of `{}`: {text}", arguments.join(" "));
         let disturbed = status.code().is_none() || DISTURBANCES.iter().any(|sign| text.contains(sign));
         Err(if disturbed { Trial::Disturbed(why) } else { Trial::Broken(why) })
     }
+}
+
+/// The beginning of what was written, or its last lines.
+fn read(path: &Path, beginning: bool) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    if beginning {
+        file.take(VERSION_BYTES_MAX).read_to_end(&mut bytes)?;
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    let surplus = file.metadata()?.len().saturating_sub(COMPLAINT_BYTES_MAX);
+    file.seek(SeekFrom::Start(surplus))?;
+    file.take(COMPLAINT_BYTES_MAX).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    Ok(lines[lines.len().saturating_sub(COMPLAINT_LINES_MAX)..].join("\n"))
 }
 
 fn ends_in_time(pid: Pid) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crewboss_protocol::host::BrokenToolchain;
 use crewboss_protocol::machine::{CopyState, MachineFacts, MachineRole, MachineState};
 use crewboss_protocol::{Environment, HostFacts, Name, TaskId};
 
@@ -23,6 +24,7 @@ pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
         slots: facts.slots,
         speed: facts.speed,
         toolchains: facts.toolchains.iter().map(|toolchain| toolchain.name.clone()).collect(),
+        broken_toolchains: broken_toolchains(facts),
         machines: machines(&facts.machines),
         no_machines: (facts.emulator.is_none() && !facts.machines.is_empty())
             .then(|| format!("no QEMU that can be used: {}", facts.no_emulator)),
@@ -34,6 +36,13 @@ pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
         disk_free: facts.disk_free,
         trees: plan.tree_indexes(&trees),
     }
+}
+
+fn broken_toolchains(facts: &HostFacts) -> BTreeMap<Name, String> {
+    let told =
+        |broken: &BrokenToolchain| (broken.name.clone(), format!("{}: {}", broken.compiler, broken.why));
+    // The crew file's come first, and the first of a name counts.
+    facts.broken_toolchains.iter().rev().map(told).collect()
 }
 
 /// The machines of a host. Volumes may have machines of the same name: one that can be used counts.
