@@ -183,7 +183,7 @@ fn one_signal_is_enough_while_the_source_is_read() {
     let (tools, temporary, pid) = (scene.path("tools"), scene.path("tmp"), scene.path("pid"));
     std::fs::create_dir_all(&temporary).expect("a directory");
     let git = tools.join("git");
-    write(&git, &format!("#!/bin/sh\necho $$ >{0}.new; mv {0}.new {0}\nexec sleep 60\n", pid.display()));
+    write(&git, format!("#!/bin/sh\necho $$ >{0}.new; mv {0}.new {0}\nexec sleep 60\n", pid.display()));
     std::fs::set_permissions(&git, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a program");
     let path = format!("{}:/usr/bin:/bin", tools.display());
     let running = scene.build_local().env("PATH", path).env("TMPDIR", &temporary).start();

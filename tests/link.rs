@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use support::lab::{Lab, User};
 use support::scene::Scene;
 use support::{read, write};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A link to a host of a lab, and what is to be done with it, where the lab's hosts can be reached.
 fn with_link<T: Send>(lab: &Lab, host: &str, work: impl AsyncFnOnce(Link) -> T + Send) -> T {
@@ -86,14 +86,16 @@ fn what_a_person_has_configured_for_sessions_is_no_part_of_ours() {
     write(&config, format!("Host *\n{lines}Include {}\n", lab.dir().join("ssh_config").display()));
     let said = with_link_by(config, &lab, "host1", async |link| {
         assert!(holds(&link, "true").await);
-        // As `enter` and `retry` do it.
-        let mut command = link.command("cat; echo ours; exit 7", false);
-        let input = std::fs::File::open("/etc/hostname").map_or(std::process::Stdio::null(), Into::into);
-        let output = command.stdin(input).output().expect("ssh");
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), output.stderr)
+        let mut channel = link.open("cat; echo ours; echo wrong >&2; exit 7").await.expect("a channel");
+        channel.stdin.write_all(b"typed\n").await.expect("somebody who reads");
+        let (stdin, mut stdout, mut guard) = channel.into_parts();
+        drop(stdin);
+        let (mut out, mut err) = (String::new(), String::new());
+        stdout.read_to_string(&mut out).await.expect("its output");
+        guard.stderr.take().expect("its errors").read_to_string(&mut err).await.expect("its errors");
+        (guard.wait().await, out, err)
     });
-    let input = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
-    assert_eq!(said, (Some(7), format!("{input}ours\n"), Vec::new()));
+    assert_eq!(said, (Exit::Code(7), "typed\nours\n".to_owned(), "wrong\n".to_owned()));
     lab.expect_clean(&["host1"]);
 }
 

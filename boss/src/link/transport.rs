@@ -219,11 +219,13 @@ impl Link {
         let within = self.inner.run.shared.login_limit;
         let opened = timeout(within, master.open(self.host(), script, far)).await;
         let text = || {
-            format!("it was not opened within {} s (`connect_timeout` in [ssh] of crew.toml)", within.as_secs())
+            format!(
+                "it was not opened within {} s (`connect_timeout` in [ssh] of crew.toml)",
+                within.as_secs()
+            )
         };
-        let exit = opened.unwrap_or_else(|_| {
-            Err(LinkError::Channel { host: self.host().clone(), text: text() })
-        })?;
+        let exit =
+            opened.unwrap_or_else(|_| Err(LinkError::Channel { host: self.host().clone(), text: text() }))?;
         self.channel(near, exit)
     }
 

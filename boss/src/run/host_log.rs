@@ -12,7 +12,8 @@ use crate::outlet::{Outlet, Weight};
 const STRAY_BYTES_MAX: usize = 4096;
 
 /// What a log that is long enough ends with.
-const FULL: &str = "! the rest is not written down: this log is as long as it may be (`host_log` in [limits])\n";
+const FULL: &str =
+    "! the rest is not written down: this log is as long as it may be (`host_log` in [limits])\n";
 
 /// The log of one host. If it cannot be written, the run goes on without; that is said at the end.
 #[derive(Debug)]

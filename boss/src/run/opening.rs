@@ -163,7 +163,7 @@ impl Greeting {
 
     /// The session, and what there is to say of its beginning.
     pub(super) fn live(
-        mut self,
+        self,
         opening: Opening,
         traffic: Arc<Traffic>,
         work: Arc<Work>,

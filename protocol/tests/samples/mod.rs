@@ -15,8 +15,8 @@ use crewboss_protocol::machine::{
     MachineFacts, MachineHolder, MachineResult, MachineRole, MachineState, MachineUse, Visitor,
 };
 use crewboss_protocol::message::{
-    ArtifactCount, BootstrapEnd, BootstrapOrder, Cause, Done, Ending, Hello, Hold, LogEnd, Pause, Ready, Refusal,
-    TaskOrder, WorkerErrorKind,
+    ArtifactCount, BootstrapEnd, BootstrapOrder, Cause, Done, Ending, Hello, Hold, LogEnd, Pause, Ready,
+    Refusal, TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::visit::{Bytes, FromPerson, ToPerson};
