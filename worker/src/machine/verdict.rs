@@ -176,9 +176,11 @@ impl Stop {
     pub fn stage_exit(&self) -> StageExit {
         match self {
             Stop::Timeout { .. } => StageExit::Timeout,
-            Stop::Ended { .. } | Stop::Silent { .. } | Stop::Failed { .. } | Stop::Unreadable { .. } => {
-                StageExit::Lost
-            }
+            Stop::Ended { .. }
+            | Stop::Killed { .. }
+            | Stop::Silent { .. }
+            | Stop::Failed { .. }
+            | Stop::Unreadable { .. } => StageExit::Lost,
             Stop::Cancelled
             | Stop::Full { .. }
             | Stop::Unable { .. }
@@ -186,7 +188,6 @@ impl Stop {
             | Stop::Auxiliary { .. }
             | Stop::Machine(_)
             | Stop::Lasting(_)
-            | Stop::Killed { .. }
             | Stop::Host(_) => StageExit::Stopped,
         }
     }
