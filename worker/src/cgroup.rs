@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::SessionId;
+use rustix::fs::{Mode, OFlags};
 
 /// Emptied groups take the kernel a moment to let go of.
 const REMOVE_WITHIN: Duration = Duration::from_secs(2);
@@ -40,11 +41,24 @@ pub fn leave(group: &Path) {
     }
 }
 
-/// Whether a path is one that [`plan`] makes for this session. Anything else in an owner record is not touched.
+/// The number of the unified hierarchy's file system.
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+/// Whether a path is one that [`plan`] makes for this session: a control group, and ours. Anything else in an owner record
+/// is not touched, as a directory with files of these names may have been laid out by anybody.
 pub fn belongs_to(group: &Path, session: &SessionId) -> bool {
     let name = group.file_name().and_then(|name| name.to_str());
     let plain = group.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-    name == Some(&format!("crewboss-{session}")) && plain && group.join("cgroup.procs").exists()
+    name == Some(&format!("crewboss-{session}")) && plain && is_own_group(group)
+}
+
+fn is_own_group(group: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(open) = rustix::fs::open(group, flags, Mode::empty()) else { return false };
+    let unified =
+        rustix::fs::fstatfs(&open).is_ok_and(|found| u64::try_from(found.f_type) == Ok(CGROUP2_MAGIC));
+    let own = rustix::process::geteuid().as_raw();
+    unified && rustix::fs::fstat(&open).is_ok_and(|found| found.st_uid == own)
 }
 
 /// The processes in a group.
@@ -70,5 +84,29 @@ pub fn kill_and_remove(group: &Path) -> bool {
             return false;
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_looks_like_a_group_is_none() {
+        let top = tempfile::tempdir().unwrap();
+        let session: SessionId = "run.1".parse().unwrap();
+        let group = top.path().join("crewboss-run.1");
+        std::fs::create_dir(&group).unwrap();
+        std::fs::write(group.join("cgroup.procs"), "1\n").unwrap();
+        assert!(!belongs_to(&group, &session));
+        // Where a group can be had, ours is one, and a link to it is none.
+        if let Some(real) = plan(&session).filter(|real| std::fs::create_dir(real).is_ok()) {
+            let linked = top.path().join("linked/crewboss-run.1");
+            std::fs::create_dir(top.path().join("linked")).unwrap();
+            std::os::unix::fs::symlink(&real, &linked).unwrap();
+            let found = (belongs_to(&real, &session), belongs_to(&linked, &session));
+            std::fs::remove_dir(&real).unwrap();
+            assert_eq!(found, (true, false));
+        }
     }
 }

@@ -105,7 +105,8 @@ fn wait(worker: u32, signals: &Signals, listener: &mut Listener) -> Option<i32> 
 fn remove_own(layout: &Layout) {
     let Some(own) = ProcessId::own() else { return };
     for session in sessions(layout) {
-        if let Some(owner) = Owner::load(layout, &session).filter(|owner| owner.guardian == own) {
+        let owner = Owner::load(layout, &session).ok().flatten();
+        if let Some(owner) = owner.filter(|owner| owner.guardian == own) {
             // Nobody hears us any more; what stays is swept by the next worker.
             let mut report = CleanReport::default();
             remove_leftovers(layout, &session, Some(&owner), &mut report);

@@ -2,7 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::Directory;
 use crewboss_protocol::{SessionId, TaskRef, TreeId};
+
+/// What the work directory holds.
+const LOCKS: &str = "locks";
+const TASKS: &str = "tasks";
+const SOURCES: &str = "sources";
+const WARM: &str = "warm";
 
 /// The paths below one work directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,20 +43,25 @@ impl Layout {
         &self.work
     }
 
-    /// Makes the work directory if it is not there, for its owner alone: it holds the sources, and everybody who could
-    /// open the lock files could hold the locks for ever. One that is there keeps its mode.
+    /// Makes the work directory if it is not there, for its owner alone: it holds the sources. One that is there keeps its
+    /// mode, but it must be this user's, and so must be what it holds.
     ///
     /// # Errors
-    /// If it cannot be made.
-    pub fn make(&self) -> std::io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        if let Some(parent) = self.work().parent() {
-            std::fs::create_dir_all(parent)?;
+    /// If it cannot be made, or may not be used.
+    pub fn make(&self) -> Result<(), crewboss_ground::Error> {
+        let work = Directory::make(self.work())?;
+        for name in [LOCKS, TASKS, SOURCES, WARM] {
+            work.make_child(name)?;
         }
-        match std::fs::DirBuilder::new().mode(0o700).create(self.work()) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && self.work().is_dir() => Ok(()),
-            made => made,
-        }
+        Ok(())
+    }
+
+    /// Makes sure that the work directory, if it is there, is this user's, and what it holds as well.
+    ///
+    /// # Errors
+    /// If it may not be used.
+    pub fn check(&self) -> Result<(), crewboss_ground::Error> {
+        check(self.work(), &[LOCKS, TASKS, SOURCES, WARM])
     }
 
     /// The bare repository that bosses send objects into.
@@ -59,7 +71,7 @@ impl Layout {
 
     /// All checked-out sources.
     pub fn sources(&self) -> PathBuf {
-        self.work.join("sources")
+        self.work.join(SOURCES)
     }
 
     /// The checked-out source of one tree.
@@ -74,7 +86,7 @@ impl Layout {
 
     /// All warm build directories.
     pub fn warm_root(&self) -> PathBuf {
-        self.work.join("warm")
+        self.work.join(WARM)
     }
 
     /// The warm build directory of one target.
@@ -84,7 +96,7 @@ impl Layout {
 
     /// All lock files.
     pub fn locks(&self) -> PathBuf {
-        self.work.join("locks")
+        self.work.join(LOCKS)
     }
 
     /// The lock file of one slot.
@@ -109,7 +121,7 @@ impl Layout {
 
     /// All sessions.
     pub fn tasks(&self) -> PathBuf {
-        self.work.join("tasks")
+        self.work.join(TASKS)
     }
 
     /// Everything that one session owns.
@@ -161,6 +173,22 @@ impl Layout {
     }
 }
 
+/// Makes sure that a directory and some in it are this user's, as far as they are there.
+///
+/// # Errors
+/// If one of them may not be used.
+pub(crate) fn check(directory: &Path, names: &[&str]) -> Result<(), crewboss_ground::Error> {
+    let there = |error: &crewboss_ground::Error| error.kind() != std::io::ErrorKind::NotFound;
+    let directory = match Directory::open(directory) {
+        Err(error) if !there(&error) => return Ok(()),
+        directory => directory?,
+    };
+    names.iter().try_for_each(|name| match directory.child(name) {
+        Err(error) if there(&error) => Err(error),
+        _ => Ok(()),
+    })
+}
+
 fn default_work() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = set("XDG_DATA_HOME").or_else(|| Some(crewboss_ground::home()?.join(".local/share")))?;
@@ -191,5 +219,31 @@ mod tests {
         fs::set_permissions(layout.work(), fs::Permissions::from_mode(0o750)).unwrap();
         layout.make().unwrap();
         assert_eq!(mode(&layout), 0o750, "what somebody chose is kept");
+    }
+
+    #[test]
+    fn a_work_directory_of_another_user_is_not_used() {
+        use std::fs;
+        use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("work"));
+        layout.check().unwrap();
+        layout.make().unwrap();
+        fs::set_permissions(layout.work(), fs::Permissions::from_mode(0o1777)).unwrap();
+        for refused in [layout.make(), layout.check()] {
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains("other users can write to it (its mode is 1777)"), "{text}");
+        }
+        fs::set_permissions(layout.work(), fs::Permissions::from_mode(0o755)).unwrap();
+        chown(layout.work(), Some(987_654), None).unwrap();
+        let text = layout.make().unwrap_err().to_string();
+        assert!(text.contains("it belongs to the user with the number 987654"), "{text}");
+        chown(layout.work(), Some(0), None).unwrap();
+        fs::remove_dir(layout.tasks()).unwrap();
+        symlink("/", layout.tasks()).unwrap();
+        for refused in [layout.make(), layout.check()] {
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains("tasks: it is a symbolic link and not a directory"), "{text}");
+        }
     }
 }

@@ -4,9 +4,10 @@
 //! process known by number, start time and boot, never by a name.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use crewboss_ground::{Open, Replace, age, read_record};
 use crewboss_protocol::{HostName, RunId, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -57,28 +58,27 @@ impl Owner {
     pub fn write(&self, layout: &Layout) -> io::Result<()> {
         let directory = layout.session(&self.session);
         std::fs::create_dir_all(&directory)?;
-        let written = self.write_in(&directory, layout);
+        let written = self.write_in(layout);
         if written.is_err() {
             let _the_first_error_counts = std::fs::remove_dir_all(&directory);
         }
         written
     }
 
-    fn write_in(&self, directory: &Path, layout: &Layout) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        serde_json::to_writer(&mut file, self)?;
-        file.persist(layout.owner(&self.session)).map_err(|error| error.error)?;
-        std::fs::write(layout.alive(&self.session), b"")
+    fn write_in(&self, layout: &Layout) -> io::Result<()> {
+        Replace::with_mode(0o600).path(&layout.owner(&self.session), &serde_json::to_vec(self)?)?;
+        Open::create().mode(0o600).path(&layout.alive(&self.session))?;
+        Ok(())
     }
 
-    /// Reads the record of a session; `None` if there is none that makes sense.
-    pub fn load(layout: &Layout, session: &SessionId) -> Option<Self> {
-        let path = layout.owner(session);
-        if std::fs::symlink_metadata(&path).ok()?.len() > RECORD_BYTES_MAX {
-            return None;
-        }
-        let owner: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        (owner.session == *session).then_some(owner)
+    /// Reads the record of a session; `None` if there is none, or none that makes sense.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is none of ours. That does not say that there is none.
+    pub fn load(layout: &Layout, session: &SessionId) -> Result<Option<Self>, crewboss_ground::Error> {
+        let Some(text) = read_record(&layout.owner(session), RECORD_BYTES_MAX)? else { return Ok(None) };
+        let owner: Option<Self> = serde_json::from_slice(&text).ok();
+        Ok(owner.filter(|owner| owner.session == *session))
     }
 
     /// The processes of the owner that still live.
@@ -91,14 +91,14 @@ impl Owner {
 
     /// Whether the boss has been silent for longer than it said it would ever be.
     pub fn is_forsaken(&self, layout: &Layout, now: SystemTime) -> bool {
-        let touched = std::fs::metadata(layout.alive(&self.session)).and_then(|meta| meta.modified());
-        let silent = touched.ok().and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
+        let touched = std::fs::symlink_metadata(layout.alive(&self.session)).and_then(|meta| meta.modified());
         // Twice, since the file is touched only now and then and the worker itself gets the first chance.
-        silent > Duration::from_millis(self.silence_ms.saturating_mul(2))
+        let limit = Duration::from_millis(self.silence_ms.saturating_mul(2));
+        touched.is_ok_and(|at| age(at, now).is_none_or(|silent| silent > limit))
     }
 }
 
-/// All sessions that have a directory.
+/// All sessions that have something of their name, which should be a directory.
 pub fn sessions(layout: &Layout) -> Vec<SessionId> {
     let Ok(entries) = std::fs::read_dir(layout.tasks()) else { return Vec::new() };
     let mut found: Vec<SessionId> =
@@ -134,12 +134,13 @@ pub(crate) mod tests {
         let layout = Layout::new(work.path());
         let owner = owner_of("run.1", &ProcessId::own().unwrap());
         owner.write(&layout).unwrap();
-        assert_eq!(Owner::load(&layout, &owner.session), Some(owner.clone()));
+        assert_eq!(Owner::load(&layout, &owner.session).unwrap(), Some(owner.clone()));
         assert_eq!(owner.living().len(), 2);
         std::fs::rename(layout.tasks().join("run.1"), layout.tasks().join("run.2")).unwrap();
-        assert_eq!(Owner::load(&layout, &"run.2".parse().unwrap()), None);
+        let load = || Owner::load(&layout, &"run.2".parse().unwrap());
+        assert_eq!(load().unwrap(), None);
         std::fs::write(layout.tasks().join("run.2/owner.json"), b"{\"session\":").unwrap();
-        assert_eq!(Owner::load(&layout, &"run.2".parse().unwrap()), None);
+        assert_eq!(load().unwrap(), None);
         assert_eq!(sessions(&layout), ["run.2".parse().unwrap()]);
     }
 
@@ -152,6 +153,41 @@ pub(crate) mod tests {
         std::fs::create_dir_all(layout.owner(&owner.session)).unwrap();
         owner.write(&layout).unwrap_err();
         assert!(sessions(&layout).is_empty());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_taken_for_none() {
+        use std::os::unix::fs::{chown, symlink};
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let owner = owner_of("run.1", &ProcessId::own().unwrap());
+        owner.write(&layout).unwrap();
+        let path = layout.owner(&owner.session);
+        chown(&path, Some(987_654), None).unwrap();
+        let text = Owner::load(&layout, &owner.session).unwrap_err().to_string();
+        assert!(text.contains("it belongs to the user with the number 987654"), "{text}");
+        std::fs::remove_file(&path).unwrap();
+        symlink("/etc/passwd", &path).unwrap();
+        Owner::load(&layout, &owner.session).unwrap_err();
+    }
+
+    #[test]
+    fn a_boss_that_was_heard_in_the_future_is_silent() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let owner = owner_of("run.1", &ProcessId::own().unwrap());
+        owner.write(&layout).unwrap();
+        let now = SystemTime::now();
+        let alive = std::fs::File::create(layout.alive(&owner.session)).unwrap();
+        for (heard, forsaken) in [
+            (now, false),
+            (now - Duration::from_secs(60), true),
+            (now + Duration::from_secs(1), false),
+            (now + Duration::from_secs(3600), true),
+        ] {
+            alive.set_modified(heard).unwrap();
+            assert_eq!(owner.is_forsaken(&layout, now), forsaken, "{heard:?}");
+        }
     }
 
     #[test]

@@ -45,14 +45,21 @@ impl ProcessId {
         Stat::read(self.pid).is_some_and(|stat| stat.start == self.start && !stat.dead)
     }
 
-    /// Sends a signal if it is still the same process; says whether it was delivered.
+    /// Whether it is a process of this user. A record, whoever has written it, names no others that we would end.
+    fn is_own(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let owner = std::fs::metadata(format!("/proc/{}", self.pid)).map(|found| found.uid());
+        owner.is_ok_and(|owner| owner == rustix::process::geteuid().as_raw())
+    }
+
+    /// Sends a signal if it is still the same process, and this user's; says whether it was delivered.
     pub fn signal(&self, signal: Signal) -> bool {
         // The descriptor pins the process, so it cannot be replaced between the check and the signal.
         let Some(pid) = raw_pid(self.pid) else { return false };
         let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
             return false;
         };
-        self.is_alive() && rustix::process::pidfd_send_signal(fd, signal).is_ok()
+        self.is_alive() && self.is_own() && rustix::process::pidfd_send_signal(fd, signal).is_ok()
     }
 }
 
@@ -201,6 +208,17 @@ mod tests {
         assert!(id.signal(Signal::KILL));
         child.wait().unwrap();
         assert!(!id.is_alive());
+    }
+
+    #[test]
+    fn a_process_of_another_user_is_not_ended_whatever_a_record_says() {
+        use std::os::unix::process::CommandExt as _;
+        let mut child = Command::new("/bin/sleep").arg("1000").uid(65_534).spawn().unwrap();
+        let id = ProcessId::of(child.id()).unwrap();
+        assert!(id.is_alive() && !id.signal(Signal::KILL));
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -155,9 +155,10 @@ fn has_many_packs(layout: &Layout) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crewboss_protocol::TreeId;
-    use std::fs::File;
 
     fn at_work() -> (tempfile::TempDir, Layout) {
         let work = tempfile::tempdir().unwrap();

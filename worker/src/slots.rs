@@ -4,16 +4,15 @@
 //! nothing is ever stale. Who waits keeps a locked file too; holders look at those now and then and come down to their fair
 //! share. As long as nobody waits a slot is kept from task to task, which costs no system call.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::{SessionId, SlotHolder};
 
 use crate::layout::Layout;
-use crewboss_ground::Held;
+use crewboss_ground::{Held, Open};
 
 /// How often a waiting worker tries again: short against any real task, long against the cost of a try.
 pub const RETRY: Duration = Duration::from_millis(20);
@@ -199,12 +198,11 @@ impl Drop for Slots {
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
-    // Bosses of several users may share a work directory; the locks are for all of them.
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o666).open(path)
+    Ok(Open::lock().path(path)?)
 }
 
 fn is_locked(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| match file.try_lock_shared() {
+    Open::read().path(path).is_ok_and(|file| match file.try_lock_shared() {
         Ok(()) => {
             drop(Held::new(file));
             false
@@ -216,7 +214,7 @@ fn is_locked(path: &Path) -> bool {
 /// Who holds which of the first `total` slots.
 pub fn holders(layout: &Layout, total: u32) -> Vec<SlotHolder> {
     let holder = |slot| {
-        let mut file = File::open(layout.slot(slot)).ok()?;
+        let mut file = Open::read().path(&layout.slot(slot)).ok()?;
         if file.try_lock_shared().is_ok() {
             drop(Held::new(file));
             return None;
@@ -296,10 +294,13 @@ mod tests {
 
     #[test]
     fn a_slot_whose_file_cannot_be_written_is_held_all_the_same() {
-        let work = tempfile::tempdir().unwrap();
+        let work = crate::testing::Mount::tmpfs(1);
         let layout = Layout::new(work.path());
         let (mut one, mut two) = (slots(&layout, "a.1", 1, 1), slots(&layout, "b.1", 2, 1));
-        std::os::unix::fs::symlink("/dev/full", layout.slot(0)).unwrap();
+        for file in [layout.slot(0), layout.waiting(&"b.1".parse().unwrap())] {
+            File::create(file).unwrap();
+        }
+        std::fs::write(work.path().join("ballast"), vec![1; 2 << 20]).unwrap_err();
         let now = Instant::now();
         one.aim(1, now).unwrap();
         two.aim(1, now).unwrap();

@@ -9,12 +9,13 @@ pub mod objects;
 mod update;
 
 use std::ffi::{CStr, OsStr};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crewboss_ground::Open;
 use crewboss_protocol::TreeId;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with};
 use rustix::io::Errno;
@@ -175,7 +176,7 @@ impl Sources {
     /// # Errors
     /// If its time cannot be written.
     pub fn touch(&self, tree: TreeId) -> io::Result<()> {
-        let file = File::options().create(true).append(true).open(used(&self.layout, tree))?;
+        let file = Open::append().path(&used(&self.layout, tree))?;
         file.set_modified(SystemTime::now())
     }
 

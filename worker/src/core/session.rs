@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_ground::{Fault, Open};
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::{Hello, WorkerErrorKind};
 
@@ -42,6 +43,20 @@ impl CannotBegin {
     }
 }
 
+impl CannotBegin {
+    /// A hint only where another directory is what helps.
+    fn not_ours(layout: &Layout, error: crewboss_ground::Error) -> Self {
+        let hint = match error.fault {
+            Fault::Owner { .. } => {
+                "; hint: users of a host do not share a work directory; give this one its own by `work = \"...\"` in crew.toml"
+            }
+            _ => "",
+        };
+        let Self { kind, text } = Self::at(layout, &error.into());
+        Self { kind, text: format!("{text}{hint}") }
+    }
+}
+
 /// A session that owns a directory.
 #[derive(Debug)]
 pub struct Session {
@@ -60,13 +75,15 @@ impl Session {
     /// If the work directory cannot be used, or another worker has this very session.
     pub fn begin(layout: &Layout, hello: &Hello, guardian: u32) -> Result<(Self, CleanReport), CannotBegin> {
         let fail = |error: io::Error| CannotBegin::at(layout, &error);
-        layout.make().map_err(fail)?;
-        std::fs::create_dir_all(layout.tasks()).map_err(fail)?;
+        layout.make().map_err(|error| CannotBegin::not_ours(layout, error))?;
         // As long as nobody is here, we included.
         let aside = prune::set_aside(layout).map_err(fail)?;
         let user = lock_as_user(layout).map_err(fail)?;
         let unusable = |text| CannotBegin { kind: WorkerErrorKind::WorkDirectory, text };
         let machines = Machines::resolve(layout, hello.machines.as_deref()).map_err(unusable)?;
+        machines
+            .check()
+            .map_err(|error| unusable(format!("the machine directory cannot be used: {error}")))?;
         let swept = sweep_dead(layout, &machines);
         if layout.session(&hello.session).exists() {
             return Err(unusable(format!("session {} is in use on this host already", hello.session)));
@@ -97,7 +114,7 @@ impl Session {
             owner.cgroup = None;
             owner.write(layout).map_err(fail)?;
         }
-        let alive = File::options().write(true).open(layout.alive(&hello.session)).ok();
+        let alive = Open::append().path(&layout.alive(&hello.session)).ok();
         let session = Self { layout: layout.clone(), owner, alive, touched: None, aside, _user: user };
         Ok((session, swept))
     }

@@ -23,7 +23,10 @@ use super::error::EnvError;
 use crate::layout::Layout;
 use crate::source::{self, Objects};
 use crate::storage::{Way, remove_tree};
-use crewboss_ground::Held;
+use crewboss_ground::{Held, Open, Replace, read_record};
+
+/// Longest note that is read.
+const NOTE_BYTES_MAX: u64 = 4 << 10;
 
 /// What makes two builds start from the same directory: the hash, in hexadecimal, of everything but the source that
 /// decides what is built.
@@ -107,8 +110,9 @@ impl Hold {
 
     fn start_warm(&self, layout: &Layout, way: Way, good: &Path, tree: TreeId) -> Result<(), EnvError> {
         let note = good.join("tree");
-        let text = fs::read_to_string(&note).map_err(EnvError::io("read", &note))?;
-        let old: TreeId = text
+        let text =
+            read_record(&note, NOTE_BYTES_MAX).map_err(|error| EnvError::io("read", &note)(error.into()))?;
+        let old: TreeId = String::from_utf8_lossy(&text.unwrap_or_default())
             .trim()
             .parse()
             .map_err(|why| EnvError::io("read", &note)(io::Error::new(io::ErrorKind::InvalidData, why)))?;
@@ -157,9 +161,10 @@ impl Hold {
         fs::rename(&self.place, &good).map_err(EnvError::io("rename", &self.place))?;
         self.place = good;
         self.reading = Some(Held::new(reading));
-        let (new, current) = (self.root.join("current.new"), self.root.join("current"));
-        fs::write(&new, format!("{number} {}\n", boot_id())).map_err(EnvError::io("write", &new))?;
-        fs::rename(&new, &current).map_err(EnvError::io("rename", &new))?;
+        let current = self.root.join("current");
+        Replace::with_mode(0o600)
+            .path(&current, format!("{number} {}\n", boot_id()).as_bytes())
+            .map_err(|error| EnvError::io("write", &current)(error.into()))?;
         collect(&self.root);
         self.lock = None;
         Ok(())
@@ -190,7 +195,7 @@ impl Hold {
 /// Takes the lock of a key; `None` if somebody else has it.
 pub(super) fn lock(layout: &Layout, key: &WarmKey) -> Result<Option<Held>, EnvError> {
     let path = layout.locks().join(format!("warm-{key}"));
-    let file = File::options().create(true).append(true).open(&path).map_err(EnvError::io("open", &path))?;
+    let file = Open::lock().path(&path).map_err(|error| EnvError::io("open", &path)(error.into()))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(Held::new(file))),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -200,7 +205,7 @@ pub(super) fn lock(layout: &Layout, key: &WarmKey) -> Result<Option<Held>, EnvEr
 
 fn note_use(root: &Path) -> Result<(), EnvError> {
     let path = root.join("used");
-    let touched = File::options().create(true).append(true).open(&path);
+    let touched = Open::append().path(&path).map_err(io::Error::from);
     let touched = touched.and_then(|file| file.set_modified(std::time::SystemTime::now()));
     touched.map_err(EnvError::io("write", &path))
 }
@@ -208,7 +213,8 @@ fn note_use(root: &Path) -> Result<(), EnvError> {
 /// The good directory to start from. One of an earlier boot is not trusted: nothing was synced to the disk, and after a
 /// crash of the machine files may be empty.
 fn current(root: &Path) -> Option<PathBuf> {
-    let text = fs::read_to_string(root.join("current")).ok()?;
+    // One that cannot be read is none: a cold build costs less than a wrong one.
+    let text = String::from_utf8(read_record(&root.join("current"), NOTE_BYTES_MAX).ok()??).ok()?;
     let (number, boot) = text.trim().split_once(' ')?;
     let number: u64 = number.parse().ok()?;
     let good = root.join(format!("good-{number}"));

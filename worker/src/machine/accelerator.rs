@@ -11,6 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_ground::{Replace, read_record};
 use crewboss_protocol::machine::{AccelChoice, Accelerator, Emulator};
 use crewboss_protocol::message::Hello;
 use rustix::event::{PollFd, PollFlags};
@@ -272,17 +273,12 @@ fn is_recent(tried: u64, now: Duration) -> bool {
 
 impl Known {
     fn load(path: &Path) -> Option<Self> {
-        let small = fs::metadata(path).is_ok_and(|found| found.len() <= CACHE_BYTES_MAX);
-        serde_json::from_slice(&small.then(|| fs::read(path).ok())??).ok()
+        serde_json::from_slice(&read_record(path, CACHE_BYTES_MAX).ok()??).ok()
     }
 
     /// Writes it, whole or not at all.
     fn store(&self, path: &Path) -> std::io::Result<()> {
-        let directory = path.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.persist(path)?;
-        Ok(())
+        Ok(Replace::with_mode(0o600).path(path, &serde_json::to_vec(self)?)?)
     }
 }
 

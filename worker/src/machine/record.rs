@@ -4,11 +4,11 @@
 //! who can be asked whether he lives. Everything of a guest lies in its snapshot, so that is all there is to remove.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crewboss_ground::{Replace, read_record};
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::{Name, SessionId};
@@ -20,7 +20,7 @@ use crate::process::{ProcessId, boot_id};
 use crate::storage::{btrfs, remove_tree};
 
 /// Longest record that is read; ours have some hundred bytes.
-const RECORD_BYTES_MAX: u64 = 64 << 10;
+pub(super) const RECORD_BYTES_MAX: u64 = 64 << 10;
 
 /// How often a name is made up before there is something else wrong than that it is in use.
 const NAMES_MAX: u32 = 100;
@@ -241,12 +241,8 @@ impl GuestRecord {
 
     /// Reads a record; `None` if there is none that makes sense.
     pub fn load(machines: &Machines, id: &Name) -> Option<Self> {
-        let path = path(machines, id);
-        let found = fs::symlink_metadata(&path).ok()?;
-        if !found.is_file() || found.len() > RECORD_BYTES_MAX {
-            return None;
-        }
-        let record: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let text = read_record(&path(machines, id), RECORD_BYTES_MAX).ok()??;
+        let record: Self = serde_json::from_slice(&text).ok()?;
         // The snapshot's path is made of these names: nothing but a guest of this machine may come of it.
         let prefix = format!("{}-{}-", record.machine, record.toolchain);
         let own = record.id == *id && id.as_str().starts_with(&prefix);
@@ -267,34 +263,21 @@ impl GuestRecord {
 
     /// Writes it if there is no other of its name; says whether it did.
     fn write_new(&self, machines: &Machines) -> Result<bool, RecordError> {
-        let path = path(machines, &self.id);
-        let file = self.temporary(machines).map_err(RecordError::io("write", &path))?;
-        match file.persist_noclobber(&path) {
-            Ok(_) => Ok(true),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(RecordError::io("write", &path)(error.error)),
+        match self.put(machines, Replace::with_mode(0o600).new_only()) {
+            Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            written => written.map(|()| true),
         }
     }
 
     fn write(&self, machines: &Machines, sync: bool) -> Result<(), RecordError> {
-        let path = path(machines, &self.id);
-        let written = self.temporary(machines).and_then(|file| {
-            if sync {
-                file.as_file().sync_all()?;
-            }
-            file.persist(&path)?;
-            if sync { fs::File::open(machines.guests())?.sync_all() } else { Ok(()) }
-        });
-        written.map_err(RecordError::io("write", &path))
+        let how = Replace::with_mode(0o600);
+        self.put(machines, if sync { how.synced() } else { how })
     }
 
-    fn temporary(&self, machines: &Machines) -> io::Result<tempfile::NamedTempFile> {
-        // Workers of other users look whether a guest has an owner.
-        let mut file = tempfile::Builder::new()
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(machines.guests())?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        Ok(file)
+    fn put(&self, machines: &Machines, how: Replace) -> Result<(), RecordError> {
+        let path = path(machines, &self.id);
+        let text = serde_json::to_vec(self).map_err(|error| RecordError::io("write", &path)(error.into()))?;
+        how.path(&path, &text).map_err(|error| RecordError::io("write", &path)(error.into()))
     }
 }
 

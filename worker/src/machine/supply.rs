@@ -218,7 +218,7 @@ pub(super) fn newer(directory: &MachineDir, toolchain: &Name, agent: u32) -> Sto
 
 fn owners(job: &MachineJob) -> Result<Owners, Stop> {
     let layout = Layout::new(&job.work);
-    let owner = Owner::load(&layout, &job.session);
+    let owner = Owner::load(&layout, &job.session).ok().flatten();
     let own = ProcessId::own();
     let (Some(owner), Some(runner)) = (owner, own) else {
         return Err(Stop::Host(format!("the session {} has no record any more", job.session)));

@@ -1,10 +1,10 @@
 //! `probe.json`: what was found out once and is slow to find out again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
+use crewboss_ground::{Replace, read_record};
 use crewboss_protocol::Feature;
 use crewboss_protocol::host::SpeedSource;
 use serde::{Deserialize, Serialize};
@@ -46,8 +46,7 @@ struct Speed {
 
 impl Cache {
     pub(super) fn load(path: &Path) -> Self {
-        let small = fs::metadata(path).is_ok_and(|found| found.len() <= CACHE_BYTES_MAX);
-        let cache = small.then(|| fs::read(path).ok()).flatten();
+        let cache = read_record(path, CACHE_BYTES_MAX).ok().flatten();
         cache.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
@@ -56,11 +55,7 @@ impl Cache {
         if !self.changed {
             return Ok(());
         }
-        let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.persist(path)?;
-        Ok(())
+        Ok(Replace::with_mode(0o600).path(path, &serde_json::to_vec(self)?)?)
     }
 
     /// The best of what was measured. A disturbed measurement is tried again by the next probes, so that every

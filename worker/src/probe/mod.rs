@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use crewboss_ground::Open;
 use crewboss_protocol::host::SlotHolder;
 use crewboss_protocol::message::Hello;
 use crewboss_protocol::{HostFacts, TreeId, chain};
@@ -56,7 +57,7 @@ pub enum ProbeError {
 pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     let work = layout.work();
     let failed = |source| ProbeError::Work { path: work.to_owned(), source };
-    layout.make().map_err(failed)?;
+    layout.make().map_err(|error| failed(error.into()))?;
     let mut cache = if hello.refresh { Cache::default() } else { Cache::load(&layout.probe_cache()) };
     let threads =
         std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
@@ -129,7 +130,7 @@ pub(crate) fn holders(layout: &Layout) -> Vec<SlotHolder> {
 }
 
 fn holder(slot: u32, path: &std::path::Path) -> Option<SlotHolder> {
-    let file = fs::File::open(path).ok()?;
+    let file = Open::read().path(path).ok()?;
     // A shared lock, so that two probes do not take each other for holders.
     if file.try_lock_shared().is_ok() {
         return None;

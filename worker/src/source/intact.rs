@@ -1,11 +1,14 @@
 //! Whether a source is still as it was checked out.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use crewboss_ground::{Replace, read_record};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+
+/// Longest note that is read.
+const NOTE_BYTES_MAX: u64 = 4 << 10;
 
 /// A moment in seconds and nanoseconds.
 pub(super) type Time = (i64, i64);
@@ -22,7 +25,7 @@ pub(super) struct Note {
 impl Note {
     /// The note of a source, if there is one.
     pub(super) fn read(path: &Path) -> Option<Self> {
-        let text = fs::read_to_string(path).ok()?;
+        let text = String::from_utf8(read_record(path, NOTE_BYTES_MAX).ok()??).ok()?;
         let mut words = text.split_whitespace();
         let transaction = words.next()?.parse().ok()?;
         Some(Self { transaction, time: (words.next()?.parse().ok()?, words.next()?.parse().ok()?) })
@@ -30,7 +33,8 @@ impl Note {
 
     /// Writes it. If that fails, only a source that can be written counts as changed.
     pub(super) fn write(self, path: &Path) {
-        drop(fs::write(path, format!("{} {} {}\n", self.transaction, self.time.0, self.time.1)));
+        let text = format!("{} {} {}\n", self.transaction, self.time.0, self.time.1);
+        drop(Replace::with_mode(0o600).path(path, text.as_bytes()));
     }
 }
 

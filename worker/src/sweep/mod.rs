@@ -24,7 +24,7 @@ use crate::owner::{Owner, sessions};
 use crate::process::{KILL_WITHIN, ProcessId, with_variable};
 use crate::short;
 use crate::storage::remove_tree;
-use crewboss_ground::Held;
+use crewboss_ground::{Directory, Held, Open, is_younger};
 
 /// The variable that every process of a task carries.
 pub const MARK: &str = "CREWBOSS_SESSION";
@@ -58,13 +58,16 @@ pub fn clean_main(how: Thoroughly, work: Option<PathBuf>, machines: Option<&str>
         Ok((layout, machines))
     });
     let report = match resolved {
-        Ok((layout, machines)) => {
-            let mut report = clean(&layout, &machines, how.force);
-            if how.purge {
-                purge::purge(&layout, &mut report);
+        Ok((layout, machines)) => match layout.check().and_then(|()| machines.check()) {
+            Ok(()) => {
+                let mut report = clean(&layout, &machines, how.force);
+                if how.purge {
+                    purge::purge(&layout, &mut report);
+                }
+                report
             }
-            report
-        }
+            Err(error) => CleanReport { errors: vec![error.to_string()], ..CleanReport::default() },
+        },
         Err(error) => CleanReport { errors: vec![error], ..CleanReport::default() },
     };
     let mut line = Vec::new();
@@ -79,7 +82,11 @@ pub fn clean_main(how: Thoroughly, work: Option<PathBuf>, machines: Option<&str>
 pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
-        clean_session(layout, &session, force, &mut report);
+        match load(layout, &session, &mut report) {
+            Found::Living(owner) => clean_session(layout, &session, owner, force, &mut report),
+            Found::Dead(owner) => remove_dead(layout, &session, owner.as_ref(), &mut report),
+            Found::Unknown => {}
+        }
     }
     remove_stale_waiters(layout, &mut report);
     let held = if force { HeldGuests::EndAll } else { HeldGuests::End };
@@ -91,9 +98,8 @@ pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
 pub fn sweep_dead(layout: &Layout, machines: &Machines) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
-        match Owner::load(layout, &session) {
-            Some(owner) if !owner.living().is_empty() => {}
-            owner => remove_dead(layout, &session, owner.as_ref(), &mut report),
+        if let Found::Dead(owner) = load(layout, &session, &mut report) {
+            remove_dead(layout, &session, owner.as_ref(), &mut report);
         }
     }
     remove_stale_waiters(layout, &mut report);
@@ -101,12 +107,31 @@ pub fn sweep_dead(layout: &Layout, machines: &Machines) -> CleanReport {
     report
 }
 
-fn clean_session(layout: &Layout, session: &SessionId, force: bool, report: &mut CleanReport) {
-    let owner = Owner::load(layout, session);
-    let Some(owner) = owner.filter(|owner| !owner.living().is_empty()) else {
-        let owner = Owner::load(layout, session);
-        return remove_dead(layout, session, owner.as_ref(), report);
-    };
+/// What is known of a session.
+enum Found {
+    /// A process of it lives.
+    Living(Owner),
+    /// None lives, or there is no record that makes sense.
+    Dead(Option<Owner>),
+    /// It cannot be told. That is complained of, and the session is left alone: it may be another's, and live.
+    Unknown,
+}
+
+fn load(layout: &Layout, session: &SessionId, report: &mut CleanReport) -> Found {
+    // What is no directory of ours holds no record of ours.
+    let found = Directory::fixed(&layout.session(session)).and_then(|_| Owner::load(layout, session));
+    match found {
+        Ok(Some(owner)) if !owner.living().is_empty() => Found::Living(owner),
+        Ok(owner) => Found::Dead(owner),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Unknown,
+        Err(error) => {
+            report.errors.push(error.to_string());
+            Found::Unknown
+        }
+    }
+}
+
+fn clean_session(layout: &Layout, session: &SessionId, owner: Owner, force: bool, report: &mut CleanReport) {
     let mut leave = |why| {
         let (boss, run) = (owner.boss.clone(), owner.run.clone());
         report.left.push(LeftAlone { session: session.clone(), boss, run, why });
@@ -172,8 +197,8 @@ fn remove_dead(layout: &Layout, session: &SessionId, owner: Option<&Owner>, repo
 }
 
 fn is_young(directory: &Path) -> bool {
-    let modified = std::fs::metadata(directory).and_then(|meta| meta.modified());
-    modified.is_ok_and(|at| SystemTime::now().duration_since(at).unwrap_or_default() < YOUNG)
+    let modified = std::fs::symlink_metadata(directory).and_then(|meta| meta.modified());
+    modified.is_ok_and(|at| is_younger(at, YOUNG, SystemTime::now()))
 }
 
 /// Kills what is left of a session whose worker is dead, and removes its guests and its directory.
@@ -275,7 +300,7 @@ pub(crate) fn remove_stale_waiters(layout: &Layout, report: &mut CleanReport) {
     let Ok(entries) = std::fs::read_dir(layout.locks()) else { return };
     for entry in entries.flatten() {
         let waiting = entry.file_name().to_string_lossy().starts_with("waiting-");
-        let Some(file) = waiting.then(|| std::fs::File::open(entry.path()).ok()).flatten() else { continue };
+        let Some(file) = waiting.then(|| Open::read().path(&entry.path()).ok()).flatten() else { continue };
         if file.try_lock().is_err() {
             continue;
         }
@@ -349,6 +374,26 @@ mod tests {
             assert!(!waiter.join().unwrap().success());
             assert!(!layout.session(&owner.session).exists());
         }
+    }
+
+    #[test]
+    fn what_may_be_another_s_is_left_alone_and_named() {
+        let work = tempfile::tempdir().unwrap();
+        let layout = Layout::new(work.path());
+        let precious = work.path().join("precious");
+        std::fs::create_dir_all(precious.join("file")).unwrap();
+        let theirs = owner_of(&session_name("theirs"), &dead_process());
+        theirs.write(&layout).unwrap();
+        std::os::unix::fs::chown(layout.owner(&theirs.session), Some(987_654), None).unwrap();
+        std::os::unix::fs::symlink(&precious, layout.tasks().join("evil.1")).unwrap();
+        let machines = Machines::new(layout.machines());
+        for report in [clean(&layout, &machines, true), sweep_dead(&layout, &machines)] {
+            assert!(report.removed.is_empty() && report.ended.is_empty());
+            let told = report.errors.join("\n");
+            assert!(told.contains("evil.1: it is a symbolic link and not a directory"), "{told}");
+            assert!(told.contains("owner.json: it belongs to the user with the number 987654"), "{told}");
+        }
+        assert!(precious.join("file").exists() && layout.session(&theirs.session).exists());
     }
 
     #[test]

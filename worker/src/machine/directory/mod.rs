@@ -131,6 +131,14 @@ impl Machines {
         root.map(Self::new).map_err(|error| format!("the machine directory {given}: {error}"))
     }
 
+    /// Makes sure that the directory, if it is there, is this user's, and its locks and records as well.
+    ///
+    /// # Errors
+    /// If it may not be used.
+    pub fn check(&self) -> Result<(), crewboss_ground::Error> {
+        crate::layout::check(&self.root, &["guests", "locks", "toolchains"])
+    }
+
     /// Where it is.
     pub fn root(&self) -> &Path {
         &self.root

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crewboss_ground::{Replace, read_record};
 use crewboss_protocol::TreeId;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, readlinkat, seek, statat,
@@ -21,6 +22,9 @@ use crate::source::{UNFINISHED, used};
 /// The size of the source's disk, whatever lies on it: a guest that goes on from saved memory must find the disk that it
 /// knows. All but the archive is a hole.
 pub const SOURCE_DISK_BYTES: u64 = 64 << 30;
+
+/// Longest note of an archive that is read.
+const NOTE_BYTES_MAX: u64 = 4 << 10;
 
 /// Counts the archives that this process has begun.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -92,15 +96,15 @@ pub fn source_tar(layout: &Layout, tree: TreeId) -> Result<PathBuf, SourceArchiv
     made?;
     if let Some(state) = state(&archive) {
         // Without it the archive is made once more the next time.
-        drop(fs::write(note(layout, tree), state));
+        drop(Replace::with_mode(0o600).path(&note(layout, tree), state.as_bytes()));
     }
     Ok(archive)
 }
 
 /// Whether an archive is there and as it was made. A build of the same user could write to it, and would build for others.
 fn is_intact(layout: &Layout, tree: TreeId) -> bool {
-    let noted = fs::read_to_string(note(layout, tree)).ok();
-    noted.is_some() && state(&layout.source_archive(tree)) == noted
+    let noted = read_record(&note(layout, tree), NOTE_BYTES_MAX).ok().flatten();
+    noted.is_some() && state(&layout.source_archive(tree)).map(String::into_bytes) == noted
 }
 
 /// What no write leaves as it is: the kernel sets the time of the last change, and nobody else can.

@@ -1,13 +1,10 @@
 //! A file under an flock that is there only as long as it is locked.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-
-use crewboss_ground::Held;
+use crewboss_ground::{Held, Open, read_record};
 
 /// How often a file that was removed under our hands is opened again. Each time somebody else has just let go of it.
 const TRIES: usize = 16;
@@ -27,7 +24,7 @@ impl LockFile {
     /// Locks the file, which is made if it is not there. `None` if somebody else holds it. Never waits.
     pub(in crate::machine) fn try_lock(path: &Path) -> io::Result<Option<Self>> {
         for _ in 0..TRIES {
-            let file = open(path)?;
+            let file = Open::lock().path(path)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
@@ -60,19 +57,5 @@ impl Drop for LockFile {
 
 /// What a lock file says. Takes no lock, so it disturbs nobody.
 pub(in crate::machine) fn read(path: &Path) -> Option<Vec<u8>> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
-    let mut text = Vec::new();
-    file.take(TEXT_BYTES_MAX).read_to_end(&mut text).ok()?;
-    Some(text)
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file =
-        File::options().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)?;
-    // Bosses of several users may share a machine directory: the locks are for all of them, whatever umask says. Who
-    // has not made the file cannot change its mode, and need not.
-    let _others = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o666));
-    Ok(file)
+    read_record(path, TEXT_BYTES_MAX).ok().flatten()
 }

@@ -13,6 +13,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_ground::{is_younger, read_record};
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::limits::MACHINES_MAX;
 use crewboss_protocol::{Name, SessionId, chain};
@@ -177,10 +178,11 @@ impl<'a> Sweep<'a> {
     /// A record that makes no sense: its content was lost with the power. Its snapshot is an orphan then.
     fn damaged(&mut self, id: &Name) {
         let path = record::path(self.machines, id);
-        let is_private =
-            fs::File::open(&path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
-        if !is_private
-            && !is_young_file(&path, self.now)
+        // What cannot be read may be another's, whose guest lives.
+        if let Err(error) = read_record(&path, record::RECORD_BYTES_MAX) {
+            return self.complain(error.to_string());
+        }
+        if !is_young_file(&path, self.now)
             && let Err(error) = remove_tree(&path)
         {
             self.complain(chain(&error));
@@ -355,6 +357,5 @@ fn is_young_subvolume(path: &Path, now: SystemTime) -> bool {
 }
 
 fn is_young(at: SystemTime, now: SystemTime) -> bool {
-    // A time to come is that of a clock that was set back since.
-    now.duration_since(at).is_ok_and(|age| age < YOUNG)
+    is_younger(at, YOUNG, now)
 }
