@@ -204,6 +204,15 @@ impl Power {
     }
 }
 
+impl Drop for Power {
+    /// Also after a failure: what is mounted could not be removed with the scene.
+    fn drop(&mut self) {
+        for at in ["lost", "disk", "shelf"] {
+            drop(Command::new("umount").arg("--lazy").arg(self.scene.path(at)).output());
+        }
+    }
+}
+
 fn expect_whole(place: &Path, target: &str, context: &str) {
     let number: usize = target[1..].parse().expect("the number of a target");
     let lines = [1, 20_000, 300][number % 3];
