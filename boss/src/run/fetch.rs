@@ -213,6 +213,10 @@ impl Channels {
                 if matches!(error, FetchError::Unwanted) {
                     return;
                 }
+                if matches!(error, FetchError::Bulk(BulkError::Stalled { .. })) {
+                    // Whatever stopped one may have stopped the others, and each would cost as much time to find out.
+                    self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                }
                 News::FetchFailed { at, reason: crate::chain(&error), at_boss: error.is_own() }
             }
         };
