@@ -136,6 +136,8 @@ impl Drop for Group {
 
 #[cfg(test)]
 mod tests {
+    use crewboss_ground::program;
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -146,7 +148,7 @@ mod tests {
         runtime.block_on(async {
             let (_, ended) = run(Command::new("/nonexistent/publish"), LONG).await;
             assert!(matches!(ended, Err(End::Broken(NOT_FOUND, why)) if why.contains("cannot be started")));
-            let mut loud = Command::new("sh");
+            let mut loud = Command::from(program("sh"));
             loud.args(["-c", "head -c 3000000 /dev/zero; sleep 90 & exit 0"]);
             let begun = Instant::now();
             let (output, ended) = run(loud, LONG).await;
@@ -159,7 +161,7 @@ mod tests {
     fn nothing_of_a_command_that_took_too_long_lives_on() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut command = Command::new("sh");
+            let mut command = Command::from(program("sh"));
             // The shell ends when it is asked to, and what it has started does not.
             command.args(["-c", "(trap '' TERM; echo up; exec sleep 600) & wait"]);
             let (mut group, mut reader) = start(&mut command).unwrap();
@@ -178,9 +180,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (reader, writer) = io::pipe().unwrap();
         runtime.block_on(async {
-            let mut command = Command::new("sh");
+            let mut command = Command::from(program("sh"));
             command.args(["-c", "echo up; exec sleep 600"]).stdin(Stdio::null());
-            command.stdout(writer.try_clone().unwrap()).process_group(0);
+            command.stdout(writer.try_clone().unwrap());
             let group = Group { child: command.spawn().unwrap(), ended: false };
             drop((command, writer));
             let mut reader = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
