@@ -348,7 +348,7 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn at(path: &Path) -> Self {
         std::fs::create_dir(path).expect("a directory");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(path));
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m,mode=700", "none"]).arg(path));
         Self(path.to_owned())
     }
 }
