@@ -36,7 +36,7 @@ pub use target::{Command, Environment, Stage, Target};
 
 /// The version of the line protocol. Both sides are always the same build, so this only guards against a worker
 /// started by hand; a difference ends the session.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 1;
 
 /// An error and its causes in one line, each said once: how errors travel in messages and stand in logs.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -43,6 +43,15 @@ impl Layout {
         &self.work
     }
 
+    /// Makes the work directory if it is not there, and nothing in it: for who only looks.
+    ///
+    /// # Errors
+    /// If it cannot be made, or may not be used.
+    pub fn make_work(&self) -> Result<(), crewboss_ground::Error> {
+        Directory::make(self.work())?;
+        self.check()
+    }
+
     /// Makes the work directory if it is not there, for its owner alone: it holds the sources. One that is there keeps its
     /// mode, but it must be this user's, and so must be what it holds.
     ///

@@ -130,7 +130,10 @@ fn check(message: FromWorker, binary: &OwnBinary) -> Result<Box<Ready>, SessionE
     let ours = binary.sha256();
     match message {
         FromWorker::Ready(ready) if ready.protocol == PROTOCOL_VERSION && ready.build == ours => Ok(ready),
-        FromWorker::Ready(ready) => Err(SessionError::Build { theirs: ready.build, ours: ours.to_owned() }),
+        FromWorker::Ready(ready) => Err(SessionError::Build {
+            theirs: format!("{}, protocol {}", ready.build, ready.protocol),
+            ours: format!("{ours}, protocol {PROTOCOL_VERSION}"),
+        }),
         FromWorker::Error { kind, text } => Err(SessionError::Worker { kind, text }),
         other => Err(SessionError::NotReady { got: format!("{other:?}").chars().take(100).collect() }),
     }

@@ -57,7 +57,7 @@ pub enum ProbeError {
 pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     let work = layout.work();
     let failed = |source| ProbeError::Work { path: work.to_owned(), source };
-    layout.make().map_err(|error| failed(error.into()))?;
+    layout.make_work().map_err(|error| failed(error.into()))?;
     let mut cache = if hello.refresh { Cache::default() } else { Cache::load(&layout.probe_cache()) };
     let threads =
         std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
