@@ -237,7 +237,8 @@ impl Talk {
                 // Ours first, which is never much; and what was said before anybody is called silent: it may have been this
                 // process that stood still.
                 biased;
-                _ = self.beats.tick(), if self.input.is_some() => {
+                _ = self.beats.tick() => {
+                    // Also when the person has left: it is what this loop always has to wait for.
                     if self.waiting.is_empty() {
                         self.tell(&FromPerson::Here);
                     }

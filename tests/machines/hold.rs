@@ -221,7 +221,7 @@ fn after_a_timeout_a_person_finds_the_guest_as_it_was() {
     assert!(first > 0);
     assert_eq!(person.runs("MINE=kept; pwd; echo $CREWBOSS_TARGET"), "/crewboss/src\nslow");
     let other = run.command(&["enter", &format!("host1/{id}")]).expect_code(102);
-    assert!(other.stderr.contains("only one person can be: somebody@"), "{}", other.stderr);
+    assert!(other.stderr.contains("only one person can be: root@"), "{}", other.stderr);
     let take_over = format!("`crewboss enter host1/{id} --take-over --crew {}`", run.crew.display());
     assert!(other.stderr.contains(&take_over), "{}", other.stderr);
     drop(run.command(&["release", "slow"]).expect_code(102));
@@ -379,10 +379,10 @@ fn a_guest_is_taken_over_from_whoever_is_in_it() {
     first.sees("Ctrl-] leaves");
     assert_eq!(first.runs("MINE=kept; echo done"), "done");
     for command in ["status", "enter"] {
-        drop(run.command(&[command]).expect_code(0).expect_said("entered by somebody@"));
+        drop(run.command(&[command]).expect_code(0).expect_said("entered by root@"));
     }
     let mut second = run.enter_to("second", "bad --take-over");
-    second.sees("over from somebody@");
+    second.sees("over from root@");
     let (code, shown) = first.ends();
     assert_eq!(code, Some(0), "{shown}");
     for said in ["somebody else takes the guest over", "is held for another"] {
