@@ -148,6 +148,11 @@ impl Case {
             || matches!((self.way, self.step, self.victim), (Save, "saving", Runner))
     }
 
+    /// Whether the task is lost with its guest, and is tried again, since it may have been anything that killed that.
+    fn needs_qemu(&self) -> bool {
+        matches!(self.step, "preparing" | "running" | "waiting" | "collecting")
+    }
+
     /// What is to be killed while it is at it.
     fn start(&self, place: &Place, scene: &Scene) -> Running {
         let boss = match self.way {
@@ -241,7 +246,7 @@ fn try_case(ground: &Ground, case: &Case) {
         }
         All => {}
         _ if case.way == Bootstrap => expect_end_of_bootstrap(case, boss.end(A_WHILE)),
-        Qemu if case.way == Served => expect_another_attempt(case, boss),
+        Qemu if case.needs_qemu() => expect_another_attempt(case, boss),
         Qemu => expect_end_without_qemu(case, boss.end(A_WHILE)),
         // The worker ends in order then, and what is done is told.
         Guardian if case.step == "stopping" => {
@@ -287,8 +292,7 @@ fn expect_end_without_qemu(case: &Case, ended: Ended) {
         (Warm, "booting") => drop(ended.expect_said("warm did not start warm").expect_tasks(1, "success")),
         (Hold, _) => drop(ended.expect_tasks(1, "failure").expect_said("kept with its disk alone")),
         // A boot is tried again, and at the end it is not needed any more.
-        (_, "booting" | "stopping") => drop(ended.expect_code(0).expect_tasks(1, "success")),
-        _ => drop(ended.expect_code(100).expect_tasks(1, "abnormal").expect_said("signal 9")),
+        _ => drop(ended.expect_code(0).expect_tasks(1, "success")),
     }
 }
 
