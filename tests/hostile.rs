@@ -6,6 +6,7 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 
+use crewboss_protocol::PROTOCOL_VERSION;
 use support::boss::Ended;
 use support::scene::{LIMITS, Scene};
 use support::{run, write};
@@ -37,7 +38,7 @@ read -r hello
 build=${hello#*'"build":"'}
 build=${build%%'"'*}
 ready() {
-    say "{\"ready\":{\"protocol\":${2:-2},\"build\":\"$1\",\"pid\":1,\"facts\":{\"kernel\":\"x\",\"architecture\":\"x\",\"threads\":1,\"memory\":1,\"disk_free\":1000000000000,\"work\":\"/\",\"slots\":1,\"speed\":1000,\"speed_source\":\"measured\",\"toolchains\":[],\"features\":[],\"load\":{\"load_percent\":0,\"memory_available\":1,\"disk_free\":1000000000000},\"trees\":[\"$tree\"]}}}"
+    say "{\"ready\":{\"protocol\":${2:-PROTOCOL},\"build\":\"$1\",\"pid\":1,\"facts\":{\"kernel\":\"x\",\"architecture\":\"x\",\"threads\":1,\"memory\":1,\"disk_free\":1000000000000,\"work\":\"/\",\"slots\":1,\"speed\":1000,\"speed_source\":\"measured\",\"toolchains\":[],\"features\":[],\"load\":{\"load_percent\":0,\"memory_available\":1,\"disk_free\":1000000000000},\"trees\":[\"$tree\"]}}}"
 }
 READY
 while read -r line; do
@@ -63,7 +64,11 @@ const HONEST: Lies = Lies { ready: "ready $build", task: "started $at; good $at"
 
 fn told(lies: &Lies) -> (Scene, Ended) {
     let scene = Scene::with_commits(BUILD, 1);
-    let text = WORKER.replace("READY", lies.ready).replace("TASK", lies.task).replace("BULK", lies.bulk);
+    let text = WORKER
+        .replace("READY", lies.ready)
+        .replace("TASK", lies.task)
+        .replace("BULK", lies.bulk)
+        .replace("PROTOCOL", &PROTOCOL_VERSION.to_string());
     write(&scene.path("fake"), text);
     let tree = run(Command::new("git").arg("-C").arg(scene.repo()).args(["rev-parse", "HEAD^{tree}"]));
     let crew = scene.crew_file(&format!(
