@@ -1,7 +1,6 @@
 //! Open files: counted ahead, so that they run out at the start, with numbers, and not in the middle, as the fault of a host.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
+use crewboss_ground::{open_files, raise_open_files};
 use crewboss_protocol::limits::CHANNELS_MAX;
 
 /// What a run has open besides its hosts: repository, journal, threads that store results, uploads.
@@ -24,20 +23,19 @@ pub struct TooFew {
     pub allowed: u64,
 }
 
-/// Makes sure that so many hosts can be connected. The limit is raised if need be, as far as the system lets us; else it stays:
-/// programs that are started from here inherit it.
+/// Makes sure that so many hosts can be connected. The limit is raised if need be, as far as the
+/// system lets us.
 ///
 /// # Errors
 /// If it cannot be enough.
 pub fn provide(hosts: usize) -> Result<(), TooFew> {
-    let limit = getrlimit(Resource::Nofile);
+    let (current, maximum) = open_files();
     let needed = needed(hosts);
-    if limit.current.is_none_or(|current| current >= needed) {
+    if current.is_none_or(|current| current >= needed) {
         return Ok(());
     }
-    let allowed = limit.maximum.unwrap_or(u64::MAX);
-    let raised = Rlimit { current: Some(needed), maximum: limit.maximum };
-    if allowed < needed || setrlimit(Resource::Nofile, raised).is_err() {
+    let allowed = maximum.unwrap_or(u64::MAX);
+    if allowed < needed || raise_open_files(needed).is_err() {
         return Err(TooFew { hosts, needed, allowed });
     }
     Ok(())

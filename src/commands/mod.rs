@@ -110,6 +110,7 @@ pub fn crew(common: &CommonArgs, hosts: &[String]) -> Result<Crew, ConfigError> 
         None => (config::local_crew(), "this computer's own crew (there is no crew.toml)".to_owned()),
     };
     config::select_hosts(&mut crew, hosts, &place)?;
+    crewboss_ground::set_patience(crew.timing.stall);
     way_in::remember(common.crew.as_deref());
     Ok(crew)
 }

@@ -73,6 +73,15 @@ pub enum SourceError {
         /// The last that it said.
         said: String,
     },
+    /// git does not answer.
+    #[error("cannot read the git repository at {}", path.display())]
+    Still {
+        /// Where.
+        path: PathBuf,
+        /// What stood still.
+        #[source]
+        source: io::Error,
+    },
     /// Its objects have longer names than hosts understand.
     #[error("the git repository at {} names its objects by {format}, which cannot be sent to hosts", top.display())]
     ObjectFormat {
@@ -294,6 +303,15 @@ impl SourceError {
             }
             Self::Asked { path, .. } => {
                 return Some(format!("see `git -C {} status`", quoted(path)).into());
+            }
+            Self::Still { path, .. } => {
+                let path = quoted(path);
+                return Some(
+                    format!(
+                        "see whether `git -C {path} status` answers, and whether the disk does: `ls {path}`"
+                    )
+                    .into(),
+                );
             }
             Self::ObjectFormat { top, .. } => {
                 let top = quoted(top);

@@ -6,12 +6,13 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
+use crewboss_ground::stood_still;
 use git2::Oid;
 
 use super::error::SourceError;
@@ -50,7 +51,6 @@ pub(super) fn program() -> Option<Command> {
     for setting in SETTINGS {
         git.args(["-c", setting]);
     }
-    git.stdin(Stdio::null());
     Some(git)
 }
 
@@ -66,27 +66,22 @@ impl Git {
         program().map(|_| Self { top: top.to_owned() })
     }
 
-    fn run(&self, arguments: &[&OsStr], input: Option<&[u8]>) -> io::Result<Output> {
+    fn run(&self, arguments: &[&str], input: &[u8]) -> io::Result<Output> {
         let mut git = program().ok_or(io::ErrorKind::NotFound)?;
         // By being there, not by naming it: git then finds out whether it trusts the repository.
         git.current_dir(&self.top).args(arguments);
         if let Some(above) = self.top.parent() {
             git.env("GIT_CEILING_DIRECTORIES", above);
         }
-        let Some(input) = input else { return git.output() };
-        let mut child = git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let stdin = child.stdin.take();
-        std::thread::scope(|scope| {
-            // If git is gone, its exit status tells.
-            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-            child.wait_with_output()
-        })
+        crewboss_ground::output(&mut git, &format!("git {}", arguments[0]), input)
     }
 
-    fn ask(&self, arguments: &[&str], input: Option<&[u8]>) -> Result<Vec<u8>, SourceError> {
-        let words: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+    fn ask(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, SourceError> {
         let failed = |said: String| SourceError::asked(&self.top, arguments[0], &said);
-        let output = self.run(&words, input).map_err(|error| failed(error.to_string()))?;
+        let output = self.run(arguments, input).map_err(|source| match source {
+            source if stood_still(&source) => SourceError::Still { path: self.top.clone(), source },
+            source => failed(source.to_string()),
+        })?;
         if output.status.success() {
             return Ok(output.stdout);
         }
@@ -95,7 +90,7 @@ impl Git {
     }
 
     fn path(&self, arguments: &[&str]) -> Result<PathBuf, SourceError> {
-        let mut said = self.ask(arguments, None)?;
+        let mut said = self.ask(arguments, b"")?;
         if said.last() == Some(&b'\n') {
             said.pop();
         }
@@ -118,7 +113,7 @@ impl Git {
     }
 
     pub(super) fn settings(&self) -> Result<Settings, SourceError> {
-        let listed = self.ask(&["config", "-z", "--list"], None)?;
+        let listed = self.ask(&["config", "-z", "--list"], b"")?;
         let mut settings = Settings::default();
         for entry in listed.split(|byte| *byte == 0) {
             let text = String::from_utf8_lossy(entry);
@@ -132,7 +127,7 @@ impl Git {
     /// What git tracks, and what it does not track and does not ignore.
     pub(super) fn list(&self) -> Result<Vec<Listed>, SourceError> {
         let wanted = ["ls-files", "-z", "-t", "--stage", "--cached", "--others", "--exclude-standard"];
-        let text = self.ask(&wanted, None)?;
+        let text = self.ask(&wanted, b"")?;
         let entries = text.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
         entries
             .map(|entry| {
@@ -153,7 +148,7 @@ impl Git {
             input.push(0);
         }
         let wanted = ["check-attr", "-z", "--stdin", FILTERS[0], FILTERS[1]];
-        let text = self.ask(&wanted, Some(&input))?;
+        let text = self.ask(&wanted, &input)?;
         let words: Vec<&[u8]> = text.split(|byte| *byte == 0).collect();
         let plain = |value: &[u8]| value == b"unspecified" || value == b"unset";
         let filtered = words.chunks_exact(3).filter(|answer| !plain(answer[2]));
@@ -166,9 +161,9 @@ impl Git {
         let mut words: Vec<&str> = vec!["rev-parse"];
         words.extend(revisions.iter().map(String::as_str));
         words.push("--");
-        let ids = match self.ask(&words, None) {
+        let ids = match self.ask(&words, b"") {
             Err(SourceError::Asked { said, .. }) => {
-                let none = self.ask(&["rev-list", "--max-count=1", "--all"], None)?.is_empty();
+                let none = self.ask(&["rev-list", "--max-count=1", "--all"], b"")?.is_empty();
                 return Err(if none { SourceError::NoCommits } else { named(said) });
             }
             ids => String::from_utf8_lossy(&ids?).into_owned(),
@@ -183,7 +178,7 @@ impl Git {
         }
         words.extend(ids);
         words.push("--");
-        let said = self.ask(&words, None).map_err(|error| match error {
+        let said = self.ask(&words, b"").map_err(|error| match error {
             SourceError::Asked { said, .. } => named(said),
             other => other,
         })?;

@@ -2,13 +2,13 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Stdio};
 
+use crewboss_ground::Watched;
 use git2::{ErrorCode, Oid};
 
 use super::error::SourceError;
 use super::git::program;
-use super::pack::{copy, pass_on};
+use super::pack::{copy, pass_on, start};
 
 /// Writes the content of one.
 pub(super) fn write(git_dir: &Path, id: Oid, out: &mut dyn Write) -> Result<(), SourceError> {
@@ -30,8 +30,8 @@ pub(super) fn write(git_dir: &Path, id: Oid, out: &mut dyn Write) -> Result<(), 
     out.write_all(content.data()).and_then(|()| out.flush()).map_err(SourceError::Write)
 }
 
-fn start_git(git_dir: &Path, id: Oid) -> Option<Child> {
+fn start_git(git_dir: &Path, id: Oid) -> Option<Watched> {
     let mut git = program()?;
     git.arg("--git-dir").arg(git_dir).args(["cat-file", "blob", &id.to_string()]);
-    git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()
+    start(git, "cat-file")
 }

@@ -2,7 +2,9 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
+
+use crewboss_ground::{Pauses, Watched};
 
 use super::error::SourceError;
 use super::git::program;
@@ -80,24 +82,30 @@ fn with_libgit2(git_dir: &Path, missing: &Missing, out: &mut dyn Write) -> Resul
 }
 
 /// `None` if git is not installed.
-fn start_git(git_dir: &Path) -> Option<Child> {
+fn start_git(git_dir: &Path) -> Option<Watched> {
     let mut git = program()?;
     git.arg("--git-dir").arg(git_dir).args(["pack-objects", "--stdout", "--delta-base-offset", "-q"]);
-    git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()
+    start(git, "pack-objects")
+}
+
+pub(super) fn start(mut git: Command, command: &str) -> Option<Watched> {
+    git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Watched::start(&mut git, &format!("git {command}")).ok()
 }
 
 /// Feeds a `git`, and passes on what it writes.
 pub(super) fn pass_on(
-    mut git: Child,
+    mut git: Watched,
     command: &'static str,
     feed: impl FnOnce(ChildStdin) + Send,
     out: &mut dyn Write,
 ) -> Result<(), SourceError> {
     let failed = |said: String| SourceError::Program { command, said };
-    let piped = git.stdin.take().zip(git.stdout.take()).zip(git.stderr.take());
-    let Some(((stdin, mut stdout), mut stderr)) = piped else {
+    let pipes = git.pipes();
+    let Some(((stdin, mut stdout), mut stderr)) = pipes.stdin.zip(pipes.stdout).zip(pipes.stderr) else {
         return Err(failed("it has no pipes".to_owned()));
     };
+    let mut out = Ours { out, pauses: git.pauses() };
     let (copied, said) = std::thread::scope(|scope| {
         // git reads all names before it writes anything, but nothing obliges it to.
         scope.spawn(move || feed(stdin));
@@ -107,7 +115,7 @@ pub(super) fn pass_on(
             let _rest = io::copy(&mut stderr, &mut io::sink());
             String::from_utf8_lossy(&text).trim().to_owned()
         });
-        let copied = copy(&mut stdout, out);
+        let copied = copy(&mut stdout, &mut out);
         drop(stdout);
         (copied, said.join().unwrap_or_default())
     });
@@ -117,6 +125,23 @@ pub(super) fn pass_on(
         return out.flush().map_err(SourceError::Write);
     }
     Err(failed(if said.is_empty() { status.to_string() } else { said }))
+}
+
+/// Where git's output goes: a host may take it slowly, and git waits for us meanwhile.
+struct Ours<'a> {
+    out: &'a mut dyn Write,
+    pauses: Pauses,
+}
+
+impl Write for Ours<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let _git_waits = self.pauses.begin();
+        self.out.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 fn names(missing: &Missing, stdin: impl Write) {

@@ -1,11 +1,11 @@
 //! Whose process this is.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::OnceLock;
 
 use crate::owner::{PASSWD, account_of, list};
-use crate::program;
+use crate::{output, program};
 
 /// The account that this process runs under. Not what the environment says: `sudo` and services leave there whatever was
 /// in it before.
@@ -22,7 +22,7 @@ pub fn account() -> &'static Account {
     static ACCOUNT: OnceLock<Account> = OnceLock::new();
     ACCOUNT.get_or_init(|| {
         let uid = rustix::process::geteuid().as_raw();
-        account_of(uid, &list(PASSWD)).unwrap_or_else(|| Account { name: asked(uid), home: None })
+        account_of(uid, &list(PASSWD)).unwrap_or_else(|| Account { name: asked("id", uid), home: None })
     })
 }
 
@@ -33,8 +33,8 @@ pub fn home() -> Option<PathBuf> {
 }
 
 /// Who is not in the list may be in a directory service, which `id` knows how to ask: linked dynamically, it can.
-fn asked(uid: u32) -> String {
-    let said = program("id").arg("-un").stdin(Stdio::null()).output();
+fn asked(id: impl AsRef<OsStr>, uid: u32) -> String {
+    let said = output(program(id).arg("-un"), "id -un", b"");
     let name = said.ok().filter(|said| said.status.success());
     let name = name.and_then(|said| String::from_utf8(said.stdout).ok());
     let name = name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
@@ -57,6 +57,19 @@ mod tests {
             assert_eq!(account().name, String::from_utf8(said.stdout).unwrap().trim());
         }
         // Nobody has this number, so `id` answers for another user or not at all.
-        assert!(!asked(4_000_000_000).is_empty());
+        assert!(!asked("id", 4_000_000_000).is_empty());
+    }
+
+    #[test]
+    fn a_directory_service_that_does_not_answer_is_not_waited_for() {
+        crate::set_patience(std::time::Duration::from_millis(400));
+        let dir = tempfile::tempdir().unwrap();
+        let id = dir.path().join("id");
+        // By a child: while another thread starts a program, that has open what this process
+        // writes, and nobody can run it.
+        let write = r##"printf '#!/bin/sh\nexec sleep 1000\n' >"$0" && chmod 755 "$0""##;
+        let mut shell = std::process::Command::new("sh");
+        assert!(shell.args(["-c", write]).arg(&id).status().unwrap().success());
+        assert_eq!(asked(&id, 54_321), "54321");
     }
 }

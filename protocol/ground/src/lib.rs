@@ -16,6 +16,7 @@
 //! | write a file whole or not at all | [`Replace`] |
 //! | ask how long ago something was | [`age`] |
 //! | start a program | [`program`](program()), [`program_for_person`] |
+//! | wait for a program that may stand still | [`output`](output()), [`Watched`] |
 //! | know who we are, and what `~` is | [`account`](account()), [`home`] |
 #![deny(unsafe_code)]
 
@@ -30,6 +31,7 @@ mod program;
 mod replace;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 pub use account::{Account, account, home};
 pub use age::{age, is_younger};
@@ -38,5 +40,8 @@ pub use error::{Error, Fault, in_shell};
 pub use held::Held;
 pub use open::{Open, read_record};
 pub use owner::user_name;
-pub use program::{begin_anew, hear_of_children, pass, program, program_for_person};
+pub use program::{
+    begin_anew, hear_of_children, open_files, pass, program, program_for_person, raise_open_files,
+};
 pub use replace::Replace;
+pub use watched::{Pauses, Watched, end_with_starter, output, set_patience, stood_still};

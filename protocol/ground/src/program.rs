@@ -1,21 +1,49 @@
 //! Starting programs.
 //!
-//! Whoever started us may have had signals ignored (`nohup`, a script's `&`) or blocked, files open, and a terminal that we now have, too.
-//! A program would inherit all of that through us: a build that asks the terminal would be stopped by it, `make` would
-//! not hear SIGINT, a daemon would keep a lock of ours. So every program is started here, and begins as one that the
-//! system itself starts: signals do what they do by default, nothing is open but the three standard streams, and it has a
-//! session of its own, which has no terminal.
+//! Whoever started us may have had signals ignored (`nohup`, a script's `&`) or blocked, files
+//! open, and a terminal that we now have, too. A program would inherit all of that through us: a
+//! build that asks the terminal would be stopped by it, `make` would not hear SIGINT, a daemon
+//! would keep a lock of ours. So every program is started here, and begins as one that the system
+//! itself starts: signals do what they do by default, nothing is open but the three standard
+//! streams, as many files can be open as we were allowed ourselves, and it has a session of its
+//! own, which has no terminal.
 #![expect(unsafe_code, reason = "signals and descriptors of a process can only be set by system calls")]
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::process::setsid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 
 /// Descriptors that are looked at where the kernel cannot mark all at once (before 5.11).
 const DESCRIPTORS: libc::c_int = 4096;
+
+/// How many files this process could have open before we raised that; 0 if we did not.
+static OPEN_FILES: AtomicU64 = AtomicU64::new(0);
+
+/// How many files this process can have open, and how many it may allow itself. No number is no
+/// limit.
+pub fn open_files() -> (Option<u64>, Option<u64>) {
+    let limit = getrlimit(Resource::Nofile);
+    (limit.current, limit.maximum)
+}
+
+/// Allows this process so many open files. It is for us alone: programs that we start get what we
+/// were given, since some take much longer, or do not work, where more is allowed than they reckon
+/// with.
+///
+/// # Errors
+/// If the system does not allow it.
+pub fn raise_open_files(number: u64) -> io::Result<()> {
+    let (given, maximum) = open_files();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(number), maximum })?;
+    let given = given.unwrap_or(u64::MAX);
+    // Only what we were given counts, not what we have raised before.
+    let _raised_before = OPEN_FILES.compare_exchange(0, given, Ordering::Relaxed, Ordering::Relaxed);
+    Ok(())
+}
 
 /// A command that starts a program afresh. It leads a session and with it a process group, so `process_group` must not be
 /// asked for. What it is to be passed besides its standard streams has to be made inheritable in a `pre_exec` of the caller's.
@@ -60,6 +88,11 @@ fn reset() -> io::Result<()> {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    let given = OPEN_FILES.load(Ordering::Relaxed);
+    if given != 0 {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(given), maximum })?;
     }
     // SAFETY: marks numbers and touches no memory.
     let marked = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
@@ -165,6 +198,22 @@ mod tests {
         assert!(program("/bin/true").status().is_err());
         hear_of_children();
         assert!(program("/bin/true").status().unwrap().success());
+    }
+
+    #[test]
+    fn a_limit_that_we_raise_for_ourselves_is_not_passed_on() {
+        if !alone("program::tests::a_limit_that_we_raise_for_ourselves_is_not_passed_on") {
+            return;
+        }
+        let maximum = open_files().1;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum }).unwrap();
+        for more in [300, 400] {
+            raise_open_files(more).unwrap();
+            assert_eq!(open_files(), (Some(more), maximum));
+            for start in [program("/bin/sh"), program_for_person("/bin/sh")] {
+                assert_eq!(said(shell(start, "ulimit -Sn")), "200\n");
+            }
+        }
     }
 
     #[test]

@@ -5,9 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Stdio;
 
-use crewboss_ground::program;
+use crewboss_ground::{output, program};
 use crewboss_protocol::Feature;
 
 use super::cache::Cache;
@@ -65,6 +64,5 @@ fn namespaces() -> bool {
         arguments.insert(0, "-Ur");
     }
     let mut command = program("unshare");
-    command.args(arguments).arg("true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
+    output(command.args(arguments).arg("true"), "unshare", b"").is_ok_and(|said| said.status.success())
 }
