@@ -436,7 +436,7 @@ fn what_a_task_may_leave_is_limited() {
     assert!(done.message.contains("its log has more than 100000 bytes (`log`"), "{}", done.message);
     assert!(done.log.bytes <= 100_000 + (1 << 20), "{done:?}");
     for (line, words) in [
-        ("cd $CREWBOSS_OUT; touch 1.x 2.x 3.x 4.x", "it has left 4 artifacts; the limit is 3 (`artifacts`"),
+        ("cd $CREWBOSS_OUT; touch 1.x 2.x 3.x 4.x", "it has left more than 3 artifacts (`artifacts`"),
         // A hole takes no space here, and may take it elsewhere.
         ("truncate -s 1T $CREWBOSS_OUT/1.x", "1099511627776 bytes; the limit is 1048576 (`artifact_bytes`"),
     ] {

@@ -166,14 +166,21 @@ impl TaskLimits {
     /// What is wrong with so many artifacts, if anything is.
     pub fn refuse(&self, count: ArtifactCount) -> Option<String> {
         let ArtifactCount { files, bytes } = count;
-        let limit = if files > self.artifacts {
-            format!("{files} artifacts; the limit is {} (`artifacts`", self.artifacts)
+        if files > self.artifacts {
+            Some(self.refuse_artifacts())
         } else if bytes > self.artifact_bytes {
-            format!("artifacts of {bytes} bytes; the limit is {} (`artifact_bytes`", self.artifact_bytes)
+            let limit = self.artifact_bytes;
+            Some(format!(
+                "it has left artifacts of {bytes} bytes; the limit is {limit} (`artifact_bytes` in [limits] of crew.toml)"
+            ))
         } else {
-            return None;
-        };
-        Some(format!("it has left {limit} in [limits] of crew.toml)"))
+            None
+        }
+    }
+
+    /// What is said of too many artifacts.
+    pub fn refuse_artifacts(&self) -> String {
+        format!("it has left more than {} artifacts (`artifacts` in [limits] of crew.toml)", self.artifacts)
     }
 
     /// What is said of a log that gets longer than it may.

@@ -15,7 +15,7 @@ use super::place::Place;
 use super::variables;
 use crate::machine::exchange::tar::{Attributes, Writer};
 use crate::process::kill_all_descendants;
-use crate::runner::artifacts::{Found, find};
+use crate::runner::artifacts::{Found, Wanted, find};
 use crate::runner::job::{look_up, shortened};
 use crate::runner::stage::{Stream, program as start};
 
@@ -33,7 +33,9 @@ pub(super) fn run(
     mut result: ResultDocument,
 ) -> Result<FromGuest, AgentError> {
     let (out, src) = (place.out(), place.src());
-    let all = |patterns: &[String], roots: &[&Path]| find(patterns, roots).map_err(AgentError::at(&out));
+    let all = |patterns: &[String], roots: &[&Path]| {
+        find(patterns, roots, Wanted::default()).map_err(AgentError::at(&out))
+    };
     let mut found = all(&task.artifacts, &[&out, &src])?;
     let mut uploads = all(&["upload/**".to_owned()], &[&out])?;
     let problems = found.problems.drain(..).chain(uploads.problems.drain(..));
@@ -94,7 +96,8 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// What `size` says of the files that the task names. The error is a sentence for a person.
 fn sizes(reporter: &mut Reporter, place: &Place, task: &TaskDocument) -> Result<String, String> {
     let (out, src) = (place.out(), place.src());
-    let found = find(&task.sizes, &[&out, &src]).map_err(|error| format!("no sizes: {error}"))?;
+    let found =
+        find(&task.sizes, &[&out, &src], Wanted::default()).map_err(|error| format!("no sizes: {error}"))?;
     let variables = variables::of_task(place, task, &Default::default());
     let prefix = ["CREWBOSS_CROSS", "CROSS_COMPILE"];
     let prefix = prefix.iter().find_map(|name| variables::get(&variables, name)).unwrap_or("");

@@ -1,7 +1,7 @@
 //! Finding the files that a target promised: below `$CREWBOSS_OUT`, then below `$CREWBOSS_SRC`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crewboss_protocol::RelPath;
 use crewboss_protocol::guest::PROBLEMS_MAX;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
-use crewboss_protocol::message::ArtifactCount;
+use crewboss_protocol::message::{ArtifactCount, TaskLimits};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
@@ -31,9 +31,17 @@ pub struct Found {
     pub bytes: u64,
     /// What is wrong, each a sentence: a pattern without a match, a name that cannot be brought back.
     pub problems: Vec<String>,
+    /// There were more than may be, so there are none.
+    pub(crate) too_many: bool,
 }
 
 impl Found {
+    /// Gives up: there are more than the task may leave.
+    pub(super) fn give_up(&mut self, limits: &TaskLimits) {
+        *self = Self { too_many: true, ..Self::default() };
+        self.problem(limits.refuse_artifacts());
+    }
+
     /// The numbers for the result.
     pub fn count(&self) -> ArtifactCount {
         ArtifactCount { files: u32::try_from(self.files.len()).unwrap_or(u32::MAX), bytes: self.bytes }
@@ -44,18 +52,6 @@ impl Found {
         if self.problems.len() < PROBLEMS_MAX && !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
-    }
-
-    /// Forgets files that were not changed since then.
-    pub fn keep_changed_since(&mut self, begun: Timespec) {
-        let since = (begun.tv_sec, begun.tv_nsec);
-        self.bytes = 0;
-        self.files.retain(|_, file| {
-            let found = file.symlink_metadata().ok();
-            let changed = found.filter(|found| (found.ctime(), found.ctime_nsec()) >= since);
-            self.bytes += changed.as_ref().map_or(0, |found| found.len());
-            changed.is_some()
-        });
     }
 
     /// Forgets each file whose name is also the directory of another one, and says so: no directory can have both. They can
@@ -102,12 +98,27 @@ fn first_below<'a, T>(files: &'a BTreeMap<String, T>, name: &str) -> Option<&'a 
     first.starts_with(&directory).then_some(first)
 }
 
+/// What counts of what is found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// More files are none at all: a task may have made any number, and they are kept in memory.
+    pub limits: TaskLimits,
+    /// Only files that were changed since then.
+    pub since: Option<Timespec>,
+}
+
+impl Wanted {
+    pub(super) fn is_new(&self, found: &Metadata) -> bool {
+        self.since.is_none_or(|since| (found.ctime(), found.ctime_nsec()) >= (since.tv_sec, since.tv_nsec))
+    }
+}
+
 /// Looks for all patterns in the roots, in the first one first. A file found in an earlier root wins. What a task has made
 /// so that it cannot be found or read is a problem.
 ///
 /// # Errors
 /// If the host fails at it, see [`is_of_host`].
-pub fn find(patterns: &[String], roots: &[&Path]) -> io::Result<Found> {
+pub fn find(patterns: &[String], roots: &[&Path], wanted: Wanted) -> io::Result<Found> {
     let mut found = Found::default();
     for text in patterns {
         let pattern = match Pattern::parse(text) {
@@ -120,7 +131,10 @@ pub fn find(patterns: &[String], roots: &[&Path]) -> io::Result<Found> {
         let before = found.files.len() + found.problems.len();
         let mut seen = false;
         for root in roots.iter().filter_map(|root| root.canonicalize().ok()) {
-            seen = seen || walk(&root, &pattern, &mut found)?;
+            seen = seen || walk(&root, &pattern, wanted, &mut found)?;
+            if found.too_many {
+                return Ok(found);
+            }
         }
         if !seen && before == found.files.len() + found.problems.len() {
             found.problem(format!("nothing matches the artifact {text:?}"));
@@ -165,6 +179,11 @@ mod tests {
     use std::os::unix::ffi::OsStrExt as _;
     use std::os::unix::fs::symlink;
 
+    const ALL: Wanted = Wanted {
+        limits: TaskLimits { log_bytes: 0, artifacts: 1000, artifact_bytes: u64::MAX },
+        since: None,
+    };
+
     fn names(found: &Found) -> Vec<&str> {
         found.files.keys().map(String::as_str).collect()
     }
@@ -179,7 +198,7 @@ mod tests {
             fs::write(base.path().join(file), "12").unwrap();
         }
         let patterns = ["u-boot.bin", "lib/*.o", "**/b.o", "only.txt"].map(str::to_owned);
-        let found = find(&patterns, &[&out, &src]).unwrap();
+        let found = find(&patterns, &[&out, &src], ALL).unwrap();
         assert_eq!(names(&found), ["lib/a.o", "lib/deep/b.o", "only.txt", "u-boot.bin"]);
         assert_eq!((found.count().files, found.bytes), (4, 8));
         assert!(found.files["u-boot.bin"].ends_with("out/u-boot.bin") && found.problems.is_empty());
@@ -191,6 +210,39 @@ mod tests {
     }
 
     #[test]
+    fn of_too_many_files_none_is_kept_and_nobody_looks_further() {
+        let base = tempfile::tempdir().unwrap();
+        for number in 0..30 {
+            fs::write(base.path().join(format!("{number:02}")), "x").unwrap();
+        }
+        // Whoever looked further would say that it is not there.
+        let patterns = ["0*", "**", "none"].map(str::to_owned);
+        let limited = |artifacts| Wanted { limits: TaskLimits { artifacts, ..ALL.limits }, ..ALL };
+        let found = find(&patterns, &[base.path()], limited(29)).unwrap();
+        assert_eq!((found.files.len(), found.bytes), (0, 0));
+        assert_eq!(
+            found.problems,
+            ["it has left more than 29 artifacts (`artifacts` in [limits] of crew.toml)"]
+        );
+        let found = find(&patterns[..2], &[base.path()], limited(30)).unwrap();
+        assert_eq!((found.files.len(), found.problems.len()), (30, 0));
+    }
+
+    #[test]
+    fn files_that_were_there_before_are_found_and_not_taken() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("old"), "x").unwrap();
+        let changed = fs::metadata(base.path().join("old")).unwrap();
+        let at = |nanoseconds| Wanted {
+            since: Some(Timespec { tv_sec: changed.ctime(), tv_nsec: changed.ctime_nsec() + nanoseconds }),
+            limits: TaskLimits { artifacts: 1, ..ALL.limits },
+        };
+        let of = |wanted| find(&["old".to_owned()], &[base.path()], wanted).unwrap();
+        assert_eq!((of(at(0)).files.len(), of(at(1)).files.len()), (1, 0));
+        assert!(of(at(1)).problems.is_empty());
+    }
+
+    #[test]
     fn more_bytes_than_a_message_can_say_are_said_and_not_brought_back() {
         let root = tempfile::tempdir().unwrap();
         for file in ["a", "b"] {
@@ -198,7 +250,7 @@ mod tests {
         }
         let root = root.path().canonicalize().unwrap();
         let mut found = Found { bytes: BYTES_MAX - 3, ..Found::default() };
-        walk(&root, &Pattern::parse("{a,b}").unwrap(), &mut found).unwrap();
+        walk(&root, &Pattern::parse("{a,b}").unwrap(), ALL, &mut found).unwrap();
         assert_eq!((names(&found), found.bytes), (vec!["a"], BYTES_MAX));
         assert!(found.problems.join("; ").contains("bytes with \"b\""), "{:?}", found.problems);
     }
@@ -212,7 +264,7 @@ mod tests {
         for file in ["out/a", "out/a-b", "src/a/x", "src/a/deep/y"] {
             fs::write(base.path().join(file), "123").unwrap();
         }
-        let mut found = find(&["a*", "a/**"].map(str::to_owned), &[&out, &src]).unwrap();
+        let mut found = find(&["a*", "a/**"].map(str::to_owned), &[&out, &src], ALL).unwrap();
         found.settle();
         assert_eq!(names(&found), ["a-b", "a/deep/y", "a/x"]);
         assert_eq!(found.bytes, 9);
@@ -234,7 +286,7 @@ mod tests {
         fs::write(out.join(std::ffi::OsStr::from_bytes(b"\xff.bin")), "x").unwrap();
         fs::create_dir(out.join("dir")).unwrap();
         let problem = |pattern: &str| {
-            let found = find(&[pattern.to_owned()], &[&out]).unwrap();
+            let found = find(&[pattern.to_owned()], &[&out], ALL).unwrap();
             assert!(found.files.is_empty(), "{pattern} was found");
             found.problems.join("; ")
         };

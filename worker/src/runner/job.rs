@@ -11,7 +11,7 @@ use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::target::{Command as StageCommand, Stage};
 use crewboss_protocol::{FromWorker, Outcome, Phase, PhaseClock, StageExit, StageResult};
 
-use super::artifacts::{Found, find};
+use super::artifacts::{Found, Wanted, find};
 use super::link::Link;
 use super::message::{Job, Spec};
 use super::output::{Output, is_too_long};
@@ -198,7 +198,10 @@ impl Attempt<'_> {
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Found {
-        let mut found = match find(&self.spec.target.artifacts, &[&self.job.out, &self.job.src]) {
+        // What lies there from the last good build is not what a commit that failed has made.
+        let since = (*outcome == Outcome::Failure && self.job.warm).then_some(self.begun);
+        let wanted = Wanted { limits: self.spec.limits, since };
+        let mut found = match find(&self.spec.target.artifacts, &[&self.job.out, &self.job.src], wanted) {
             Ok(found) => found,
             Err(error) => {
                 *outcome = Outcome::Infrastructure;
@@ -206,10 +209,6 @@ impl Attempt<'_> {
                 return Found::default();
             }
         };
-        if *outcome == Outcome::Failure && self.job.warm {
-            // What lies there from the last good build is not what this commit has made.
-            found.keep_changed_since(self.begun);
-        }
         if *outcome == Outcome::Success
             && let Err(error) = uploads::add(&self.job.out, &self.job.dir, &mut found)
         {
@@ -239,7 +238,9 @@ impl Attempt<'_> {
 
     /// What `size` says of the files that the target names; empty, with a message, if it cannot say anything.
     fn sizes(&mut self, link: &mut Link, kept: &mut Kept) -> String {
-        let found = find(&self.spec.target.sizes, &[&self.job.out, &self.job.src]).unwrap_or_default();
+        let wanted = Wanted { limits: self.spec.limits, since: None };
+        let found = find(&self.spec.target.sizes, &[&self.job.out, &self.job.src], wanted);
+        let found = found.unwrap_or_default();
         let mut text = Vec::new();
         let Some(mut command) = size_command(self.spec, kept).filter(|_| !found.files.is_empty()) else {
             self.message = "no sizes: the files or the program `size` are not there".to_owned();

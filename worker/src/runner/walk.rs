@@ -2,22 +2,28 @@
 
 use std::collections::btree_map::Entry;
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, FileType};
+use std::fs::{File, FileType, Metadata, ReadDir};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crewboss_protocol::RelPath;
-use crewboss_protocol::limits::{ARTIFACTS_MAX, PATH_PARTS_MAX};
+use crewboss_protocol::limits::PATH_PARTS_MAX;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::artifacts::{BYTES_MAX, Found, is_of_host};
+use super::artifacts::{BYTES_MAX, Found, Wanted, is_of_host};
 use super::pattern::{Pattern, Places};
 
 /// Links to directories that are followed for one pattern. In a tree that is full of links to itself a pattern with some `*`
 /// would never be done.
 const LINKS_MAX: usize = 10_000;
+
+/// Directories that wait to be looked into. A task may have made any number of them.
+const OPEN_MAX: usize = 1_000_000;
+
+/// Entries of a directory that are in memory together.
+const ENTRIES_AT_ONCE: usize = 1 << 16;
 
 /// Takes up all files below `root`, which must be a canonical path, that match. Links are followed as far as they stay
 /// below it: those that a part of the pattern names to where they lead, be it a directory; those that `**` meets only if they lead
@@ -25,11 +31,15 @@ const LINKS_MAX: usize = 10_000;
 ///
 /// # Errors
 /// If the host fails.
-pub(super) fn walk(root: &Path, pattern: &Pattern, found: &mut Found) -> io::Result<bool> {
-    let mut walk = Walk { root, pattern, found, seen: false, links: 0, open: Vec::new() };
+pub(super) fn walk(root: &Path, pattern: &Pattern, wanted: Wanted, found: &mut Found) -> io::Result<bool> {
+    let mut walk =
+        Walk { root, pattern, wanted, found, seen: false, links: 0, open: Vec::new(), over: false };
     walk.open.push((PathBuf::new(), pattern.start()));
     while let Some((directory, places)) = walk.open.pop() {
         walk.directory(&directory, &places)?;
+        if walk.over {
+            break;
+        }
     }
     Ok(walk.seen)
 }
@@ -37,11 +47,14 @@ pub(super) fn walk(root: &Path, pattern: &Pattern, found: &mut Found) -> io::Res
 struct Walk<'a> {
     root: &'a Path,
     pattern: &'a Pattern,
+    wanted: Wanted,
     found: &'a mut Found,
     seen: bool,
     links: usize,
     /// Directories that are still to be looked into.
     open: Vec<(PathBuf, Places)>,
+    /// There is too much of something.
+    over: bool,
 }
 
 impl Walk<'_> {
@@ -56,12 +69,20 @@ impl Walk<'_> {
             }
             return Ok(());
         }
-        match list(&self.root.join(directory)) {
-            Ok(entries) => entries
-                .into_iter()
-                .try_for_each(|(name, kind)| self.entry(&directory.join(name), kind, places)),
-            Err(error) => self.failed(directory, error),
+        let mut entries = match std::fs::read_dir(self.root.join(directory)) {
+            Ok(entries) => entries,
+            Err(error) => return self.failed(directory, error),
+        };
+        while !self.over {
+            match some_of(&mut entries) {
+                Ok(some) if some.is_empty() => break,
+                Ok(some) => some
+                    .into_iter()
+                    .try_for_each(|(name, kind)| self.entry(&directory.join(name), kind, places))?,
+                Err(error) => return self.failed(directory, error),
+            }
         }
+        Ok(())
     }
 
     fn entry(&mut self, path: &Path, kind: FileType, places: &Places) -> io::Result<()> {
@@ -79,7 +100,10 @@ impl Walk<'_> {
 
     fn enter(&mut self, path: &Path, places: Places) {
         // One part has to be left for a name in it.
-        if path.components().count() < PATH_PARTS_MAX {
+        if self.open.len() >= OPEN_MAX {
+            self.over = true;
+            self.problem(format!("there are more than {OPEN_MAX} directories to be looked into"));
+        } else if path.components().count() < PATH_PARTS_MAX {
             self.open.push((path.to_owned(), places));
         } else {
             self.problem(format!("there are more than {PATH_PARTS_MAX} directories in each other"));
@@ -115,8 +139,8 @@ impl Walk<'_> {
             self.leads_out(path);
             return Ok(());
         }
-        let length = match readable_length(&file) {
-            Ok(Some(length)) => length,
+        let meta = match readable(&file) {
+            Ok(Some(meta)) => meta,
             Ok(None) if self.pattern.is_name() => {
                 let shown = path.display();
                 self.problem(format!(
@@ -131,17 +155,21 @@ impl Walk<'_> {
         let problem = match path.to_str().map(|text| RelPath::try_from(text.to_owned())) {
             None => format!("the artifact {shown:?} has a name that is not UTF-8"),
             Some(Err(error)) => format!("an artifact cannot be brought back: {error}"),
-            Some(Ok(_)) if self.found.files.len() >= ARTIFACTS_MAX => {
-                format!("there are more than {ARTIFACTS_MAX} artifacts")
-            }
-            Some(Ok(_)) if self.found.bytes.saturating_add(length) > BYTES_MAX => {
+            Some(Ok(_)) if self.found.bytes.saturating_add(meta.len()) > BYTES_MAX => {
                 format!("the artifacts have more than {BYTES_MAX} bytes with {shown:?}")
             }
             Some(Ok(_)) => {
                 self.seen = true;
-                if let Entry::Vacant(entry) = self.found.files.entry(shown.into_owned()) {
+                let is_new = self.wanted.is_new(&meta);
+                if let Entry::Vacant(entry) = self.found.files.entry(shown.into_owned())
+                    && is_new
+                {
                     entry.insert(file);
-                    self.found.bytes += length;
+                    self.found.bytes += meta.len();
+                }
+                if self.found.files.len() > self.wanted.limits.artifacts as usize {
+                    self.over = true;
+                    self.found.give_up(&self.wanted.limits);
                 }
                 return Ok(());
             }
@@ -175,24 +203,24 @@ impl Walk<'_> {
     }
 }
 
-fn list(directory: &Path) -> io::Result<Vec<(OsString, FileType)>> {
-    let entries = std::fs::read_dir(directory)?;
-    let mut entries: Vec<_> = entries
-        .map(|entry| entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?))))
-        .collect::<io::Result<_>>()?;
-    // So that of too many files it is always the same ones that are too many.
-    entries.sort_unstable_by(|(a, _), (b, _)| OsStr::cmp(a, b));
-    Ok(entries)
+/// The next entries of a directory, of which there may be any number. What is said of them comes in
+/// the order of their names.
+fn some_of(entries: &mut ReadDir) -> io::Result<Vec<(OsString, FileType)>> {
+    let some = entries.take(ENTRIES_AT_ONCE);
+    let some = some.map(|entry| entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?))));
+    let mut some: Vec<_> = some.collect::<io::Result<_>>()?;
+    some.sort_unstable_by(|(a, _), (b, _)| OsStr::cmp(a, b));
+    Ok(some)
 }
 
-/// The length of a regular file, which is opened to see that it can be read.
-fn readable_length(file: &Path) -> io::Result<Option<u64>> {
+/// What is known of a regular file, which is opened to see that it can be read.
+fn readable(file: &Path) -> io::Result<Option<Metadata>> {
     if !file.symlink_metadata()?.is_file() {
         return Ok(None);
     }
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(file)?;
-    Ok(Some(file.metadata()?.len()))
+    file.metadata().map(Some)
 }
 
 #[cfg(test)]
@@ -204,7 +232,8 @@ mod tests {
 
     fn found(root: &Path, pattern: &str) -> (Vec<String>, String) {
         let mut found = Found::default();
-        walk(&root.canonicalize().unwrap(), &Pattern::parse(pattern).unwrap(), &mut found).unwrap();
+        walk(&root.canonicalize().unwrap(), &Pattern::parse(pattern).unwrap(), Wanted::default(), &mut found)
+            .unwrap();
         (found.files.into_keys().collect(), found.problems.join("; "))
     }
 

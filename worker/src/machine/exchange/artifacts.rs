@@ -141,7 +141,7 @@ pub fn unpack(
         numbers.into_iter().map(|(name, number)| (name, into.join(number.to_string()))).collect()
     };
     let bytes = bytes(&mut files.values().copied());
-    let found = Found { files: place(files), bytes, problems };
+    let found = Found { files: place(files), bytes, problems, ..Found::default() };
     Ok(Unpacked { found, uploads: place(uploads) })
 }
 

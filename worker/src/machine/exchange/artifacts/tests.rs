@@ -92,7 +92,7 @@ fn an_archive_gives_what_looking_on_a_disk_gives() {
     for globs in [["a.bin", "*.o"], ["**/*.bin", "**/*.o"], ["d/*", "d/**"], ["{a,g}.*", "?.o"], ["x", "d"]] {
         let owned = globs.map(str::to_owned);
         let (out, src) = (base.path().join("out"), base.path().join("src"));
-        let found = crate::runner::artifacts::find(&owned, &[&out, &src]).unwrap();
+        let found = crate::runner::artifacts::find(&owned, &[&out, &src], Default::default()).unwrap();
         let expected: Vec<String> = found
             .files
             .iter()
