@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crewboss_boss::outlet::{self, Kind, Outlet, Trouble, Weight};
+use crewboss_protocol::HostName;
 
 use crate::interrupt::{self, Asked};
 use crate::terminal::text::{counted, harmless};
@@ -123,6 +124,12 @@ pub fn print(text: &str) {
 /// Writes to standard output while something else goes on. Never waits, and leaves nothing out.
 pub fn show(text: &str) {
     Stream::Out.put(Weight::Last, text.as_bytes());
+}
+
+/// Says which hosts a command still waits for.
+pub fn waiting_for(hosts: &[HostName]) {
+    let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
+    Stream::Err.put(Weight::Live, format!("crewboss: still waiting for {}\n", names.join(", ")).as_bytes());
 }
 
 /// Waits until everything is written that can be, logs included, and says what could not be. To be called once, at the end.

@@ -1,15 +1,10 @@
 //! Has every host of a crew cleaned: sessions whose boss is gone are ended, and what they left is removed.
 
-use std::time::Duration;
-
 use crewboss_protocol::clean::CleanReport;
 
 use crate::crew::Crew;
-use crate::report::{Answer, of_crew};
+use crate::report::{Answer, Heard, Question, of_crew};
 use crate::run::RunError;
-
-/// For one host: ending workers in order takes seconds, removing large trees may take minutes.
-const CLEAN_WITHIN: Duration = Duration::from_secs(600);
 
 /// How thoroughly hosts are cleaned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,13 +22,14 @@ pub struct Thoroughly {
 pub async fn clean(
     crew: &Crew,
     how: Thoroughly,
-    told: &mut dyn FnMut(&Answer<CleanReport>),
+    told: &mut dyn FnMut(Heard<'_, CleanReport>),
 ) -> Result<Vec<Answer<CleanReport>>, RunError> {
-    let words: &[&str] = match (how.force, how.purge) {
+    let words: &'static [&'static str] = match (how.force, how.purge) {
         (false, false) => &["clean"],
         (true, false) => &["clean", "--force"],
         (false, true) => &["clean", "--purge"],
         (true, true) => &["clean", "--force", "--purge"],
     };
-    of_crew(crew, words, CLEAN_WITHIN, told).await
+    // Ending workers in order takes seconds, removing large trees may take minutes.
+    of_crew(crew, Question { words, is_work: true }, told).await
 }

@@ -104,6 +104,9 @@ impl Default for Limits {
 /// See [`Timing::shell`].
 const SHELL: Duration = Duration::from_secs(30);
 
+/// See [`Timing::ready`].
+const READY: Duration = Duration::from_secs(180);
+
 /// How often boss and worker say that they are there, and when silence or standing still counts as death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -118,6 +121,9 @@ pub struct Timing {
     /// Between the opening of a channel and the first word of our script there: what a login shell's start-up files, or the
     /// command that leads to the host, may take.
     pub shell: Duration,
+    /// Between that word and the first of the program there, and between that and a worker's
+    /// `ready`: it removes what others left, and tries its compilers.
+    pub ready: Duration,
 }
 
 impl Default for Timing {
@@ -128,6 +134,7 @@ impl Default for Timing {
             stall: limits::STALL,
             standstill: limits::STANDSTILL,
             shell: SHELL,
+            ready: READY,
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crewboss_protocol::{HostName, Name};
+use crewboss_protocol::{HostFacts, HostName, Name};
 
 use crate::probe::{Probed, probe};
+use crate::report::Heard;
 use crate::run::{Division, Plan, RunError, RunRequest, confirmed, divide, make_plan, offer, requirements};
 use crate::scheduler::{HostIndex, Input, Millis, Scheduler};
 use crate::store::{History, Journal};
@@ -39,7 +40,7 @@ pub struct DryTarget {
 /// As for a run.
 pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
     let crew = request.crew.clone();
-    let mut told = |_: &Probed| ();
+    let mut told = |_: Heard<'_, HostFacts>| ();
     let probed = probe(&crew, request.boss.clone(), false, &mut told);
     let planned = make_plan(request.repository, request.selection, request.targets);
     let (probed, planned) = tokio::join!(probed, planned);

@@ -13,14 +13,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, 
 
 use crate::crew::{Crew, Host, Timing, Transport};
 use crate::link::{ChannelGuard, ChannelReader, Connector, Exit, Link, OwnBinary, Role, ShipError, start};
-use crate::report::{Answer, ReportError, of_crew, of_link};
-use crate::run::RunError;
+use crate::report::{Answer, Heard, Question, ReportError, of_crew, of_link};
+use crate::run::{RunError, forgiven};
 
-/// For one host. It only reads some files; most of this is for connecting, and for sending the program to a new host.
-const OVERVIEW_WITHIN: Duration = Duration::from_secs(120);
-
-/// The role that tells.
-const OVERVIEW: &[&str] = &["overview"];
+/// The role that tells. It only reads some files.
+const OVERVIEW: Question = Question { words: &["overview"], is_work: false };
 
 /// What is read of a role's standard error, which only one that crashes uses.
 const STDERR_MAX: u64 = 4096;
@@ -37,9 +34,9 @@ const WAITING_MAX: usize = 64 << 10;
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
 pub async fn overview(
     crew: &Crew,
-    told: &mut dyn FnMut(&Answer<Overview>),
+    told: &mut dyn FnMut(Heard<'_, Overview>),
 ) -> Result<Vec<Answer<Overview>>, RunError> {
-    of_crew(crew, OVERVIEW, OVERVIEW_WITHIN, told).await
+    of_crew(crew, OVERVIEW, told).await
 }
 
 /// Why a person does not get to a host.
@@ -122,9 +119,7 @@ impl Visit {
         let binary = OwnBinary::current().map_err(RunError::from)?;
         let failed = |source: ReportError| PersonError::Report { host: host.name.clone(), source };
         let link = connector.connect(host).await.map_err(|error| failed(error.into()))?;
-        let asked = timeout(OVERVIEW_WITHIN, of_link(&link, &binary, host, OVERVIEW)).await;
-        let asked = asked.unwrap_or(Err(ReportError::Slow { within: OVERVIEW_WITHIN }));
-        let overview = asked.map_err(failed)?;
+        let overview = of_link(&link, &binary, host, OVERVIEW).await.map_err(failed)?;
         let (host, ssh, timing) = (host.clone(), crew.ssh.clone(), crew.timing);
         Ok((Self { host, link, binary, ssh, timing, _connector: connector }, overview))
     }
@@ -152,7 +147,7 @@ impl Visit {
         words.extend(["--person", person, "--host", self.host.name.as_str()]);
         words.extend(["--heartbeat", &heartbeat, "--silence", &silence]);
         words.extend(self.host.machines.iter().flat_map(|machines| ["--machines", machines]));
-        let role = Role { words: &words, work: self.host.work.as_deref() };
+        let role = Role::new(&words, self.host.work.as_deref());
         let running = start(&self.link, &self.binary, role, b"").await?;
         let (input, output, guard) = running.channel.into_parts();
         let mut beats = interval(self.timing.heartbeat);
@@ -237,7 +232,8 @@ impl Talk {
                 // Ours first, which is never much; and what was said before anybody is called silent: it may have been this
                 // process that stood still.
                 biased;
-                _ = self.beats.tick() => {
+                due = self.beats.tick() => {
+                    self.heard = forgiven(self.heard, due, &self.timing, Instant::now());
                     // Also when the person has left: it is what this loop always has to wait for.
                     if self.waiting.is_empty() {
                         self.tell(&FromPerson::Here);

@@ -3,18 +3,19 @@
 
 use std::sync::Arc;
 
-use crewboss_protocol::{HostFacts, HostName};
+use crewboss_protocol::HostFacts;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 use crate::crew::Crew;
 use crate::descriptors;
 use crate::link::Connector;
+use crate::report::{Answer, Heard, gather};
 use crate::run::{Awake, Common, Opening, RunError, run_id};
 use crate::scheduler::HostIndex;
 
 /// A host, and what it says or why it does not.
-pub type Probed = (HostName, Result<HostFacts, String>);
+pub type Probed = Answer<HostFacts>;
 
 /// Asks all hosts at once; one that is slow delays only the end. In the order of the crew; `told` hears each when it has
 /// answered.
@@ -27,7 +28,7 @@ pub async fn probe(
     crew: &Crew,
     boss: String,
     refresh: bool,
-    told: &mut dyn FnMut(&Probed),
+    told: &mut dyn FnMut(Heard<'_, HostFacts>),
 ) -> Result<Vec<Probed>, RunError> {
     descriptors::provide(crew.hosts.len())?;
     let common = Arc::new(Common {
@@ -45,17 +46,9 @@ pub async fn probe(
     let mut asked = JoinSet::new();
     for (index, host) in (0..).map(HostIndex).zip(&crew.hosts) {
         let opening = Opening { common: common.clone(), host: host.clone(), index, session: 1 };
-        asked.spawn(async move { (index, ask(opening).await) });
+        asked.spawn(async move { (index.0 as usize, ask(opening).await) });
     }
-    let mut answers: Vec<_> =
-        crew.hosts.iter().map(|host| (host.name.clone(), Err("no answer".to_owned()))).collect();
-    while let Some(joined) = asked.join_next().await {
-        if let Ok((index, answer)) = joined {
-            answers[index.0 as usize].1 = answer;
-            told(&answers[index.0 as usize]);
-        }
-    }
-    Ok(answers)
+    Ok(gather(&crew.hosts, asked, told).await)
 }
 
 async fn ask(opening: Opening) -> Result<HostFacts, String> {

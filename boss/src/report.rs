@@ -8,7 +8,7 @@ use crewboss_protocol::{HostName, Validate};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::crew::{Crew, Host};
 use crate::link::{Connector, Link, LinkError, OwnBinary, Role, ShipError, start};
@@ -29,12 +29,6 @@ pub enum ReportError {
     /// It is cut off.
     #[error("the connection ended before the report came")]
     Ended,
-    /// It does not come.
-    #[error("no report came within {} s", .within.as_secs())]
-    Slow {
-        /// How long it had.
-        within: Duration,
-    },
 }
 
 impl ReportError {
@@ -51,16 +45,36 @@ impl ReportError {
 /// What a host answered, or why it did not.
 pub type Answer<T> = (HostName, Result<T, String>);
 
+/// How often it is said who has not answered yet.
+const WAITING_EVERY: Duration = Duration::from_secs(10);
+
+/// What is heard of hosts that were asked.
+#[derive(Debug)]
+pub enum Heard<'a, T> {
+    /// One has answered, or could not.
+    Answer(&'a Answer<T>),
+    /// These are still waited for; said again and again.
+    Waiting(&'a [HostName]),
+}
+
+/// A question to one host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Question {
+    /// The role and its arguments; `--machines` is added.
+    pub(crate) words: &'static [&'static str],
+    /// Whether it is work, which takes as long as it does, and not only an answer.
+    pub(crate) is_work: bool,
+}
+
 /// Starts a role on all hosts at once, and returns the line that each prints, in the order of the crew; `told` hears each
-/// when it is there. `words` are the role and its arguments; `--machines` is added.
+/// when it is there. Each step of a host has a limit of its own, the last one included.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
 pub(crate) async fn of_crew<T>(
     crew: &Crew,
-    words: &'static [&'static str],
-    within: Duration,
-    told: &mut dyn FnMut(&Answer<T>),
+    question: Question,
+    told: &mut dyn FnMut(Heard<'_, T>),
 ) -> Result<Vec<Answer<T>>, RunError>
 where
     T: DeserializeOwned + Validate + Send + 'static,
@@ -71,35 +85,51 @@ where
     for (index, host) in crew.hosts.iter().cloned().enumerate() {
         let (connector, binary) = (connector.clone(), binary.clone());
         asked.spawn(async move {
-            let answer = of_host(&connector, &binary, &host, words, within).await;
+            let answer = of_host(&connector, &binary, &host, question).await;
             (index, answer.map_err(|error| crate::with_hint(&error, error.hint())))
         });
     }
+    Ok(gather(&crew.hosts, asked, told).await)
+}
+
+/// Hears all hosts, each of which answers with its place in the crew.
+pub(crate) async fn gather<T: 'static>(
+    hosts: &[Host],
+    mut asked: JoinSet<(usize, Result<T, String>)>,
+    told: &mut dyn FnMut(Heard<'_, T>),
+) -> Vec<Answer<T>> {
     let mut answers: Vec<_> =
-        crew.hosts.iter().map(|host| (host.name.clone(), Err("no answer".to_owned()))).collect();
-    while let Some(joined) = asked.join_next().await {
-        if let Ok((index, answer)) = joined {
-            answers[index].1 = answer;
-            told(&answers[index]);
+        hosts.iter().map(|host| (host.name.clone(), Err("no answer".to_owned()))).collect();
+    let mut waiting: Vec<HostName> = hosts.iter().map(|host| host.name.clone()).collect();
+    let mut looks = interval(WAITING_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks.reset();
+    loop {
+        tokio::select! {
+            joined = asked.join_next() => match joined {
+                Some(Ok((index, answer))) => {
+                    answers[index].1 = answer;
+                    waiting.retain(|name| *name != answers[index].0);
+                    told(Heard::Answer(&answers[index]));
+                }
+                Some(Err(_)) => {}
+                None => return answers,
+            },
+            _ = looks.tick() => told(Heard::Waiting(&waiting)),
         }
     }
-    Ok(answers)
 }
 
 async fn of_host<T: DeserializeOwned + Validate>(
     connector: &Connector,
     binary: &OwnBinary,
     host: &Host,
-    words: &[&str],
-    within: Duration,
+    question: Question,
 ) -> Result<T, ReportError> {
-    let asked = async {
-        let link = connector.connect(host).await?;
-        let report = of_link(&link, binary, host, words).await?;
-        link.close();
-        Ok(report)
-    };
-    timeout(within, asked).await.unwrap_or(Err(ReportError::Slow { within }))
+    let link = connector.connect(host).await?;
+    let report = of_link(&link, binary, host, question).await?;
+    link.close();
+    Ok(report)
 }
 
 /// The same on one connection.
@@ -107,11 +137,11 @@ pub(crate) async fn of_link<T: DeserializeOwned + Validate>(
     link: &Link,
     binary: &OwnBinary,
     host: &Host,
-    words: &[&str],
+    question: Question,
 ) -> Result<T, ReportError> {
-    let mut words = words.to_vec();
+    let mut words = question.words.to_vec();
     words.extend(host.machines.iter().flat_map(|machines| ["--machines", machines]));
-    let role = Role { words: &words, work: host.work.as_deref() };
+    let role = Role { works_first: question.is_work, ..Role::new(&words, host.work.as_deref()) };
     let mut channel = start(link, binary, role, b"").await?.channel;
     let mut decoder = LineDecoder::new();
     let mut buffer = Vec::with_capacity(16 << 10);

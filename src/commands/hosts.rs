@@ -4,12 +4,14 @@ use std::io::IsTerminal;
 
 use crewboss_boss::crew::Crew;
 use crewboss_boss::probe::probe;
+use crewboss_boss::report::Heard;
+use crewboss_protocol::HostFacts;
 
 use super::build::in_runtime;
 use super::{CommandError, crew, finish, now, palette, whoami};
 use crate::cli::HostsArgs;
 use crate::exit::Exit;
-use crate::output::{print, show};
+use crate::output::{print, show, waiting_for};
 use crate::terminal::hosts::{self, HostReport};
 
 /// Runs the command. A host that cannot be asked makes the exit code 102.
@@ -45,6 +47,10 @@ pub async fn ask(
     told: &mut dyn FnMut(&HostReport),
 ) -> Result<Vec<HostReport>, CommandError> {
     let report = |(name, facts)| HostReport { name, facts };
-    let answers = probe(&crew, whoami(), refresh, &mut |answer| told(&report(answer.clone()))).await?;
+    let mut heard = |heard: Heard<'_, HostFacts>| match heard {
+        Heard::Answer(answer) => told(&report(answer.clone())),
+        Heard::Waiting(hosts) => waiting_for(hosts),
+    };
+    let answers = probe(&crew, whoami(), refresh, &mut heard).await?;
     Ok(answers.into_iter().map(report).collect())
 }

@@ -3,14 +3,14 @@
 use std::io::IsTerminal;
 
 use crewboss_boss::clean::{Thoroughly, clean};
-use crewboss_boss::report::Answer;
+use crewboss_boss::report::{Answer, Heard};
 use crewboss_protocol::clean::CleanReport;
 
 use super::build::in_runtime;
 use super::{CommandError, crew, finish, palette};
 use crate::cli::KillWorkersArgs;
 use crate::exit::Exit;
-use crate::output::{print, show};
+use crate::output::{print, show, waiting_for};
 use crate::terminal::clean::{self as table, CleanedHost};
 
 /// Runs the command. A host that could not be cleaned wholly makes the exit code 102.
@@ -21,10 +21,10 @@ pub fn run(arguments: &KillWorkersArgs) -> Exit {
 fn try_run(arguments: &KillWorkersArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let palette = palette(&arguments.common, std::io::stdout().is_terminal());
-    let mut told = |answer: &Answer<CleanReport>| {
-        if !arguments.json {
-            show(&table::render(&cleaned(answer.clone()), palette));
-        }
+    let mut told = |heard: Heard<'_, CleanReport>| match heard {
+        Heard::Answer(answer) if !arguments.json => show(&table::render(&cleaned(answer.clone()), palette)),
+        Heard::Answer(_) => {}
+        Heard::Waiting(hosts) => waiting_for(hosts),
     };
     let how = Thoroughly { force: arguments.force, purge: arguments.purge };
     let answers = in_runtime(async { Ok(clean(&crew, how, &mut told).await?) })?;

@@ -4,8 +4,10 @@ use std::io::IsTerminal as _;
 
 use crewboss_boss::crew::Crew;
 use crewboss_boss::person::{News, Talk, Visit, overview};
+use crewboss_boss::report::Heard;
 use crewboss_protocol::Name;
 use crewboss_protocol::message::is_variable;
+use crewboss_protocol::overview::Overview;
 use crewboss_protocol::visit::{Bytes, FromPerson, PIECE_MAX, ToPerson};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -17,7 +19,7 @@ use crate::cli::{CommonArgs, EnterArgs, ReleaseArgs, RetryArgs};
 use crate::config::RESERVED;
 use crate::exit::Exit;
 use crate::interrupt::{self, Hangup};
-use crate::output::{complain, print};
+use crate::output::{complain, print, waiting_for};
 use crate::roles::person::{ENTER, RELEASE, RETRY};
 use crate::terminal::seat::{self, Raw, Screen, Shown, Typed};
 use crate::terminal::way_in;
@@ -46,7 +48,12 @@ fn try_enter(arguments: &EnterArgs) -> Result<Exit, CommandError> {
 
 fn list(common: &CommonArgs) -> Result<Exit, CommandError> {
     let crew = crew(common, &[])?;
-    let hosts = in_runtime(async { Ok(overview(&crew, &mut |_| ()).await?) })?;
+    let mut waiting = |heard: Heard<'_, Overview>| {
+        if let Heard::Waiting(hosts) = heard {
+            waiting_for(hosts);
+        }
+    };
+    let hosts = in_runtime(async { Ok(overview(&crew, &mut waiting).await?) })?;
     let palette = palette(common, std::io::stdout().is_terminal());
     print(&status::guests(&hosts, palette, now()));
     Ok(if hosts.iter().all(|(_, answer)| answer.is_ok()) { Exit::Good } else { Exit::CouldNotRun })

@@ -3,14 +3,14 @@
 use std::io::IsTerminal as _;
 
 use crewboss_boss::person::overview;
-use crewboss_boss::report::Answer;
+use crewboss_boss::report::Heard;
 use crewboss_protocol::overview::Overview;
 
 use super::build::in_runtime;
 use super::{CommandError, crew, finish, now, palette};
 use crate::cli::StatusArgs;
 use crate::exit::Exit;
-use crate::output::{print, show};
+use crate::output::{print, show, waiting_for};
 use crate::terminal::status;
 pub use crate::terminal::status::guests;
 
@@ -22,10 +22,12 @@ pub fn run(arguments: &StatusArgs) -> Exit {
 fn try_run(arguments: &StatusArgs) -> Result<Exit, CommandError> {
     let crew = crew(&arguments.common, &arguments.hosts)?;
     let palette = palette(&arguments.common, std::io::stdout().is_terminal());
-    let mut told = |answer: &Answer<Overview>| {
-        if !arguments.json {
-            show(&status::render(std::slice::from_ref(answer), palette, now()));
+    let mut told = |heard: Heard<'_, Overview>| match heard {
+        Heard::Answer(answer) if !arguments.json => {
+            show(&status::render(std::slice::from_ref(answer), palette, now()))
         }
+        Heard::Answer(_) => {}
+        Heard::Waiting(hosts) => waiting_for(hosts),
     };
     let hosts = in_runtime(async { Ok(overview(&crew, &mut told).await?) })?;
     if arguments.json {

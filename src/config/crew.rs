@@ -68,6 +68,7 @@ struct LimitsTable {
     host_log: Option<Spanned<Amount>>,
     messages: Option<Spanned<i64>>,
     shell: Option<Spanned<TimeSpan>>,
+    ready: Option<Spanned<TimeSpan>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -196,7 +197,8 @@ fn timing(document: &Document, table: &LimitsTable) -> Result<Timing, ConfigErro
     let stall = at_least(&table.stall, "stall", default.stall)?;
     let standstill = at_least(&table.standstill, "standstill", default.standstill)?;
     let shell = at_least(&table.shell, "shell", default.shell)?;
-    Ok(Timing { heartbeat, silence, stall, standstill, shell })
+    let ready = at_least(&table.ready, "ready", default.ready)?;
+    Ok(Timing { heartbeat, silence, stall, standstill, shell, ready })
 }
 
 /// How much tasks and hosts may send.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crewboss_protocol::message::{BootstrapEnd, BootstrapOrder};
 use crewboss_protocol::{Attempt, FromWorker, HostFacts, HostName, TaskId, TaskRef, ToWorker};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use super::choice::Chosen;
 use super::{Line, Progress, Verdict};
@@ -79,15 +79,16 @@ impl Session<'_> {
             tokio::select! {
                 ready = &mut what => return Ok(ready),
                 message = self.talk.next() => drop(message?),
-                _ = heartbeat.tick() => self.ping().await?,
+                due = heartbeat.tick() => self.ping(due).await?,
             }
         }
     }
 
-    async fn ping(&mut self) -> Result<(), SessionError> {
+    async fn ping(&mut self, due: Instant) -> Result<(), SessionError> {
+        self.talk.beat(due, &self.opening.common.timing);
         let after = self.opening.common.timing.silence;
         if self.talk.silence() >= after {
-            return Err(SessionError::Silent { after, limit: Some("silence") });
+            return Err(SessionError::Silent { after, limit: "silence" });
         }
         self.pings += 1;
         self.talk.say(&ToWorker::Ping { number: self.pings }).await;
@@ -104,7 +105,7 @@ impl Session<'_> {
         while !book.is_complete() {
             tokio::select! {
                 message = self.talk.next() => book.take(message?)?,
-                _ = heartbeat.tick() => self.ping().await?,
+                due = heartbeat.tick() => self.ping(due).await?,
                 () = until(&mut stop), if !stopping => {
                     stopping = true;
                     for at in book.open() {

@@ -76,7 +76,7 @@ impl Bulk {
         timing: &Timing,
     ) -> Result<Self, ShipError> {
         let words = ["bulk", "--session", session.as_str()];
-        let channel = start(link, binary, Role { words: &words, work }, b"").await?.channel;
+        let channel = start(link, binary, Role::new(&words, work), b"").await?.channel;
         Self::over(link.host().clone(), channel, timing)
             .map_err(|source| ShipError::Io { host: link.host().clone(), source })
     }

@@ -17,6 +17,7 @@ const TIMING: Timing = Timing {
     silence: Duration::from_secs(20),
     stall: Duration::from_secs(1),
     standstill: Duration::from_secs(2),
+    ready: Duration::from_secs(20),
     shell: Duration::from_secs(30),
 };
 

@@ -313,7 +313,7 @@ pub enum ShipError {
         text: String,
     },
     /// Nothing came in time.
-    #[error("host {host}: no answer from {from} for {}{}; it printed {text:?}", seconds(*.after), limit_name(*.limit))]
+    #[error("host {host}: no answer from {from} for {}{}; it printed {text:?}", seconds(*.after), limit_name(.limit))]
     Silent {
         /// Which host.
         host: HostName,
@@ -321,8 +321,8 @@ pub enum ShipError {
         from: &'static str,
         /// For how long.
         after: Duration,
-        /// The setting that says so, if there is one.
-        limit: Option<&'static str>,
+        /// The setting that says so.
+        limit: &'static str,
         /// The end of what was printed.
         text: String,
     },
@@ -354,8 +354,8 @@ pub enum ShipError {
 }
 
 /// Where a limit can be set, behind what is said of it.
-pub(crate) fn limit_name(limit: Option<&str>) -> String {
-    limit.map(|name| format!(" (`{name}` in [limits] of crew.toml)")).unwrap_or_default()
+pub(crate) fn limit_name(name: &str) -> String {
+    format!(" (`{name}` in [limits] of crew.toml)")
 }
 
 fn seconds(duration: Duration) -> String {
@@ -372,10 +372,13 @@ impl ShipError {
             ShipError::NotExecutable { .. } => Some(
                 "is the cache directory mounted noexec, or does a security policy forbid it? Set XDG_CACHE_HOME there",
             ),
-            ShipError::Silent { limit: Some("shell"), .. } => Some(
+            ShipError::Silent { limit: "shell", .. } => Some(
                 "if it is only slow, give it more time; else look into the shell's start-up files there (.bashrc, .profile): they must not wait without a terminal",
             ),
-            ShipError::Shell { .. } | ShipError::Silent { .. } => Some(
+            ShipError::Silent { .. } => Some(
+                "if it is only slow, give it more time; else see what it does there: `ps -ef | grep crewboss`",
+            ),
+            ShipError::Shell { .. } => Some(
                 "look into the shell's start-up files there (.bashrc, .profile): they must neither exit nor wait without a terminal",
             ),
             ShipError::NoProc { .. } => Some("mount it there: `mount -t proc proc /proc`"),

@@ -17,10 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::channel::{Channel, Exit};
 use super::error::ShipError;
 use super::{Link, quote};
-
-/// Between the start of our binary and its first line. A worker first removes what others left, and tries its compilers: on a
-/// host that is short of everything that takes a while.
-const FIRST_LINE_WITHIN: Duration = Duration::from_secs(180);
+use crate::crew::Timing;
 
 /// Kept of what a shell prints besides our lines, for an error message.
 const STRAY_BYTES_MAX: usize = 2000;
@@ -87,9 +84,21 @@ pub struct Role<'a> {
     pub words: &'a [&'a str],
     /// The host's `work` directory, if the crew file names one.
     pub work: Option<&'a str>,
+    /// Whether its first line is also its last, which comes when all is done.
+    pub works_first: bool,
 }
 
-impl Role<'_> {
+impl<'a> Role<'a> {
+    /// One that soon says that it is there.
+    pub fn new(words: &'a [&'a str], work: Option<&'a str>) -> Self {
+        Self { words, work, works_first: false }
+    }
+
+    /// By what and for how long it may say nothing at first.
+    fn patience(&self, timing: &Timing) -> (&'static str, Duration) {
+        if self.works_first { ("standstill", timing.standstill) } else { ("ready", timing.ready) }
+    }
+
     fn arguments(&self) -> String {
         let work = self.work.iter().flat_map(|work| ["--work", work]);
         self.words.iter().copied().chain(work).map(|word| format!(" {}", quote(word))).collect()
@@ -119,12 +128,13 @@ pub async fn start(
     opening: &[u8],
 ) -> Result<Running, ShipError> {
     let script = start_script(&binary.sha256, &role.arguments());
-    match begin(link, &script, opening).await? {
+    let patience = role.patience(link.timing());
+    match begin(link, &script, opening, patience).await? {
         Begun::Runs(channel) => return Ok(Running { channel: *channel, shipped: false }),
         Begun::Absent { platform } => check_platform(link, &platform)?,
     }
     upload(link, binary).await?;
-    match begin(link, &script, opening).await? {
+    match begin(link, &script, opening, patience).await? {
         Begun::Runs(channel) => Ok(Running { channel: *channel, shipped: true }),
         Begun::Absent { .. } => Err(ShipError::Damaged {
             host: link.host().clone(),
@@ -190,7 +200,12 @@ enum Begun {
     Absent { platform: String },
 }
 
-async fn begin(link: &Link, script: &str, opening: &[u8]) -> Result<Begun, ShipError> {
+async fn begin(
+    link: &Link,
+    script: &str,
+    opening: &[u8],
+    (setting, within): (&'static str, Duration),
+) -> Result<Begun, ShipError> {
     let mut talk = Talk::open(link, script).await?;
     // If the script only says "absent", nobody reads this, and the pipe may already be closed.
     let _unread = talk.channel.stdin.write_all(opening).await;
@@ -198,7 +213,7 @@ async fn begin(link: &Link, script: &str, opening: &[u8]) -> Result<Begun, ShipE
     loop {
         match talk.next().await? {
             Heard::Ship(text) => match text.split_once(' ').unwrap_or((&text, "")) {
-                ("run", _) => talk.limit("the worker", FIRST_LINE_WITHIN),
+                ("run", _) => talk.limit("the worker", within, setting),
                 ("noproc", _) => return Err(ShipError::NoProc { host: link.host().clone() }),
                 ("absent", platform) => return Ok(Begun::Absent { platform: platform.to_owned() }),
                 _ => {}
@@ -340,7 +355,7 @@ struct Talk {
     within: Duration,
     from: &'static str,
     /// What the limit is called in the crew file.
-    setting: Option<&'static str>,
+    setting: &'static str,
 }
 
 enum Heard {
@@ -368,25 +383,23 @@ impl Talk {
             deadline: Instant::now(),
             within: Duration::ZERO,
             from: "the host",
-            setting: None,
+            setting: "shell",
         })
     }
 
-    fn limit(&mut self, from: &'static str, within: Duration) {
+    fn limit(&mut self, from: &'static str, within: Duration, setting: &'static str) {
         (self.from, self.within, self.deadline) = (from, within, Instant::now() + within);
-        self.setting = None;
+        self.setting = setting;
     }
 
     /// Until the first word of our script, for as long as a person has said.
     fn limit_shell(&mut self) {
-        self.limit("the shell there", self.link.timing().shell);
-        self.setting = Some("shell");
+        self.limit("the shell there", self.link.timing().shell, "shell");
     }
 
     /// As long as bytes have to move.
     fn limit_stall(&mut self, from: &'static str) {
-        self.limit(from, self.link.timing().stall);
-        self.setting = Some("stall");
+        self.limit(from, self.link.timing().stall, "stall");
     }
 
     async fn next(&mut self) -> Result<Heard, ShipError> {

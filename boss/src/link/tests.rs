@@ -108,7 +108,7 @@ fn the_binary_is_brought_once_and_then_found() {
     run(async {
         let lab = Lab::new("echo Welcome; echo 'to the lab'");
         let (link, binary) = (lab.link().await, lab.binary());
-        let role = Role { words: &["worker"], work: Some("it's /a dir") };
+        let role = Role::new(&["worker"], Some("it's /a dir"));
         for _ in 0..2 {
             let mut channel = start(&link, &binary, role, b"hello\n").await.unwrap().channel;
             let text = first_line(&mut channel).await;
@@ -139,8 +139,7 @@ fn old_builds_are_pruned() {
         for number in 0..8 {
             fs::create_dir_all(bin.join(number.to_string())).unwrap();
         }
-        let channel =
-            start(&lab.link().await, &lab.binary(), Role { words: &["worker"], work: None }, b"x\n").await;
+        let channel = start(&lab.link().await, &lab.binary(), Role::new(&["worker"], None), b"x\n").await;
         drop(channel.unwrap());
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while fs::read_dir(&bin).unwrap().count() > 4 {
@@ -154,7 +153,7 @@ fn old_builds_are_pruned() {
 #[test]
 fn what_keeps_a_worker_from_starting_is_told() {
     run(async {
-        let role = Role { words: &["worker"], work: None };
+        let role = Role::new(&["worker"], None);
         let broken = Lab::new("echo my .bashrc is broken; exit 5");
         let error = start(&broken.link().await, &broken.binary(), role, b"").await.unwrap_err();
         match &error {
@@ -170,7 +169,7 @@ fn what_keeps_a_worker_from_starting_is_told() {
         assert!(matches!(&error, ShipError::Platform { theirs, .. } if theirs == "Plan9 mips"), "{error:?}");
 
         let ends = Lab::new("");
-        let role = Role { words: &["silent"], work: None };
+        let role = Role::new(&["silent"], None);
         let error = start(&ends.link().await, &ends.binary(), role, b"").await.unwrap_err();
         assert!(matches!(&error, ShipError::NotExecutable { exit: Exit::Code(3), .. }), "{error:?}");
     });
@@ -180,11 +179,11 @@ fn what_keeps_a_worker_from_starting_is_told() {
 fn a_way_without_input_is_told_as_such_whether_the_binary_is_there_or_not() {
     run(async {
         let mut lab = Lab::new("echo from the pod; exec </dev/null");
-        let role = Role { words: &["listens"], work: None };
+        let role = Role::new(&["listens"], None);
         let mut told = Vec::new();
         told.push(start(&lab.link().await, &lab.binary(), role, b"hello\n").await.unwrap_err());
         lab.before = "";
-        let worker = Role { words: &["worker"], work: None };
+        let worker = Role::new(&["worker"], None);
         drop(start(&lab.link().await, &lab.binary(), worker, b"hello\n").await.unwrap());
         lab.before = "echo from the pod; exec </dev/null";
         told.push(start(&lab.link().await, &lab.binary(), role, b"hello\n").await.unwrap_err());
@@ -202,12 +201,25 @@ fn a_slow_way_names_its_limit() {
     run(async {
         let lab = Lab::new("echo waking up; exec sleep 60");
         let timing = Timing { shell: Duration::from_secs(2), ..Timing::default() };
-        let role = Role { words: &["worker"], work: None };
+        let role = Role::new(&["worker"], None);
         let error = start(&lab.link_within(&timing).await, &lab.binary(), role, b"").await.unwrap_err();
         let text = "host lab1: no answer from the shell there for 2 s (`shell` in [limits] of crew.toml); it printed \
                     \"waking up\"";
         assert_eq!(error.to_string(), text);
         assert!(error.hint().unwrap().starts_with("if it is only slow, give it more time"));
+
+        // What comes after the shell has limits of its own: a worker says soon that it is there,
+        // other roles when all is done.
+        let lab = Lab::new("case \"$*\" in *exec*) echo '@cb-ship run'; exec sleep 60;; esac");
+        let timing =
+            Timing { ready: Duration::from_secs(1), standstill: Duration::from_secs(2), ..Timing::default() };
+        for (works_first, limit) in [(false, "1 s (`ready`"), (true, "2 s (`standstill`")] {
+            let role = Role { works_first, ..role };
+            let error = start(&lab.link_within(&timing).await, &lab.binary(), role, b"").await.unwrap_err();
+            let text = format!("host lab1: no answer from the worker for {limit} in [limits] of crew.toml)");
+            assert!(error.to_string().starts_with(&text), "{error}");
+            assert!(error.hint().unwrap().starts_with("if it is only slow, give it more time"));
+        }
     });
 }
 
@@ -215,7 +227,7 @@ fn a_slow_way_names_its_limit() {
 fn a_host_without_proc_is_told_as_such_whether_the_binary_is_there_or_not() {
     run(async {
         let lab = Lab::new("");
-        let role = Role { words: &["worker"], work: None };
+        let role = Role::new(&["worker"], None);
         let link = async |before: &str| {
             let home = format!("HOME={}", lab.home.path().display());
             let words = ["env", "-u", "XDG_CACHE_HOME", &home, "unshare", "-m", "sh", "-c", before, "login"];
@@ -257,7 +269,7 @@ fn a_damaged_upload_is_not_kept() {
         let binary = lab.binary();
         // It changes between the hashing and the sending.
         fs::write(lab.home.path().join("own"), FAKE.replace("silent", "SILENT")).unwrap();
-        let role = Role { words: &["worker"], work: None };
+        let role = Role::new(&["worker"], None);
         let error = start(&lab.link().await, &binary, role, b"").await.unwrap_err();
         assert!(matches!(&error, ShipError::Damaged { text, .. } if text == "it is another"), "{error:?}");
         assert_eq!(fs::read_dir(lab.home.path().join(".cache/crewboss/bin")).unwrap().count(), 0);

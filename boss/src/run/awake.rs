@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::crew::Timing;
+
 /// How often somebody looks.
 const EVERY: Duration = Duration::from_millis(500);
 
@@ -110,6 +112,22 @@ impl Awake {
     }
 }
 
+/// When another counts as heard last, once one's own heartbeat comes that was due at `due`. If it
+/// comes later than the next one, this process itself stood still, and what the other said
+/// meanwhile may not have been read: it has time to say something.
+pub fn forgiven(
+    heard: tokio::time::Instant,
+    due: tokio::time::Instant,
+    timing: &Timing,
+    now: tokio::time::Instant,
+) -> tokio::time::Instant {
+    if now.saturating_duration_since(due) < timing.heartbeat {
+        return heard;
+    }
+    let grace = timing.silence.saturating_sub(2 * timing.heartbeat);
+    now.checked_sub(grace).map_or(heard, |lately| lately.max(heard))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +157,17 @@ mod tests {
         later(&awake, 0, 3600);
         assert_eq!(awake.lock().stood, Duration::from_secs(90));
         assert_eq!(awake.explains(), Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn who_was_silent_while_we_stood_still_has_time_to_say_something() {
+        let timing = Timing { heartbeat: Duration::from_secs(5), silence: SILENCE, ..Timing::default() };
+        let now = tokio::time::Instant::now();
+        let before = |seconds| now - Duration::from_secs(seconds);
+        assert_eq!(forgiven(before(9), before(4), &timing, now), before(9), "it was only late");
+        let left = forgiven(before(100), before(95), &timing, now) + SILENCE - now;
+        assert_eq!(left, 2 * timing.heartbeat);
+        assert_eq!(forgiven(now, before(95), &timing, now), now);
     }
 
     #[test]

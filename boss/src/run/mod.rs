@@ -34,7 +34,7 @@ pub use done::Force;
 pub use plan::{Guests, PlanError, TASKS_MAX};
 pub use start::{RunError, RunRequest};
 
-pub(crate) use awake::Awake;
+pub(crate) use awake::{Awake, forgiven};
 pub(crate) use dispatch::{offer, requirements};
 pub(crate) use done::{Division, confirmed, divide};
 pub(crate) use hosts::{Report, Traffic};

@@ -21,9 +21,6 @@ use crate::crew::Host;
 use crate::link::{ChannelGuard, ChannelReader, Link, OwnBinary, Role, Running, start};
 use crate::scheduler::HostIndex;
 
-/// From the worker's first line to `ready`: probing may compile with each toolchain.
-const READY_WITHIN: Duration = Duration::from_secs(120);
-
 /// Stray lines that are kept until the host's log is open.
 const EARLY_LINES_MAX: usize = 1000;
 
@@ -66,7 +63,7 @@ impl Opening {
         let session = self.session_id();
         let mut hello = Vec::new();
         encode(&ToWorker::Hello(self.hello(&session, binary)), &mut hello);
-        let role = Role { words: &["worker"], work: self.host.work.as_deref() };
+        let role = Role::new(&["worker"], self.host.work.as_deref());
         let Running { channel, shipped } = start(&link, binary, role, &hello).await?;
         let (stdin, mut stdout, mut guard) = channel.into_parts();
         let mut decoder = LineDecoder::new();
@@ -81,8 +78,9 @@ impl Opening {
                 }
             }
         };
-        let message = timeout(READY_WITHIN, message).await;
-        let ready = match message.unwrap_or(Err(SessionError::Silent { after: READY_WITHIN, limit: None })) {
+        let after = self.common.timing.ready;
+        let message = timeout(after, message).await;
+        let ready = match message.unwrap_or(Err(SessionError::Silent { after, limit: "ready" })) {
             Ok(message) => check(message, binary)?,
             Err(SessionError::Ended { .. }) => {
                 let words = last_words(&mut guard).await;

@@ -213,7 +213,7 @@ impl Supervisor {
                         Ok(read) => if let Err(error) = self.take(live, &mut buffer, read).await {
                             return error;
                         },
-                        Err(_) => return SessionError::Silent { after: self.common.timing.silence, limit: Some("silence") },
+                        Err(_) => return SessionError::Silent { after: self.common.timing.silence, limit: "silence" },
                     }
                 }
             }

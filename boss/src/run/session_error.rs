@@ -24,8 +24,8 @@ pub(crate) enum SessionError {
     NotReady { got: String },
     #[error("the worker gave up: {text}")]
     Worker { kind: WorkerErrorKind, text: String },
-    #[error("nothing was heard for {} s{}", after.as_secs(), limit_name(*limit))]
-    Silent { after: Duration, limit: Option<&'static str> },
+    #[error("nothing was heard for {} s{}", after.as_secs(), limit_name(limit))]
+    Silent { after: Duration, limit: &'static str },
     #[error("{}", stood_still(*after))]
     OwnStandstill { after: Duration },
     #[error("{reason}")]

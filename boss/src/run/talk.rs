@@ -8,9 +8,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout};
 
+use super::awake::forgiven;
 use super::live::{last_words, one_line};
 use super::session_error::SessionError;
 use super::site::QUIT_WITHIN;
+use crate::crew::Timing;
 use crate::link::{ChannelGuard, ChannelReader, Link};
 
 /// A worker that listens.
@@ -39,6 +41,11 @@ impl Talk {
         let mut line = Vec::new();
         encode(message, &mut line);
         self.stdin.write_all(&line).await.ok();
+    }
+
+    /// Takes note that our own heartbeat comes, which was due at `due`.
+    pub(crate) fn beat(&mut self, due: Instant, timing: &Timing) {
+        self.heard = forgiven(self.heard, due, timing, Instant::now());
     }
 
     /// How long nothing has been heard.
