@@ -36,8 +36,12 @@ fn main() -> ExitCode {
         output::complain(&commands::CommandError::System { what: "start a thread for output", source });
         return Exit::CouldNotRun.into();
     }
-    let exit = run(cli);
-    output::finish();
+    // The results of a run are in its directory, whatever became of the lines about them.
+    let is_run = matches!(&cli.command, Command::Build(arguments) if !arguments.dry_run);
+    let mut exit = run(cli);
+    if !output::finish() && !is_run && exit == Exit::Good {
+        exit = Exit::CouldNotRun;
+    }
     // Threads that still wait for something keep what they have until they are gone, and nobody drops it then.
     crewboss_boss::link::abandon();
     exit.into()

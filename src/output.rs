@@ -132,11 +132,17 @@ pub fn waiting_for(hosts: &[HostName]) {
     Stream::Err.put(Weight::Live, format!("crewboss: still waiting for {}\n", names.join(", ")).as_bytes());
 }
 
-/// Waits until everything is written that can be, logs included, and says what could not be. To be called once, at the end.
-pub fn finish() {
+/// Waits until everything is written that can be, logs included, and says what could not be. To be called once, at
+/// the end. Gives whether standard output has all that it should have, or a reader that wanted no more.
+#[must_use]
+pub fn finish() -> bool {
     outlet::settle_all(&mut patience()).into_iter().for_each(|trouble| tell(Some(trouble)));
     let _untold = Stream::Err.settle();
+    !CUT.load(Ordering::Relaxed)
 }
+
+/// Whether something is missing on standard output.
+static CUT: AtomicBool = AtomicBool::new(false);
 
 /// For a way out that is settled before the end.
 pub fn patience() -> impl FnMut(Duration) -> bool {
@@ -161,7 +167,11 @@ fn tell(trouble: Option<Trouble>) {
     match trouble {
         Some(Trouble::Write { name, source })
             if name == Stream::Out.name() && source.kind() == io::ErrorKind::BrokenPipe => {}
-        Some(trouble) => complain(&trouble),
+        Some(trouble) => {
+            let (Trouble::Write { name, .. } | Trouble::Slow { name, .. }) = &trouble;
+            CUT.fetch_or(name == Stream::Out.name(), Ordering::Relaxed);
+            complain(&trouble);
+        }
         None => {}
     }
 }

@@ -160,3 +160,15 @@ fn a_full_disk_behind_the_output_is_told_and_changes_no_result() {
     assert!(said.contains("cannot write standard output: No space left"), "{said}");
     assert!(said.contains("the events in /dev/full are not complete: "), "{said}");
 }
+
+#[test]
+fn what_was_asked_for_and_cannot_be_written_is_no_success() {
+    let scene = Scene::with_commits(FAILS, 1);
+    let mut command = crewboss(&scene, None);
+    let full = File::options().write(true).open("/dev/full").expect("the device");
+    command.arg("--dry-run").stdin(Stdio::null()).stdout(full);
+    let ended = support::output(&mut command);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(102), "{said}");
+    assert!(said.contains("cannot write standard output: No space left"), "{said}");
+}

@@ -2,7 +2,7 @@
 //!
 //! It never prints and reads neither arguments nor configuration files: it is given parsed settings and a sink for
 //! [`event`]s.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod bootstrap;
 pub mod bulk;

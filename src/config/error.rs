@@ -48,6 +48,16 @@ pub enum ConfigError {
         /// Where it ended.
         repository: Option<PathBuf>,
     },
+    /// There is a repository, and no working tree of it.
+    #[error(
+        "{} is a bare git repository, and what is built is one with a working tree\n  hint: make one and go there: `git -C {} worktree add DIRECTORY`",
+        bare.display(),
+        crewboss_ground::in_shell(bare)
+    )]
+    BareRepository {
+        /// Where.
+        bare: PathBuf,
+    },
     /// The build file lies in no repository.
     #[error("{} is not in a git repository\n  hint: what is built are the commits, or the working tree, of a repository; `git init` makes one", directory.display())]
     NoRepository {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crewboss_boss::source::bare_repository_of;
+
 use super::document::Document;
 use super::error::ConfigError;
 use super::trust::{Repository, Way};
@@ -25,9 +27,7 @@ pub fn find_build(named: Option<&Path>, from: &Path) -> Result<Found, ConfigErro
         let own = Repository::around(file.directory())?;
         let repository = match own {
             Some(repository) => repository,
-            None => {
-                around?.ok_or_else(|| ConfigError::NoRepository { directory: file.directory().to_owned() })?
-            }
+            None => around?.ok_or_else(|| no_repository(from))?,
         };
         return Ok(Found { file, repository: repository.top });
     }
@@ -36,7 +36,7 @@ pub fn find_build(named: Option<&Path>, from: &Path) -> Result<Found, ConfigErro
         let path = directory.join("build.toml");
         if path.symlink_metadata().is_ok() {
             let Some(repository) = repository else {
-                return Err(ConfigError::NoRepository { directory: directory.to_owned() });
+                return Err(no_repository(directory));
             };
             let file = Document::read(&path, Way::Met { repository: Some(&repository), option: "--file" })?;
             return Ok(Found { file, repository: repository.top });
@@ -47,6 +47,13 @@ pub fn find_build(named: Option<&Path>, from: &Path) -> Result<Found, ConfigErro
     }
     let repository = repository.map(|repository| repository.top);
     Err(ConfigError::NoBuildFile { from: from.to_owned(), repository })
+}
+
+fn no_repository(directory: &Path) -> ConfigError {
+    match bare_repository_of(directory) {
+        Some(bare) => ConfigError::BareRepository { bare },
+        None => ConfigError::NoRepository { directory: directory.to_owned() },
+    }
 }
 
 /// Finds `crew.toml`: as named, upwards from a directory, or in the user's configuration. `None`: there is none, the
@@ -83,6 +90,16 @@ mod tests {
         std::fs::write(top.path().join("build.toml"), "").unwrap();
         let missing = find_build(None, &deep).unwrap_err();
         assert!(matches!(missing, ConfigError::NoBuildFile { .. }), "one above the repository was taken");
+        let bare = top.path().join("bare");
+        for name in ["objects", "refs"] {
+            std::fs::create_dir_all(bare.join(name)).unwrap();
+        }
+        std::fs::write(bare.join("HEAD"), "").unwrap();
+        let outside = find_build(Some(&top.path().join("build.toml")), &bare.join("objects")).unwrap_err();
+        assert!(
+            outside.to_string().contains(&format!("git -C {} worktree add", bare.display())),
+            "{outside}"
+        );
         std::fs::write(repository.join("build.toml"), "").unwrap();
         std::fs::write(deep.join("x.toml"), "").unwrap();
         let found =

@@ -323,7 +323,34 @@ fn sparse_and_partial_and_shallow_clones_are_built_as_far_as_they_go() {
     assert!(hint.starts_with("the repository is partial"), "{hint}");
     ground.obey("partial", &refused);
     assert_eq!(ground.open("partial", &earlier).unwrap().commits().len(), 2);
-    assert!(matches!(ground.open("shallow", &earlier), Err(SourceError::Range { .. })));
+    let refused = ground.open("shallow", &earlier).unwrap_err();
+    assert!(ground.told(&refused).1.starts_with("the repository is shallow"), "{refused:?}");
+    ground.obey("shallow", &refused);
+    assert_eq!(ground.open("shallow", &earlier).unwrap().commits().len(), 2);
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_is_named() {
+    let said = b"warning: could not open directory 'a b/u/': Permission denied\nwarning: could not open directory 'v/': x\n";
+    assert_eq!(git::unread(said), Some(("a b/u/".into(), "Permission denied".to_owned())));
+    assert_eq!(
+        git::unread(b"warning: unable to access '/x/.config/git/attributes': Permission denied\n"),
+        None
+    );
+}
+
+#[test]
+fn the_scratch_of_ours_is_no_part_of_a_working_tree_that_has_it() {
+    let ground = Ground::new();
+    ground.write("r/file", "x");
+    ground.write("r/tmp/other", "x");
+    let base = ground.path("r/tmp");
+    let top = ground.path("r");
+    let user = User::at(&top).unwrap();
+    let settings = user.settings().unwrap();
+    let scratch = Scratch::within(&base, &user.objects().unwrap(), &settings).unwrap();
+    let source = Source::taken(&user, &top, &settings, scratch, &Selection::WorkingTree).unwrap();
+    assert_eq!(files(&source).into_keys().collect::<Vec<_>>(), [&b"file"[..], b"tmp/other"]);
 }
 
 #[test]

@@ -112,6 +112,8 @@ pub enum SourceError {
         /// Why.
         #[source]
         source: GitReason,
+        /// Why its commits may not be there.
+        lack: Lack,
     },
     /// The range is well formed and empty.
     #[error("{0:?} is a range without commits")]
@@ -187,6 +189,14 @@ pub enum SourceError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A directory of the working tree cannot be read.
+    #[error("cannot read the directory {}: {why}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// As git says it.
+        why: String,
     },
     /// Something that is tracked is neither a file nor a link on disk.
     #[error("{} cannot be sent to hosts: it is neither a file nor a link", .0.display())]
@@ -277,6 +287,10 @@ impl SourceError {
         Self::Asked { path, command: command.to_owned(), said }
     }
 
+    pub(super) fn range(range: &str, source: impl Into<GitReason>) -> Self {
+        Self::Range { range: range.to_owned(), source: source.into(), lack: Lack::Damaged }
+    }
+
     pub(super) fn absent(id: String, path: &str) -> Self {
         Self::Absent { id, path: path.to_owned(), lack: Lack::Damaged }
     }
@@ -285,6 +299,7 @@ impl SourceError {
     pub(super) fn of_lack(self, lack: Lack) -> Self {
         match self {
             Self::Absent { id, path, .. } => Self::Absent { id, path, lack },
+            Self::Range { range, source, .. } => Self::Range { range, source, lack },
             other => other,
         }
     }
@@ -347,6 +362,9 @@ impl SourceError {
             }
             Self::NoCommits => "commit something, or leave `commits` out to build the working tree",
             Self::Bare => "name what to build by --commits",
+            Self::Range { lack: Lack::Shallow, .. } | Self::Absent { lack: Lack::Shallow, .. } => {
+                "the repository is shallow: fetch the rest by `git fetch --unshallow`"
+            }
             Self::Range { .. } => {
                 "see `git log` for what there is; remote branches are named as in `origin/main`"
             }
@@ -356,9 +374,6 @@ impl SourceError {
             Self::RangeForm(_) => "write a revision, or a range as `a..b`, or install git here",
             Self::Option { .. } => "name revisions only: the last five commits are HEAD~5..HEAD",
             Self::TooMany { .. } => "build fewer commits at once",
-            Self::Absent { lack: Lack::Shallow, .. } => {
-                "the repository is shallow: fetch the rest by `git fetch --unshallow`"
-            }
             Self::Absent { lack: Lack::Partial, .. } => {
                 "the repository is partial: fetch the rest by `git fetch --refetch --no-filter`"
             }
@@ -367,7 +382,9 @@ impl SourceError {
             Self::Lfs { .. } => {
                 "take the file into git itself by `git lfs migrate export`, or fetch it in a stage"
             }
-            Self::File { .. } => "make it readable, or, if git does not track it, have git ignore it",
+            Self::File { .. } | Self::Directory { .. } => {
+                "make it readable, or, if git does not track it, have git ignore it"
+            }
             Self::NoFile(_) => "remove it, or move it: git tracks a file of that name",
             Self::Changing(_) => "wait for whatever writes it, or have git ignore it by .gitignore",
             Self::Scratch { .. } | Self::Keep { .. } => "TMPDIR can name a directory with more room",

@@ -77,13 +77,18 @@ impl Git {
     }
 
     fn ask(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, SourceError> {
+        self.answer(arguments, input).map(|output| output.stdout)
+    }
+
+    /// With what it says besides.
+    fn answer(&self, arguments: &[&str], input: &[u8]) -> Result<Output, SourceError> {
         let failed = |said: String| SourceError::asked(&self.top, arguments[0], &said);
         let output = self.run(arguments, input).map_err(|source| match source {
             source if stood_still(&source) => SourceError::Still { path: self.top.clone(), source },
             source => failed(source.to_string()),
         })?;
         if output.status.success() {
-            return Ok(output.stdout);
+            return Ok(output);
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Err(failed(if said.is_empty() { output.status.to_string() } else { said }))
@@ -127,7 +132,10 @@ impl Git {
     /// What git tracks, and what it does not track and does not ignore.
     pub(super) fn list(&self) -> Result<Vec<Listed>, SourceError> {
         let wanted = ["ls-files", "-z", "-t", "--stage", "--cached", "--others", "--exclude-standard"];
-        let text = self.ask(&wanted, b"")?;
+        let Output { stdout: text, stderr: said, .. } = self.answer(&wanted, b"")?;
+        if let Some((directory, why)) = unread(&said) {
+            return Err(SourceError::Directory { path: self.top.join(directory), why });
+        }
         let entries = text.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
         entries
             .map(|entry| {
@@ -157,7 +165,7 @@ impl Git {
 
     /// The commits that revisions mean, the oldest first.
     pub(super) fn commits(&self, range: &str, revisions: &[String]) -> Result<Vec<Oid>, SourceError> {
-        let named = |text: String| SourceError::Range { range: range.to_owned(), source: text.into() };
+        let named = |text: String| SourceError::range(range, text);
         let mut words: Vec<&str> = vec!["rev-parse"];
         words.extend(revisions.iter().map(String::as_str));
         words.push("--");
@@ -187,6 +195,14 @@ impl Git {
             said.lines().map(|line| Oid::from_str(line).map_err(|error| named(error.message().to_owned())));
         ids.collect()
     }
+}
+
+/// The first directory that git passed over, with a warning only: nobody knows what is missing of it.
+pub(super) fn unread(said: &[u8]) -> Option<(PathBuf, String)> {
+    let said = String::from_utf8_lossy(said);
+    let (_, after) = said.split_once("could not open directory '")?;
+    let (directory, why) = after.split_once("': ").unwrap_or((after, ""));
+    Some((directory.into(), why.lines().next().unwrap_or_default().to_owned()))
 }
 
 /// Reads `? PATH` of what is not tracked, else `H MODE ID STAGE<tab>PATH`.

@@ -123,7 +123,7 @@ impl Library {
         }
         let failed = |source: git2::Error| match source.code() {
             ErrorCode::UnbornBranch => SourceError::NoCommits,
-            _ => SourceError::Range { range: range.to_owned(), source: source.into() },
+            _ => SourceError::range(range, source),
         };
         let form = || SourceError::RangeForm(range.to_owned());
         if range.contains("...") || range.contains(char::is_whitespace) {

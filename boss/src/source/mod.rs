@@ -29,7 +29,7 @@ pub use error::SourceError;
 use missing::Long;
 pub use missing::Missing;
 pub use pack::PackStats;
-pub use place::{is_accepted_by_git, repository_of};
+pub use place::{bare_repository_of, is_accepted_by_git, repository_of};
 use scratch::Scratch;
 use user::User;
 
@@ -140,16 +140,29 @@ impl Source {
         if let Some(format) = settings.object_format.clone() {
             return Err(SourceError::ObjectFormat { top, format });
         }
-        let objects = user.objects()?;
-        let scratch = Scratch::new(&objects, &settings)?;
+        let scratch = Scratch::new(&user.objects()?, &settings)?;
+        Self::taken(user, &top, &settings, scratch, selection)
+    }
+
+    fn taken(
+        user: &User,
+        top: &Path,
+        settings: &Settings,
+        scratch: Scratch,
+        selection: &Selection,
+    ) -> Result<Self, SourceError> {
         let taken = open(scratch.path()).and_then(|beside| {
             let commits = match selection {
                 Selection::Range(range) => select::commits(&beside, range, user.commits(range)?)?,
-                Selection::WorkingTree => vec![user.working_tree(&top, &beside, settings.trust_modes)?],
+                Selection::WorkingTree => vec![user.working_tree(top, &beside, settings.trust_modes)?],
             };
             check::all(&beside, &commits).map(|long| (commits, long))
         });
-        let (commits, long) = taken.map_err(|error| error.of_lack(settings.lack(&objects)))?;
+        let lack = |error: SourceError| match user.objects() {
+            Ok(objects) => error.of_lack(settings.lack(&objects)),
+            Err(_) => error,
+        };
+        let (commits, long) = taken.map_err(lack)?;
         Ok(Self { commits, long: Arc::new(long), scratch: Arc::new(scratch) })
     }
 

@@ -26,12 +26,16 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one that sees these objects.
+    /// Makes one that sees these objects, where temporary files go.
     pub(super) fn new(objects: &Path, settings: &Settings) -> Result<Self, SourceError> {
-        let base = std::env::temp_dir();
+        let named = std::env::var_os("TMPDIR").filter(|named| !named.is_empty());
+        Self::within(&named.map_or_else(|| "/tmp".into(), PathBuf::from), objects, settings)
+    }
+
+    pub(super) fn within(base: &Path, objects: &Path, settings: &Settings) -> Result<Self, SourceError> {
         let failed = |(path, source)| SourceError::Scratch { path, source };
         let private = Private::new().map_err(failed)?;
-        let git_dir = private.elsewhere(&base).map_err(|source| failed((base.clone(), source)))?;
+        let git_dir = private.elsewhere(base).map_err(|source| failed((base.to_owned(), source)))?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).external_template(false);
         Repository::init_opts(&git_dir, &options)

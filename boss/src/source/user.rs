@@ -1,11 +1,12 @@
 //! The user's repository: asked by `git` if it is installed, else by libgit2.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
-use git2::{Oid, Repository};
+use git2::{ConfigLevel, Oid, Repository};
 
 use super::error::SourceError;
-use super::git::Git;
+use super::git::{Git, as_path};
 use super::known::{Filtered, Known};
 use super::library::{Library, is_same};
 use super::{Commit, Listed, Settings, select, working_tree};
@@ -19,7 +20,10 @@ pub(super) enum User {
 impl User {
     pub(super) fn at(top: &Path) -> Result<Self, SourceError> {
         match Git::at(top) {
-            Some(git) => Ok(Self::Git(git)),
+            Some(git) => {
+                ignore_foreign_settings();
+                Ok(Self::Git(git))
+            }
             None => Library::at(top).map(Self::Library),
         }
     }
@@ -65,7 +69,8 @@ impl User {
         if !is_same(&tree, top) {
             return Err(SourceError::Elsewhere { top: top.to_owned(), tree });
         }
-        let listed = self.list()?;
+        let mut listed = self.list()?;
+        leave_out(beside.path(), top, &mut listed);
         let filtered = self.filtered(&listed)?;
         working_tree::take(beside, top, listed, Known::read(&index, filtered), trust_modes)
     }
@@ -85,4 +90,29 @@ impl User {
             Self::Library(library) => library.filtered(&paths),
         }
     }
+}
+
+/// Leaves out the files of the repository beside the user's: TMPDIR may lie within the working tree.
+fn leave_out(beside: &Path, top: &Path, listed: &mut Vec<Listed>) {
+    let (Ok(beside), Ok(top)) = (beside.canonicalize(), top.canonicalize()) else { return };
+    if let Ok(below) = beside.strip_prefix(top) {
+        listed.retain(|file| !as_path(&file.path).starts_with(below));
+    }
+}
+
+/// With every repository, libgit2 reads the settings of the user and of the system, and fails where it
+/// may not. Where `git` answers for the user's repository, libgit2 only opens ours.
+fn ignore_foreign_settings() {
+    static IGNORED: Once = Once::new();
+    IGNORED.call_once(|| {
+        for level in [ConfigLevel::ProgramData, ConfigLevel::System, ConfigLevel::XDG, ConfigLevel::Global] {
+            // SAFETY: libgit2 reads these paths when it opens a repository. It opens none before this: only
+            // `Source` does, and it comes through here first, one thread at a time.
+            #[expect(unsafe_code, reason = "it changes a setting of the whole process")]
+            let set = unsafe { git2::opts::set_search_path(level, "") };
+            if let Err(error) = set {
+                tracing::debug!(%error, "libgit2 goes on reading settings of others");
+            }
+        }
+    });
 }
