@@ -58,12 +58,53 @@ fn nested_and_read_only_subvolumes_are_removed() {
 }
 
 #[test]
-fn a_mount_is_never_entered() {
-    let mount = Mount::btrfs();
+fn a_mount_is_taken_away_and_never_entered() {
+    let (directory, mount) = (tempfile::tempdir().unwrap(), Mount::btrfs());
     fs::write(mount.path().join("precious"), "").unwrap();
-    let error = remove_tree(mount.path().parent().unwrap()).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
-    assert!(mount.path().join("precious").exists());
+    let at = directory.path().join("tree/a/at");
+    fs::create_dir_all(&at).unwrap();
+    for _ in 0..2 {
+        run(Command::new("mount").arg("--bind").args([&mount.path(), &at]));
+    }
+    remove_tree(&directory.path().join("tree")).unwrap();
+    assert!(mount.path().join("precious").exists() && !directory.path().join("tree").exists());
+}
+
+#[test]
+fn what_nobody_may_change_goes_and_the_rest_goes_around_what_cannot() {
+    let mount = Mount::btrfs();
+    let tree = mount.path().join("tree");
+    fs::create_dir_all(tree.join("a/fixed/b")).unwrap();
+    fs::write(tree.join("a/fixed/file"), "").unwrap();
+    fs::write(tree.join("a/log"), "").unwrap();
+    run(Command::new("chattr").args(["+a"]).arg(tree.join("a/log")));
+    run(Command::new("chattr").args(["+i"]).args([
+        tree.join("a/fixed/file"),
+        tree.join("a/fixed"),
+        tree.join("a"),
+    ]));
+    remove_tree(&tree).unwrap();
+    assert!(!tree.exists());
+    // What is swapped to can be neither removed nor changed.
+    fs::create_dir_all(tree.join("a")).unwrap();
+    for name in ["a/1", "a/3", "b"] {
+        fs::write(tree.join(name), "").unwrap();
+    }
+    let busy = tree.join("a/2");
+    fs::write(&busy, "").unwrap();
+    run(Command::new("chattr").args(["+C"]).arg(&busy));
+    run(Command::new("dd")
+        .args(["if=/dev/zero", "bs=1M", "count=1", "status=none"])
+        .arg(format!("of={}", busy.display())));
+    fs::set_permissions(&busy, PermissionsExt::from_mode(0o600)).unwrap();
+    run(Command::new("mkswap").arg("-q").arg(&busy));
+    run(Command::new("swapon").arg(&busy));
+    let error = remove_tree(&tree).unwrap_err();
+    let left = fs::read_dir(tree.join("a")).unwrap().count();
+    run(Command::new("swapoff").arg(&busy));
+    assert!(error.to_string().starts_with(&format!("cannot remove {}: ", busy.display())), "{error}");
+    assert!(left == 1 && !tree.join("b").exists());
+    remove_tree(&tree).unwrap();
 }
 
 #[test]
