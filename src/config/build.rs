@@ -130,9 +130,26 @@ impl BuildPlan {
     }
 }
 
+/// What people write in place of what a build file has.
+fn mistake(file: &toml::Table) -> Option<&'static str> {
+    if file.contains_key("host") {
+        return Some("hosts are named in a file of their own, crew.toml");
+    }
+    let targets = file.get("target")?.as_table()?;
+    if targets.contains_key("stages") || !targets.values().any(toml::Value::is_table) {
+        return Some("each target has a table of its own, with its name: [target.NAME]");
+    }
+    let has = |key: &str| targets.values().filter_map(|target| target.get(key)).collect::<Vec<_>>();
+    if !has("commits").is_empty() {
+        return Some("`commits` are those of all targets, and stand above the first table");
+    }
+    let unnamed = has("stages").into_iter().any(|stages| !stages.is_table());
+    unnamed.then_some("each stage has a name: stages.build = \"make\"")
+}
+
 /// Understands a build file.
 pub fn load_build(document: Document) -> Result<BuildPlan, ConfigError> {
-    let file: BuildFile = document.parse(LATER)?;
+    let file: BuildFile = document.parse(LATER, mistake)?;
     if file.target.0.is_empty() {
         return Err(ConfigError::NoTargets { path: document.path });
     }

@@ -87,9 +87,16 @@ struct HostTable {
     toolchains: Ordered<Spanned<String>>,
 }
 
+/// What people write in place of what a crew file has.
+fn mistake(file: &toml::Table) -> Option<&'static str> {
+    let hosts = file.get("host")?.as_table()?;
+    let named = hosts.values().any(toml::Value::is_table);
+    (!named).then_some("each host has a table of its own, with its name: [host.NAME]")
+}
+
 /// Understands a crew file.
 pub fn load_crew(document: Document, home: Option<&Path>) -> Result<Crew, ConfigError> {
-    let file: CrewFile = document.parse(LATER)?;
+    let file: CrewFile = document.parse(LATER, mistake)?;
     if file.host.0.is_empty() {
         return Err(ConfigError::NoHosts { path: document.path });
     }

@@ -45,11 +45,18 @@ impl Document {
         }
     }
 
-    /// Parses it. `later` names keys that a later version may know.
-    pub fn parse<T: DeserializeOwned>(&self, later: &[(&str, &str)]) -> Result<T, ConfigError> {
+    /// Parses it. `later` names keys that are not known here, with what to say of them; `mistake` knows what people mean by
+    /// a file that is well-formed and not understood.
+    pub fn parse<T: DeserializeOwned>(
+        &self,
+        later: &[(&str, &str)],
+        mistake: impl Fn(&toml::Table) -> Option<&'static str>,
+    ) -> Result<T, ConfigError> {
         toml::from_str(&self.text).map_err(|error| {
             let message = error.message().trim_end();
-            let hint = hint_for(message, later);
+            let meant =
+                || toml::from_str(&self.text).ok().and_then(|table| mistake(&table)).map(str::to_owned);
+            let hint = hint_for(message, later).or_else(meant);
             self.wrong(error.span().unwrap_or(0..0), in_plain_words(message), hint)
         })
     }
@@ -180,11 +187,12 @@ mod tests {
         let text =
             "\u{feff}a = \"\"\"\r\nmake\r\ntrue\"\"\"\r\nb = '''one\r\ntwo'''\r\nc = \"meant\\r\\n\"\r\n";
         let document = read(text.as_bytes()).unwrap();
-        let table: toml::Table = document.parse(&[]).unwrap();
+        let table: toml::Table = document.parse(&[], |_| None).unwrap();
         assert_eq!(table["a"].as_str(), Some("make\ntrue"));
         assert_eq!(table["b"].as_str(), Some("one\ntwo"));
         assert_eq!(table["c"].as_str(), Some("meant\r\n"));
-        let wrong = read(b"\xef\xbb\xbfa = 1\r\nb = =\r\n").unwrap().parse::<toml::Table>(&[]).unwrap_err();
+        let wrong =
+            read(b"\xef\xbb\xbfa = 1\r\nb = =\r\n").unwrap().parse::<toml::Table>(&[], |_| None).unwrap_err();
         assert!(wrong.to_string().contains("build.toml:2:5: "), "{wrong}");
     }
 

@@ -97,7 +97,7 @@ mod tests {
         std::fs::write(bare.join("HEAD"), "").unwrap();
         let outside = find_build(Some(&top.path().join("build.toml")), &bare.join("objects")).unwrap_err();
         assert!(
-            outside.to_string().contains(&format!("git -C {} worktree add", bare.display())),
+            outside.to_string().contains(&format!("git -C '{}' worktree add", bare.display())),
             "{outside}"
         );
         std::fs::write(repository.join("build.toml"), "").unwrap();

@@ -1,7 +1,7 @@
 //! What is read from files, what is refused, and with which words.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crewboss_boss::crew::{Crew, HostKeys, Transport};
 use crewboss_boss::plan::Selection;
@@ -15,6 +15,7 @@ use super::*;
 use crate::output::with_causes;
 
 mod documentation;
+mod usual;
 
 fn load<T>(name: &str, text: &[u8], load: impl Fn(&Path) -> Result<T, ConfigError>) -> Result<T, String> {
     let directory = tempfile::tempdir().unwrap();
@@ -571,20 +572,6 @@ cannot read DIR/build.toml: No such file or directory (os error 2)
 
 DIR/latin1.toml:2:6: this is not UTF-8 text
 ");
-}
-
-#[test]
-fn ten_thousand_targets_are_read_fast() {
-    let text: String = (0..10_000)
-        .map(|n| format!("[target.t{n}]\nstages.configure = \"./configure\"\nstages.build = \"make\"\nartifacts = [\"*.bin\"]\n"))
-        .collect();
-    let start = Instant::now();
-    let mut plan = build(&text).unwrap();
-    assert_eq!(plan.targets.len(), 10_000);
-    plan.select(&["t9999".to_owned()]).unwrap();
-    assert_eq!(plan.targets.len(), 1);
-    // Unoptimised and on a busy machine; optimised it is some thirty times faster.
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crewboss_boss::source::{is_accepted_by_git, repository_of};
 use crewboss_ground::{Fault, Open};
+use rustix::fs::FileType;
 
 use super::error::ConfigError;
 
@@ -84,7 +85,13 @@ pub fn open(path: &Path, way: Way<'_>) -> Result<Trusted, Refusal> {
     if let Way::Met { repository, .. } = way {
         owners.extend(repository.and_then(|repository| repository.stranger));
     } else {
-        let owner = path.metadata().map_err(unreadable)?.uid();
+        let found = path.metadata().map_err(unreadable)?;
+        let (owner, kind) = (found.uid(), FileType::from_raw_mode(found.mode()));
+        if matches!(kind, FileType::Fifo | FileType::Socket) {
+            let fault = Fault::Kind { found: kind, wanted: FileType::RegularFile };
+            let hint = Some("write what it gives into a file, and name that".to_owned());
+            return Err(Refusal { path: path.to_owned(), fault, hint });
+        }
         match way {
             Way::Named => owners.push(owner),
             Way::NamedBy(other) => owners.push(other),
@@ -113,6 +120,8 @@ fn hint(error: &crewboss_ground::Error, way: Way<'_>) -> Option<String> {
         (Fault::Kind { found, .. }, _) if found.is_dir() => {
             Some("name the file itself, not its directory".to_owned())
         }
+        // Naming it does not help with what is neither a file nor leads to one.
+        (Fault::Kind { found, .. }, Way::Met { .. }) if !found.is_symlink() => error.hint(),
         (Fault::Kind { .. } | Fault::Owner { .. }, Way::Met { option, .. }) => {
             let file = crewboss_ground::in_shell(&error.path);
             Some(format!("if you trust what it says, name it with `{option} {file}`"))
@@ -207,6 +216,23 @@ mod tests {
                 text.contains("(its mode is 646), and have anything run by it\n  hint: `chmod go-w "),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_no_file_whatever_its_name() {
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let of_shell = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+        for (path, way, hint) in [
+            (path.as_path(), Way::Named, "write what it gives into a file, and name that"),
+            (Path::new(&of_shell), Way::Named, "write what it gives into a file, and name that"),
+            (&path, MET, "puts it out of the way"),
+        ] {
+            let text = told(path, way);
+            assert!(text.contains("it is a FIFO and not a file") && text.ends_with(hint), "{text}");
         }
     }
 

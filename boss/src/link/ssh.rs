@@ -69,7 +69,10 @@ impl Login<'_> {
         ssh.arg("-F").arg(self.config).arg("-E").arg(&log).arg("-S").arg(&self.control);
         ssh.args(["-M", "-f", "-N", "-T", "-o", &format!("ControlPersist={IDLE_SECONDS}")]);
         ssh.arg("--").arg(self.destination);
-        ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ssh.stdin(Stdio::null()).stdout(Stdio::null());
+        // ssh's own words go to the log by `-E`; this is for those of a ProxyCommand.
+        let words = fs::File::options().append(true).create(true).open(&log);
+        ssh.stderr(words.map_or_else(|_| Stdio::null(), Stdio::from));
         // The first process ends with the login; the master has left it and made a session of its own by then.
         let mut child = ssh.kill_on_drop(true).spawn().map_err(|source| LinkError::Start {
             host: self.host.clone(),
