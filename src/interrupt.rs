@@ -1,7 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. A terminal that is closed asks
 //! as well, but insists on nothing: SIGHUP comes more than once then, and together with others.
 
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -46,18 +46,29 @@ pub enum Hangup {
 /// their boss is gone and clean up by themselves. A thread of its own does it, so that the second signal also works when
 /// the rest of the boss hangs.
 pub fn listen(hangup: Hangup) -> std::io::Result<watch::Receiver<bool>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let heeded = (hangup == Hangup::Asks || !ignores_hangup()).then(SignalKind::hangup);
-    let mut signals: Vec<Signal> = {
-        let _entered = runtime.enter();
-        ASKING.into_iter().chain(heeded).map(signal).collect::<std::io::Result<_>>()?
-    };
     let (asked, receiver) = watch::channel(false);
-    // Whoever listens a second time in a process is a test.
-    let _first = LISTENER.set(receiver.clone());
+    let (begun, begins) = mpsc::channel();
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || {
+        // Nobody hears of an error if the thread could not be started.
+        let told = |begun_well| begun.send(begun_well).is_ok();
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                told(Err(error));
+                return;
+            }
+        };
         runtime.block_on(async {
+            let mut signals: Vec<Signal> =
+                match ASKING.into_iter().chain(heeded).map(signal).collect::<std::io::Result<_>>() {
+                    Ok(signals) => signals,
+                    Err(error) => return drop(told(Err(error))),
+                };
+            if !told(Ok(())) {
+                return;
+            }
             any(&mut signals).await;
             asked.send_replace(true);
             signals.truncate(ASKING.len());
@@ -65,6 +76,9 @@ pub fn listen(hangup: Hangup) -> std::io::Result<watch::Receiver<bool>> {
             leave();
         });
     })?;
+    begins.recv().map_err(std::io::Error::other)??;
+    // Whoever listens a second time in a process is a test.
+    let _first = LISTENER.set(receiver.clone());
     Ok(receiver)
 }
 

@@ -20,7 +20,7 @@ use cli::{Cli, Command};
 use exit::Exit;
 
 fn main() -> ExitCode {
-    crewboss_ground::hear_of_children();
+    crewboss_ground::set_signals();
     if let Some(role) = roles::recognise(std::env::args_os().skip(1)) {
         return roles::run(role);
     }

@@ -106,19 +106,21 @@ pub(super) fn pass_on(
         return Err(failed("it has no pipes".to_owned()));
     };
     let mut out = Ours { out, pauses: git.pauses() };
-    let (copied, said) = std::thread::scope(|scope| {
+    let passed = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new;
         // git reads all names before it writes anything, but nothing obliges it to.
-        scope.spawn(move || feed(stdin));
-        let said = scope.spawn(move || {
+        thread().spawn_scoped(scope, move || feed(stdin))?;
+        let said = thread().spawn_scoped(scope, move || {
             let mut text = Vec::new();
             let _what_came = (&mut stderr).take(4096).read_to_end(&mut text);
             let _rest = io::copy(&mut stderr, &mut io::sink());
             String::from_utf8_lossy(&text).trim().to_owned()
-        });
+        })?;
         let copied = copy(&mut stdout, &mut out);
         drop(stdout);
-        (copied, said.join().unwrap_or_default())
+        io::Result::Ok((copied, said.join().unwrap_or_default()))
     });
+    let (copied, said) = passed.map_err(|error| failed(error.to_string()))?;
     let status = git.wait().map_err(|error| failed(error.to_string()))?;
     copied.map_err(SourceError::Write)?;
     if status.success() {

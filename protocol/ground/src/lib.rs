@@ -40,8 +40,6 @@ pub use error::{Error, Fault, in_shell};
 pub use held::Held;
 pub use open::{Open, read_record};
 pub use owner::user_name;
-pub use program::{
-    begin_anew, hear_of_children, open_files, pass, program, program_for_person, raise_open_files,
-};
+pub use program::{begin_anew, open_files, pass, program, program_for_person, raise_open_files, set_signals};
 pub use replace::Replace;
 pub use watched::{Pauses, Watched, end_with_starter, output, set_patience, stood_still};

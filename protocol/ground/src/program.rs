@@ -105,11 +105,15 @@ fn reset() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets this process hear of the end of its children: whoever started it may have had that signal ignored, and then the
-/// system tells nobody how a child ended.
-pub fn hear_of_children() {
-    // SAFETY: sets what the system does by default.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+/// Sets what signals this process hears of, whatever it was started with. The end of a child is one: where that is
+/// ignored, the system tells nobody how a child ended. A file that grows beyond `ulimit -f` is none: that is an error
+/// of the write, which has a path, and no end without a word.
+pub fn set_signals() {
+    // SAFETY: sets what the system does by default, and that it does nothing.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }
 
 /// Lets the program that this process becomes have these descriptors. For a child between fork and exec: it makes system
@@ -196,8 +200,25 @@ mod tests {
         // SAFETY: this process does nothing else.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
         assert!(program("/bin/true").status().is_err());
-        hear_of_children();
+        set_signals();
         assert!(program("/bin/true").status().unwrap().success());
+    }
+
+    #[test]
+    fn a_file_that_grows_too_long_is_an_error_of_ours_and_ends_others_as_ever() {
+        if !alone("program::tests::a_file_that_grows_too_long_is_an_error_of_ours_and_ends_others_as_ever") {
+            return;
+        }
+        set_signals();
+        setrlimit(Resource::Fsize, Rlimit { current: Some(4096), maximum: None }).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("long");
+        let error = std::fs::write(&path, [0; 5000]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
+        let mut shell = program("/bin/sh");
+        shell.args(["-c", "exec dd if=/dev/zero bs=5000 count=2 status=none of=\"$0\""]).arg(&path);
+        let ended = std::os::unix::process::ExitStatusExt::signal(&shell.status().unwrap());
+        assert_eq!(ended, Some(libc::SIGXFSZ));
     }
 
     #[test]

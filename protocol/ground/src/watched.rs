@@ -65,13 +65,13 @@ pub fn output(command: &mut Command, name: &str, input: &[u8]) -> io::Result<Out
     let mut watched = Watched::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()), name)?;
     let Pipes { stdin, stdout, stderr } = watched.pipes();
     let (stdout, stderr) = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new;
         // If the program is gone, its exit status tells.
-        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-        let stderr = scope.spawn(move || all(stderr));
-        (all(stdout), stderr.join().unwrap_or_else(|_| Ok(Vec::new())))
-    });
-    let status = watched.wait()?;
-    Ok(Output { status, stdout: stdout?, stderr: stderr? })
+        thread().spawn_scoped(scope, move || stdin.map(|mut stdin| stdin.write_all(input)))?;
+        let stderr = thread().spawn_scoped(scope, move || all(stderr))?;
+        io::Result::Ok((all(stdout)?, stderr.join().unwrap_or_else(|_| Ok(Vec::new()))?))
+    })?;
+    Ok(Output { status: watched.wait()?, stdout, stderr })
 }
 
 fn all(stream: Option<impl io::Read>) -> io::Result<Vec<u8>> {

@@ -186,9 +186,11 @@ fn try_all(candidates: &[Candidate], cache: &mut Cache) -> Vec<Trial> {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(unknown.len());
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
+        for _ in 1..threads {
+            // Without a thread more, this one does all of it.
+            let _none = std::thread::Builder::new().spawn_scoped(scope, work);
         }
+        work();
     });
     for (index, trial) in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         let lasting = !matches!(trial, Trial::Disturbed(_));
