@@ -3,6 +3,7 @@
 
 use std::sync::{OnceLock, mpsc};
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -51,24 +52,15 @@ pub fn listen(hangup: Hangup) -> std::io::Result<watch::Receiver<bool>> {
     let (begun, begins) = mpsc::channel();
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || {
-        // Nobody hears of an error if the thread could not be started.
-        let told = |begun_well| begun.send(begun_well).is_ok();
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                told(Err(error));
-                return;
-            }
+        let (runtime, mut signals) = match signals(heeded) {
+            Ok(both) => both,
+            // `recv` below waits for it.
+            Err(error) => return begun.send(Err(error)).unwrap_or_default(),
         };
+        if begun.send(Ok(())).is_err() {
+            return;
+        }
         runtime.block_on(async {
-            let mut signals: Vec<Signal> =
-                match ASKING.into_iter().chain(heeded).map(signal).collect::<std::io::Result<_>>() {
-                    Ok(signals) => signals,
-                    Err(error) => return drop(told(Err(error))),
-                };
-            if !told(Ok(())) {
-                return;
-            }
             any(&mut signals).await;
             asked.send_replace(true);
             signals.truncate(ASKING.len());
@@ -80,6 +72,14 @@ pub fn listen(hangup: Hangup) -> std::io::Result<watch::Receiver<bool>> {
     // Whoever listens a second time in a process is a test.
     let _first = LISTENER.set(receiver.clone());
     Ok(receiver)
+}
+
+fn signals(heeded: Option<SignalKind>) -> std::io::Result<(Runtime, Vec<Signal>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let entered = runtime.enter();
+    let signals = ASKING.into_iter().chain(heeded).map(signal).collect::<std::io::Result<_>>()?;
+    drop(entered);
+    Ok((runtime, signals))
 }
 
 /// Whether SIGHUP was ignored when this process was started. Nothing here has changed it before that is asked.
