@@ -5,11 +5,12 @@ mod support;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
-use support::boss::Boss;
-use support::scene::Scene;
-use support::{SOON, read, wait_for, write};
+use support::boss::{Boss, Results};
+use support::scene::{FAST_LIMITS, Scene};
+use support::{A_RUN, SOON, read, run, wait_for, write};
 
 const GOOD: &str = "[target.t]\nstages.run = ['/bin/true']\n";
 
@@ -72,4 +73,84 @@ fn ctrl_c_works_at_once_while_git_stands_still() {
     let _ended = running.end_in_time(Duration::from_secs(5)).expect_code(130).expect_civil();
     let leader = read(&pids);
     expect_gone(leader.split_whitespace().next().unwrap_or_default());
+}
+
+/// A disk of its own for results. It can stand still: whoever writes to it then waits. Nothing of
+/// it is left, whatever becomes of the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(scene: &Scene) -> Self {
+        let (image, place) = (scene.path("image"), scene.path("disk"));
+        let file = std::fs::File::create_new(&image).expect("a file");
+        file.set_len(256 << 20).expect("a sparse file");
+        std::fs::create_dir(&place).expect("a directory");
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&place));
+        Self(place)
+    }
+
+    fn freeze(&self) {
+        run(Command::new("fsfreeze").arg("-f").arg(&self.0));
+    }
+
+    fn thaw(&self) {
+        run(Command::new("fsfreeze").arg("-u").arg(&self.0));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A disk that does not stand still cannot be thawed. One that is used is unmounted when it
+        // is not used any more.
+        drop(Command::new("fsfreeze").arg("-u").arg(&self.0).stderr(Stdio::null()).status());
+        drop(Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+/// Waits until a worker has heard its boss for so long while the disk stood still.
+fn wait_for_heartbeats(scene: &Scene, for_long: Duration) {
+    let begun = SystemTime::now();
+    wait_for("heartbeats", SOON, || {
+        let sessions = std::fs::read_dir(scene.path("work/tasks")).into_iter().flatten().flatten();
+        let heard = |session: std::fs::DirEntry| session.path().join("alive").metadata()?.modified();
+        sessions.filter_map(|session| heard(session).ok()).find(|heard| *heard > begun + for_long)
+    });
+}
+
+#[test]
+fn a_disk_of_results_that_stands_still_costs_no_host_and_no_result() {
+    const SILENCE: Duration = Duration::from_secs(4);
+    let several: String = (0..6)
+        .map(|n| format!("[target.t{n}]\nstages.run = 'seq 1 20000; echo x >$CREWBOSS_OUT/a; sleep {n}'\nartifacts = ['a']\n"))
+        .collect();
+    let scene = Scene::with_commits(&several, 1);
+    let disk = Disk::new(&scene);
+    let crew = scene.crew_file(&format!(
+        "{FAST_LIMITS}[host.here]\nlocal = true\nslots = 2\nwork = '{}'\n",
+        scene.path("work").display()
+    ));
+    let mut boss = scene.crewboss(None, &["build", "--crew", crew.to_str().expect("a plain name")]);
+    boss.arg("--file").arg(scene.repo().join("build.toml")).arg("--out").arg(disk.0.join("out"));
+    boss.events(scene.path("events.jsonl"));
+
+    // It stands still before the results are opened, and then while they come in.
+    disk.freeze();
+    let mut running = boss.start();
+    wait_for_heartbeats(&scene, SILENCE * 2);
+    disk.thaw();
+    running.wait_for_event("task_started", |_| true);
+    disk.freeze();
+    wait_for_heartbeats(&scene, SILENCE * 2);
+    disk.thaw();
+    let ended = running.end(A_RUN).expect_code(0).expect_civil().expect_tasks(6, "success");
+    assert!(ended.of_kind("host_lost").is_empty(), "{ended:#?}");
+    let results = Results::read(&disk.0.join("out"));
+    for target in 0..6 {
+        let log = results.file(&format!("t{target}"), "log");
+        assert!(
+            log.ends_with("19999\n20000\n")
+                && results.only(&format!("t{target}")).join("artifacts/a").exists()
+        );
+    }
 }

@@ -154,7 +154,10 @@ fn dry_run(request: RunRequest) -> Result<Exit, CommandError> {
 pub fn in_runtime<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| CommandError::System { what: "start the runtime", source })?;
-    runtime.block_on(work)
+    let result = runtime.block_on(work);
+    // What a thread still waits for, such as a disk that stands still, nobody wants any more.
+    runtime.shutdown_background();
+    result
 }
 
 async fn execute(

@@ -15,7 +15,7 @@ use crate::event::{Matched, TaskDone};
 use crate::run::events::unix_ms;
 use crate::run::hosts::Fetch;
 use crate::run::plan::Plan;
-use crate::run::upload::UploadsEnd;
+use crate::run::upload::{Uploader, UploadsEnd};
 use crate::store::{AttemptStory, MachineInputs, RESULT_SCHEMA, Recorded, ResultFile, Submission};
 
 /// How much of the end of a log is shown when a task did not go well.
@@ -23,6 +23,23 @@ const TAIL_BYTES_MAX: usize = 2000;
 
 /// Lines of it.
 const TAIL_LINES_MAX: usize = 12;
+
+/// What a result that was fetched has. Found out where the disk is waited for.
+#[derive(Debug)]
+pub struct Seen {
+    /// The end of its log.
+    pub tail: String,
+    /// Whether it has uploads.
+    pub uploads: bool,
+}
+
+impl Seen {
+    /// Looks into the directory where a result was gathered.
+    pub fn of(part: &Path) -> Self {
+        let tail = last_lines(&String::from_utf8_lossy(&end_of(&part.join("log"))));
+        Self { tail, uploads: Uploader::is_wanted(part) }
+    }
+}
 
 /// A result on its way into the result directory.
 #[derive(Debug)]
@@ -35,8 +52,8 @@ pub struct Collected {
     pub earlier: Vec<AttemptStory>,
     /// Where its files are gathered.
     pub part: PathBuf,
-    /// Whether that directory exists.
-    pub fetched: bool,
+    /// What was seen there, once all is there.
+    pub fetched: Option<Seen>,
     /// What the boss itself adds to the log.
     pub log_more: String,
     /// Goes on where the worker's has stopped.
@@ -105,7 +122,7 @@ impl Collected {
         match &self.done.log.text {
             _ if !self.log_more.is_empty() => last_lines(&self.log_more),
             Some(text) => last_lines(text),
-            None => last_lines(&String::from_utf8_lossy(&end_of(&self.part.join("log")))),
+            None => self.fetched.as_ref().map(|seen| seen.tail.clone()).unwrap_or_default(),
         }
     }
 
@@ -142,7 +159,7 @@ impl Collected {
             result,
             recorded,
             part: self.part,
-            fetched: self.fetched,
+            fetched: self.fetched.is_some(),
             log: text(self.done.log),
             log_more: self.log_more,
             err: text(self.done.err),

@@ -3,6 +3,8 @@
 //! One channel may follow a log that is still growing; the other is always there for attempts that have ended, so a
 //! chatty build never holds up the results of others. A long log that finds the first channel taken is fetched when
 //! it has ended.
+//!
+//! The disk may stand still, so it is waited for on threads that have nobody to answer.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -15,6 +17,7 @@ use crewboss_protocol::bulk::LogStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::collect::Seen;
 use super::hosts::{Fetch, News, Report};
 use super::site::Site;
 use crate::bulk::{ArtifactLimits, Bulk, BulkError, LogEnd};
@@ -115,7 +118,10 @@ impl Fetcher {
         match self.following.remove(&at) {
             // Its task ends for want of an answer, and removes the directory.
             Some(tell) => drop(tell),
-            None => remove(part),
+            None => {
+                let part = part.to_owned();
+                self.spawn(async move { remove(&part).await });
+            }
         }
     }
 
@@ -162,8 +168,8 @@ impl Channels {
         ends: oneshot::Receiver<u64>,
     ) -> Result<(OwnedSemaphorePermit, Bulk), FetchError> {
         let (permit, mut bulk) = self.take().await?;
-        make(part)?;
-        let file = create(&part.join("log"))?;
+        make(part).await?;
+        let file = create(&part.join("log")).await?;
         bulk.log(at, LogStream::Log, LogEnd::Later(ends), file).await?;
         Ok((permit, bulk))
     }
@@ -171,10 +177,10 @@ impl Channels {
     async fn fetch(&self, fetch: &Fetch) -> Result<(), FetchError> {
         let (_permit, mut bulk) = self.take().await?;
         // What an abandoned try to follow left behind.
-        remove(&fetch.part);
-        make(&fetch.part)?;
+        remove(&fetch.part).await;
+        make(&fetch.part).await?;
         if let Some(bytes) = fetch.log {
-            let file = create(&fetch.part.join("log"))?;
+            let file = create(&fetch.part.join("log")).await?;
             bulk.log(fetch.at, LogStream::Log, LogEnd::Known(bytes), file).await?;
         }
         self.rest(&mut bulk, fetch).await?;
@@ -184,12 +190,12 @@ impl Channels {
 
     async fn rest(&self, bulk: &mut Bulk, fetch: &Fetch) -> Result<(), FetchError> {
         if let Some(bytes) = fetch.err {
-            let file = create(&fetch.part.join("err"))?;
+            let file = create(&fetch.part.join("err")).await?;
             bulk.log(fetch.at, LogStream::Err, LogEnd::Known(bytes), file).await?;
         }
         if let Some(count) = fetch.artifacts {
             let directory = fetch.part.join("artifacts");
-            make(&directory)?;
+            make(&directory).await?;
             let limits = ArtifactLimits { files: count.files.into(), bytes: count.bytes };
             bulk.artifacts(fetch.at, directory, limits).await?;
         }
@@ -207,9 +213,15 @@ impl Channels {
         fetched: Result<(), FetchError>,
     ) {
         let news = match fetched {
-            Ok(()) => News::Fetched { at },
+            Ok(()) => {
+                let directory = part.to_owned();
+                match on_disk(part, move || Ok(Seen::of(&directory))).await {
+                    Ok(seen) => News::Fetched { at, seen },
+                    Err(error) => News::FetchFailed { at, reason: crate::chain(&error), at_boss: true },
+                }
+            }
             Err(error) => {
-                remove(part);
+                remove(part).await;
                 if matches!(error, FetchError::Unwanted) {
                     return;
                 }
@@ -240,18 +252,33 @@ impl Channels {
     }
 }
 
-fn make(directory: &Path) -> Result<(), FetchError> {
-    fs::create_dir(directory).map_err(|source| FetchError::Own { path: directory.to_owned(), source })
+/// Does something where the disk is waited for.
+async fn on_disk<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, FetchError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let failed = |source| FetchError::Own { path: path.to_owned(), source };
+    done.map_err(io::Error::other).and_then(|result| result).map_err(failed)
 }
 
-fn create(path: &Path) -> Result<File, FetchError> {
-    File::create_new(path).map_err(|source| FetchError::Own { path: path.to_owned(), source })
+async fn make(directory: &Path) -> Result<(), FetchError> {
+    let path = directory.to_owned();
+    on_disk(directory, move || fs::create_dir(path)).await
 }
 
-fn remove(part: &Path) {
-    if let Err(error) = fs::remove_dir_all(part)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %part.display(), %error, "could not remove");
+async fn create(path: &Path) -> Result<File, FetchError> {
+    let file = path.to_owned();
+    on_disk(path, move || File::create_new(file)).await
+}
+
+async fn remove(part: &Path) {
+    let path = part.to_owned();
+    let removed = on_disk(part, move || match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!(path = %part.display(), error = %crate::chain(&error), "could not remove");
     }
 }

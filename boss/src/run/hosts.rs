@@ -1,5 +1,6 @@
 //! What the run loop and the hosts' sessions say to each other inside the boss.
 
+use super::collect::Seen;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -58,6 +59,8 @@ pub enum News {
     Fetched {
         /// Whose.
         at: TaskRef,
+        /// What is to be known of it.
+        seen: Seen,
     },
     /// It could not be fetched.
     FetchFailed {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crewboss_protocol::RunId;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::awake::Awake;
 use super::dispatch::{Dispatcher, HostState};
-use super::done::{Force, divide};
+use super::done::{Division, Force, divide};
 use super::events::{EventStream, unix_ms};
 use super::log::BossLog;
 use super::plan::{Commit, Guests, Plan, PlanError};
@@ -170,14 +170,16 @@ pub(super) async fn start(
     let common = Arc::new(common);
     let Sessions { hosts, reports, work, supervisors } = Sessions::start(&request.crew, common.clone());
     let plan = plan.with_guests(request.guests);
-    let out = OutDir::open(&request.out, &run)?;
-    let (mut journal, History { recorded, damage }) = Journal::open(out.root())?;
-    journal.begin(&run, unix_ms())?;
-    events.log_to(BossLog::open(out.root())?);
-    // Reads a result of each task that is done.
-    let (root, force) = (out.root().to_owned(), request.force);
-    let divided = tokio::task::spawn_blocking(move || (divide(&plan, &recorded, &root, force), plan));
-    let (division, plan) = divided.await.map_err(|error| RunError::Thread(std::io::Error::other(error)))?;
+    let (place, force, this) = (request.out, request.force, run.clone());
+    // The disk may stand still, and hosts are told meanwhile that we are there.
+    let opened = tokio::task::spawn_blocking(move || Record::open(&place, &this, plan, force));
+    let opened = tokio::select! {
+        biased;
+        Ok(_) = stop.wait_for(|&asked| asked) => return Err(RunError::Interrupted),
+        opened = opened => opened.map_err(|error| RunError::Thread(std::io::Error::other(error)))?,
+    };
+    let Record { out, journal, log, plan, division, damage } = opened?;
+    events.log_to(log);
     let (replies, stored) = mpsc::unbounded_channel();
     let store = Writer::start(out.root().to_owned(), journal, move |reply| {
         // If the run loop is gone, the process is about to end.
@@ -192,6 +194,28 @@ pub(super) async fn start(
     dispatcher.begin(damage);
     dispatcher.add(division);
     Ok(Started { dispatcher, inbox: Inbox { reports, stored, uploaded }, awake, supervisors })
+}
+
+/// What is open for the whole of a run, and what it says of earlier ones.
+struct Record {
+    out: OutDir,
+    journal: Journal,
+    log: BossLog,
+    plan: Plan,
+    division: Division,
+    damage: Option<String>,
+}
+
+impl Record {
+    fn open(place: &Path, run: &RunId, plan: Plan, force: Force) -> Result<Self, RunError> {
+        let out = OutDir::open(place, run)?;
+        let (mut journal, History { recorded, damage }) = Journal::open(out.root())?;
+        journal.begin(run, unix_ms())?;
+        let log = BossLog::open(out.root())?;
+        // Reads a result of each task that is done.
+        let division = divide(&plan, &recorded, out.root(), force);
+        Ok(Self { out, journal, log, plan, division, damage })
+    }
 }
 
 /// Reads the repository on a thread that may wait.

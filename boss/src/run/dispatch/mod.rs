@@ -263,7 +263,7 @@ impl Dispatcher {
                 let host = self.name(host);
                 self.events.emit(EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms });
             }
-            News::Fetched { at } => self.fetched(at),
+            News::Fetched { at, seen } => self.fetched(at, seen),
             News::FetchFailed { at, reason, at_boss } => self.fetch_failed(host, at, reason, at_boss),
             News::Broken { reason } => self.stop(Stopped::Error(reason)),
             News::Lost { reason, retry_ms, ours } => self.lost(host, reason, Some(retry_ms), ours),

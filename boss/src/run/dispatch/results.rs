@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{HostName, Outcome, Phase, PhaseClock, TaskId, TaskRef, ToWorker};
 
-use super::super::collect::{Collected, given_up, witness};
+use super::super::collect::{Collected, Seen, given_up, witness};
 use super::super::hosts::Order;
 use super::super::session_error::stood_still;
 use super::super::site::LOG_SLACK;
-use super::super::upload::{UploadJob, Uploader, UploadsEnd, stage_name};
+use super::super::upload::{UploadJob, UploadsEnd, stage_name};
 use super::{Dispatcher, Storing};
 use crate::event::{EventKind, Stopped};
 use crate::scheduler::{Ended, GiveUp, HostIndex, Input, Unfit};
@@ -107,7 +107,7 @@ impl Dispatcher {
         let whole = self.events.now().0.saturating_sub(since.0);
         phases.add_waiting(Duration::from_millis(whole.saturating_sub(phases.total_ms())));
         let clock = PhaseClock::after(phases);
-        Collected { done, host, earlier, part, fetched: false, log_more: String::new(), clock }
+        Collected { done, host, earlier, part, fetched: None, log_more: String::new(), clock }
     }
 
     /// What is done with a result here begins.
@@ -116,11 +116,12 @@ impl Dispatcher {
         self.tell_phase(host, collected.done.at, phase, String::new());
     }
 
-    pub(super) fn fetched(&mut self, at: TaskRef) {
+    pub(super) fn fetched(&mut self, at: TaskRef, seen: Seen) {
         self.following.remove(&at);
         if let Some((host, mut collected)) = self.fetching.remove(&at) {
-            collected.fetched = true;
-            if !collected.done.outcome.is_good() || !Uploader::is_wanted(&collected.part) {
+            let uploads = seen.uploads && collected.done.outcome.is_good();
+            collected.fetched = Some(seen);
+            if !uploads {
                 self.submit(Some((host, at)), collected);
             } else if self.stopped.is_none() {
                 self.upload(host, collected);
