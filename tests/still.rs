@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use support::boss::{Boss, Results};
+use support::lab::{Lab, User};
 use support::scene::{FAST_LIMITS, Scene};
 use support::{A_RUN, SOON, read, run, wait_for, write};
 
@@ -153,4 +154,26 @@ fn a_disk_of_results_that_stands_still_costs_no_host_and_no_result() {
                 && results.only(&format!("t{target}")).join("artifacts/a").exists()
         );
     }
+}
+
+#[test]
+fn a_bulk_process_that_stands_still_costs_no_result_and_does_not_stay() {
+    let lab = Lab::shared();
+    let scene = Scene::with_commits(
+        "commits = 'HEAD'\n[target.t]\nstages.run = 'seq 1 20000; until [ -e /srv/builder/go ]; do sleep 0.05; done; echo end'\n",
+        1,
+    );
+    let limits = "[limits]\nheartbeat = \"1s\"\nsilence = \"2m\"\nstall = \"2s\"\n";
+    let crew = scene.crew_with(limits, &lab, User::Plain, &[("host1", "slots = 1")]);
+    let running = scene.build(&lab, &crew).start();
+    wait_for("the channel of the log", SOON, || {
+        let found = lab.on("host1", "pgrep -f '[b]ulk --session' || true");
+        // One brought the source, the other one is asked for the log.
+        (found.lines().count() == 2).then_some(())
+    });
+    lab.on("host1", "pkill -STOP -f '[b]ulk --session'; touch /srv/builder/go");
+    let ended = running.end(A_RUN).expect_code(0).expect_tasks(1, "success");
+    assert!(ended.results.file("t", "log").ends_with("20000\nend\n"), "{ended:#?}");
+    lab.on("host1", "rm /srv/builder/go");
+    lab.expect_clean(&["host1"]);
 }

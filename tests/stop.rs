@@ -82,7 +82,7 @@ fn a_second_signal_ends_the_boss_at_once() {
 fn kill_workers_cleans_what_is_dead_and_spares_what_lives() {
     let lab = Lab::shared();
     let scene = long();
-    let running = busy(&scene, &lab, User::Root, "boss");
+    let mut running = busy(&scene, &lab, User::Root, "boss");
     let crew = scene.path("crew.toml").display().to_string();
 
     let gentle = scene.crewboss(Some(&lab), &["kill-workers", "--crew", &crew]).called("gentle").run();
@@ -91,6 +91,10 @@ fn kill_workers_cleans_what_is_dead_and_spares_what_lives() {
 
     let forced = scene.crewboss(Some(&lab), &["kill-workers", "--force", "--crew", &crew]).called("forced");
     forced.run().expect_code(0).expect_said("host1").expect_said("host2");
+    // Whoever has lost work learns whom to ask.
+    let lost = running.wait_for_event("host_lost", |_| true);
+    let why = lost["reason"].as_str().unwrap_or_default();
+    assert!(why.contains("from `crewboss kill-workers` of root@") && why.ends_with("; ask them"), "{why}");
     // The boss has lost its workers and may have started new ones by now.
     running.signal("INT");
     let ended = running.end_in_time(STOP_WITHIN);

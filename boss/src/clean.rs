@@ -15,21 +15,20 @@ pub struct Thoroughly {
     pub purge: bool,
 }
 
-/// Cleans all hosts at once, in the order of the crew; `told` hears each when it is done.
+/// Cleans all hosts at once, in the order of the crew; `told` hears each when it is done. `by` is
+/// who wants it, as `user@computer`: people whose workers are ended are told.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
 pub async fn clean(
     crew: &Crew,
     how: Thoroughly,
+    by: &str,
     told: &mut dyn FnMut(Heard<'_, CleanReport>),
 ) -> Result<Vec<Answer<CleanReport>>, RunError> {
-    let words: &'static [&'static str] = match (how.force, how.purge) {
-        (false, false) => &["clean"],
-        (true, false) => &["clean", "--force"],
-        (false, true) => &["clean", "--purge"],
-        (true, true) => &["clean", "--force", "--purge"],
-    };
+    let mut words = vec!["clean".to_owned(), "--by".to_owned(), by.to_owned()];
+    words.extend(how.force.then(|| "--force".to_owned()));
+    words.extend(how.purge.then(|| "--purge".to_owned()));
     // Ending workers in order takes seconds, removing large trees may take minutes.
     of_crew(crew, Question { words, is_work: true }, told).await
 }

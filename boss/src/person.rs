@@ -17,7 +17,9 @@ use crate::report::{Answer, Heard, Question, ReportError, of_crew, of_link};
 use crate::run::{RunError, forgiven};
 
 /// The role that tells. It only reads some files.
-const OVERVIEW: Question = Question { words: &["overview"], is_work: false };
+fn question() -> Question {
+    Question { words: vec!["overview".to_owned()], is_work: false }
+}
 
 /// What is read of a role's standard error, which only one that crashes uses.
 const STDERR_MAX: u64 = 4096;
@@ -36,7 +38,7 @@ pub async fn overview(
     crew: &Crew,
     told: &mut dyn FnMut(Heard<'_, Overview>),
 ) -> Result<Vec<Answer<Overview>>, RunError> {
-    of_crew(crew, OVERVIEW, told).await
+    of_crew(crew, question(), told).await
 }
 
 /// Why a person does not get to a host.
@@ -119,7 +121,7 @@ impl Visit {
         let binary = OwnBinary::current().map_err(RunError::from)?;
         let failed = |source: ReportError| PersonError::Report { host: host.name.clone(), source };
         let link = connector.connect(host).await.map_err(|error| failed(error.into()))?;
-        let overview = of_link(&link, &binary, host, OVERVIEW).await.map_err(failed)?;
+        let overview = of_link(&link, &binary, host, &question()).await.map_err(failed)?;
         let (host, ssh, timing) = (host.clone(), crew.ssh.clone(), crew.timing);
         Ok((Self { host, link, binary, ssh, timing, _connector: connector }, overview))
     }

@@ -58,10 +58,10 @@ pub enum Heard<'a, T> {
 }
 
 /// A question to one host.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Question {
     /// The role and its arguments; `--machines` is added.
-    pub(crate) words: &'static [&'static str],
+    pub(crate) words: Vec<String>,
     /// Whether it is work, which takes as long as it does, and not only an answer.
     pub(crate) is_work: bool,
 }
@@ -83,9 +83,9 @@ where
     let binary = Arc::new(OwnBinary::current()?);
     let mut asked = JoinSet::new();
     for (index, host) in crew.hosts.iter().cloned().enumerate() {
-        let (connector, binary) = (connector.clone(), binary.clone());
+        let (connector, binary, question) = (connector.clone(), binary.clone(), question.clone());
         asked.spawn(async move {
-            let answer = of_host(&connector, &binary, &host, question).await;
+            let answer = of_host(&connector, &binary, &host, &question).await;
             (index, answer.map_err(|error| crate::with_hint(&error, error.hint())))
         });
     }
@@ -124,7 +124,7 @@ async fn of_host<T: DeserializeOwned + Validate>(
     connector: &Connector,
     binary: &OwnBinary,
     host: &Host,
-    question: Question,
+    question: &Question,
 ) -> Result<T, ReportError> {
     let link = connector.connect(host).await?;
     let report = of_link(&link, binary, host, question).await?;
@@ -137,9 +137,9 @@ pub(crate) async fn of_link<T: DeserializeOwned + Validate>(
     link: &Link,
     binary: &OwnBinary,
     host: &Host,
-    question: Question,
+    question: &Question,
 ) -> Result<T, ReportError> {
-    let mut words = question.words.to_vec();
+    let mut words: Vec<&str> = question.words.iter().map(String::as_str).collect();
     words.extend(host.machines.iter().flat_map(|machines| ["--machines", machines]));
     let role = Role { works_first: question.is_work, ..Role::new(&words, host.work.as_deref()) };
     let mut channel = start(link, binary, role, b"").await?.channel;

@@ -38,6 +38,10 @@ pub use target::{Command, Environment, Stage, Target};
 /// started by hand; a difference ends the session.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// The variable that the processes of a session on a host carry, so that whoever ends it finds
+/// them.
+pub const SESSION_VARIABLE: &str = "CREWBOSS_SESSION";
+
 /// An error and its causes in one line, each said once: how errors travel in messages and stand in logs.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -399,7 +399,7 @@ pub enum FromWorker {
 }
 
 /// Why a worker ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// The boss said `quit`.
@@ -415,6 +415,9 @@ pub enum Ending {
     Signal {
         /// Which.
         number: u32,
+        /// From whom, and what to do about that, as far as the host knows it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        by: String,
     },
     /// It cannot go on; `error` says why.
     Broken,
@@ -426,10 +429,13 @@ impl std::fmt::Display for Ending {
             Ending::Asked => f.write_str("the boss asked the worker to end"),
             Ending::Closed => f.write_str("the connection to the worker was closed"),
             Ending::Silence { ms } => write!(f, "the worker heard nothing from this boss for {ms} ms"),
-            Ending::Signal { number } => write!(
+            Ending::Signal { number, by } if by.is_empty() => write!(
                 f,
-                "the worker got signal {number} on its host, as from a shutdown or from `crewboss kill-workers --force`"
+                "the worker got signal {number} on its host, as from a shutdown; `last -x` there may say more"
             ),
+            Ending::Signal { number, by } => {
+                write!(f, "the worker got signal {number} on its host from {by}")
+            }
             Ending::Broken => f.write_str("the worker could not go on"),
         }
     }
@@ -702,6 +708,7 @@ impl Validate for FromWorker {
             FromWorker::Returned { tasks } => Invalid::at_most("tasks", tasks.len(), TASKS_PER_MESSAGE_MAX),
             FromWorker::Refused { text, .. }
             | FromWorker::Phase { text, .. }
+            | FromWorker::Ending { why: Ending::Signal { by: text, .. } }
             | FromWorker::Notice { text }
             | FromWorker::Error { text, .. } => Invalid::at_most("text", text.len(), TEXT_BYTES_MAX),
             FromWorker::Waiting { .. }

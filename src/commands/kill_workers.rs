@@ -7,7 +7,7 @@ use crewboss_boss::report::{Answer, Heard};
 use crewboss_protocol::clean::CleanReport;
 
 use super::build::in_runtime;
-use super::{CommandError, crew, finish, palette};
+use super::{CommandError, crew, finish, palette, whoami};
 use crate::cli::KillWorkersArgs;
 use crate::exit::Exit;
 use crate::output::{print, show, waiting_for};
@@ -27,7 +27,7 @@ fn try_run(arguments: &KillWorkersArgs) -> Result<Exit, CommandError> {
         Heard::Waiting(hosts) => waiting_for(hosts),
     };
     let how = Thoroughly { force: arguments.force, purge: arguments.purge };
-    let answers = in_runtime(async { Ok(clean(&crew, how, &mut told).await?) })?;
+    let answers = in_runtime(async { Ok(clean(&crew, how, &whoami(), &mut told).await?) })?;
     let hosts: Vec<CleanedHost> = answers.into_iter().map(cleaned).collect();
     if arguments.json {
         let json = table::json(&hosts)

@@ -123,7 +123,9 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
         "worker" => options("worker", &["--work"], rest).map(|options| Role::Worker { work: options.work }),
         "runner" => options("runner", &[], rest).map(|_| Role::Runner),
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
-        "clean" => options("clean", &["--work", "--machines", "--force", "--purge"], rest).and_then(clean),
+        "clean" => {
+            options("clean", &["--work", "--machines", "--force", "--purge", "--by"], rest).and_then(clean)
+        }
         "overview" => options("overview", &["--work", "--machines"], rest).and_then(overview),
         person::ENTER => person::wish(person::ENTER, rest).map(|(call, wish)| Role::Person(call, wish)),
         person::RELEASE => person::wish(person::RELEASE, rest).map(|(call, wish)| Role::Person(call, wish)),
@@ -179,6 +181,8 @@ fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> 
             "--machines" => options.machines = Some(value()?),
             "--port" => options.guest.port = Some(value()?.into()),
             "--shell-port" => options.guest.shell_port = Some(value()?.into()),
+            // Workers that are ended read it in the command line.
+            "--by" => drop(value()?),
             "--purge" => options.how.purge = true,
             _ => options.how.force = true,
         }
@@ -232,6 +236,7 @@ mod tests {
             Some(Ok(Role::Clean { how: Thoroughly { force, purge }, work: None, machines }))
         };
         assert_eq!(of("clean --force"), clean(true, false, None));
+        assert_eq!(of("clean --force --by ann@laptop"), clean(true, false, None));
         assert_eq!(of("clean --purge"), clean(false, true, None));
         let machines = Some("/m".to_owned());
         assert_eq!(of("clean --machines /m"), clean(false, false, machines));
@@ -258,6 +263,7 @@ mod tests {
             "bulk --session ../x",
             "clean now",
             "clean --machines",
+            "clean --by",
             "worker --machines /m",
             "verify",
             "verify a b",

@@ -92,9 +92,13 @@ fn wait(worker: u32, signals: &Signals, listener: &mut Listener) -> Option<i32> 
         if ready == 0 && listener.is_overdue(look) && kill_at.is_none() {
             kill_at = Some(now);
         }
-        while let Some(signal) = signals.take() {
+        while let Some((signal, sender)) = signals.take_with_sender() {
             if signal != libc::SIGCHLD && kill_at.is_none() {
-                process.signal(Signal::TERM);
+                // It is a child of ours that nobody has waited for, so the number is still its own.
+                match sender {
+                    Some(sender) if sys::pass_on(pid, libc::SIGTERM, sender).is_ok() => {}
+                    _ => drop(process.signal(Signal::TERM)),
+                }
                 kill_at = Some(now + WORKER_WITHIN);
             }
         }

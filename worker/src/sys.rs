@@ -1,6 +1,7 @@
 //! The few system calls that neither std nor rustix has: signal masks, signalfd, and waiting with resource usage.
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -52,15 +53,60 @@ impl Signals {
 
     /// Takes one pending signal.
     pub fn take(&self) -> Option<i32> {
+        self.take_with_sender().map(|(number, _)| number)
+    }
+
+    /// As [`Self::take`], with the process that has sent it. None has if it was the kernel itself.
+    pub fn take_with_sender(&self) -> Option<(i32, Option<Sender>)> {
         let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::read(&self.fd, &mut info) {
-            Ok(len) if len == info.len() => {
-                let [a, b, c, d, ..] = info;
-                i32::try_from(u32::from_ne_bytes([a, b, c, d])).ok()
+            Ok(len) if len == info.len() => {}
+            _ => return None,
+        }
+        let word = |at: usize| info[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
+        let number = i32::try_from(word(offset_of!(libc::signalfd_siginfo, ssi_signo))).ok()?;
+        let pid = word(offset_of!(libc::signalfd_siginfo, ssi_pid));
+        let sender = match word(offset_of!(libc::signalfd_siginfo, ssi_code)).cast_signed() {
+            libc::SI_USER | libc::SI_TKILL => {
+                Some(Sender { pid, uid: Some(word(offset_of!(libc::signalfd_siginfo, ssi_uid))) })
+            }
+            // See `pass_on`.
+            libc::SI_QUEUE => {
+                let at = offset_of!(libc::signalfd_siginfo, ssi_ptr);
+                let value = info[at..at + 8].try_into().map_or(0, u64::from_ne_bytes);
+                let [pid, uid] = [value & u64::from(u32::MAX), value >> 32];
+                let whole = cfg!(target_pointer_width = "64");
+                Some(Sender {
+                    pid: u32::try_from(pid).unwrap_or(0),
+                    uid: u32::try_from(uid).ok().filter(|_| whole),
+                })
             }
             _ => None,
-        }
+        };
+        Some((number, sender))
     }
+}
+
+/// Who has sent a signal. The process may have ended meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    /// Its number.
+    pub pid: u32,
+    /// Its user, if that is known.
+    pub uid: Option<u32>,
+}
+
+/// Sends a signal on behalf of another, who is told with it.
+///
+/// # Errors
+/// As the system says: if the process is gone, or not ours to signal.
+pub fn pass_on(pid: i32, signal: i32, sender: Sender) -> io::Result<()> {
+    let value = u64::from(sender.uid.unwrap_or(0)) << 32 | u64::from(sender.pid);
+    // Where an address has 32 bits, there is room for the number alone.
+    #[expect(clippy::cast_possible_truncation, reason = "see above")]
+    let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(value as usize) };
+    // SAFETY: passes plain numbers, of which none is used as an address.
+    if unsafe { libc::sigqueue(pid, signal, value) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Takes a variable out of the environment of this process and its children to come.
@@ -149,5 +195,32 @@ pub fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usi
         Ok(ready) => Ok(ready),
         Err(rustix::io::Errno::INTR) => Ok(0),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_names_who_has_sent_it_also_if_another_passes_it_on() {
+        // A thread of its own: signals that it blocks nobody else misses, since they are sent to it
+        // alone.
+        std::thread::spawn(|| {
+            let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
+            let own = Sender { pid: std::process::id(), uid: Some(rustix::process::geteuid().as_raw()) };
+            // SAFETY: sends a signal that is blocked to this very thread.
+            unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+            assert_eq!(signals.take_with_sender(), Some((libc::SIGUSR2, Some(own))));
+            let another = Sender { pid: 4711, uid: Some(1_000_000) };
+            let value = usize::try_from(u64::from(1_000_000_u32) << 32 | 4711).unwrap();
+            let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(value) };
+            // SAFETY: as above; the value is a number.
+            unsafe { libc::pthread_sigqueue(libc::pthread_self(), libc::SIGUSR2, value) };
+            assert_eq!(signals.take_with_sender(), Some((libc::SIGUSR2, Some(another))));
+            assert_eq!(signals.take(), None);
+        })
+        .join()
+        .unwrap();
     }
 }

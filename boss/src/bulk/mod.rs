@@ -76,7 +76,8 @@ impl Bulk {
         timing: &Timing,
     ) -> Result<Self, ShipError> {
         let words = ["bulk", "--session", session.as_str()];
-        let channel = start(link, binary, Role::new(&words, work), b"").await?.channel;
+        let role = Role { session: Some(session.as_str()), ..Role::new(&words, work) };
+        let channel = start(link, binary, role, b"").await?.channel;
         Self::over(link.host().clone(), channel, timing)
             .map_err(|source| ShipError::Io { host: link.host().clone(), source })
     }

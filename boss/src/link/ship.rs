@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crewboss_protocol::SESSION_VARIABLE;
 use crewboss_protocol::codec::{Line, LineDecoder};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -84,6 +85,9 @@ pub struct Role<'a> {
     pub words: &'a [&'a str],
     /// The host's `work` directory, if the crew file names one.
     pub work: Option<&'a str>,
+    /// The session that it belongs to, on whose end it is ended if it is still there. A worker says
+    /// so of itself.
+    pub session: Option<&'a str>,
     /// Whether its first line is also its last, which comes when all is done.
     pub works_first: bool,
 }
@@ -91,12 +95,18 @@ pub struct Role<'a> {
 impl<'a> Role<'a> {
     /// One that soon says that it is there.
     pub fn new(words: &'a [&'a str], work: Option<&'a str>) -> Self {
-        Self { words, work, works_first: false }
+        Self { words, work, session: None, works_first: false }
     }
 
     /// By what and for how long it may say nothing at first.
     fn patience(&self, timing: &Timing) -> (&'static str, Duration) {
         if self.works_first { ("standstill", timing.standstill) } else { ("ready", timing.ready) }
+    }
+
+    /// Processes of a session are known by a variable in their environment.
+    fn mark(&self) -> String {
+        let session = self.session.map(|session| format!("export {SESSION_VARIABLE}={}; ", quote(session)));
+        session.unwrap_or_default()
     }
 
     fn arguments(&self) -> String {
@@ -127,7 +137,7 @@ pub async fn start(
     role: Role<'_>,
     opening: &[u8],
 ) -> Result<Running, ShipError> {
-    let script = start_script(&binary.sha256, &role.arguments());
+    let script = role.mark() + &start_script(&binary.sha256, &role.arguments());
     let patience = role.patience(link.timing());
     match begin(link, &script, opening, patience).await? {
         Begun::Runs(channel) => return Ok(Running { channel: *channel, shipped: false }),

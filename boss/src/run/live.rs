@@ -142,15 +142,15 @@ impl Live {
                     let unexpected = SessionError::Ended { stderr: String::new() };
                     return (
                         messages,
-                        Some(self.ending.map_or(unexpected, |why| SessionError::Ending { why })),
+                        Some(self.ending.take().map_or(unexpected, |why| SessionError::Ending { why })),
                     );
                 }
                 Ok(message) => {
                     if let FromWorker::Alive { number, .. } = message {
                         self.round_trip = self.round_trip.take().or(answered(&mut self.pinged, number));
                     }
-                    if let FromWorker::Ending { why } = message {
-                        self.ending = Some(why);
+                    if let FromWorker::Ending { why } = &message {
+                        self.ending = Some(why.clone());
                     }
                     messages.push(message);
                 }
@@ -175,7 +175,7 @@ impl Live {
     pub(super) async fn ended(&mut self) -> SessionError {
         // A link is cut anywhere, also in the middle of a line.
         let _torn = self.decoder.finish();
-        if let Some(why) = self.ending {
+        if let Some(why) = self.ending.take() {
             return SessionError::Ending { why };
         }
         let words = last_words(&mut self.guard).await;

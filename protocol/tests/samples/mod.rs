@@ -405,7 +405,12 @@ pub fn from_worker() -> Vec<FromWorker> {
             kind: WorkerErrorKind::Version,
             text: "this worker speaks version 1, the boss 2".to_owned(),
         },
-        FromWorker::Ending { why: Ending::Signal { number: 15 } },
+        FromWorker::Ending {
+            why: Ending::Signal {
+                number: 15,
+                by: "process 4711 (bash) of the user ann (1000); ask them".to_owned(),
+            },
+        },
         FromWorker::Finished,
     ]
 }

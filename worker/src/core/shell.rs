@@ -22,6 +22,7 @@ use crate::layout::Layout;
 use crate::machine::directory::Machines;
 use crate::process::{kill_all_descendants, kill_orphans};
 use crate::runner::message::{FromRunner, Job};
+use crate::sender;
 use crate::slots::{LOOK, Share, Slots};
 use crate::storage::is_no_space;
 use crate::sys;
@@ -212,9 +213,10 @@ impl Shell {
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
         if ready[0]
-            && let Some(signal) = channel.signals.take()
+            && let Some((signal, sender)) = channel.signals.take_with_sender()
         {
-            self.events.push_back(Event::Stop(Ending::Signal { number: signal.unsigned_abs() }));
+            let by = sender::story(sender);
+            self.events.push_back(Event::Stop(Ending::Signal { number: signal.unsigned_abs(), by }));
         }
         // Runners first: what they say may make room for what the boss says.
         for (index, ready) in talking.into_iter().zip(&ready[fixed..]) {

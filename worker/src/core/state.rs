@@ -632,7 +632,7 @@ impl Core {
             return;
         }
         self.stopping = Some(now);
-        self.ending = Some(why);
+        self.ending = Some(why.clone());
         if why != Ending::Asked {
             actions.push(Action::Send(FromWorker::Ending { why }));
         }

@@ -421,7 +421,7 @@ fn a_failure_is_told_late_and_holds_up_nothing_and_a_success_is_told_at_once() {
 
 #[test]
 fn a_failure_just_before_the_end_of_the_worker_is_none_unless_the_boss_wants_that_end() {
-    let signal = Event::Stop(Ending::Signal { number: 15 });
+    let signal = Event::Stop(Ending::Signal { number: 15, by: String::new() });
     for (asked, how, outcome) in
         [(false, signal, Outcome::Cancelled), (true, Event::Boss(ToWorker::Quit), Outcome::Failure)]
     {

@@ -26,8 +26,8 @@ use crate::short;
 use crate::storage::remove_tree;
 use crewboss_ground::{Directory, Held, Open, is_younger};
 
-/// The variable that every process of a task carries.
-pub const MARK: &str = "CREWBOSS_SESSION";
+/// The variable that every process of a task or a bulk channel carries.
+pub const MARK: &str = crewboss_protocol::SESSION_VARIABLE;
 
 /// How long a worker that was asked to end may take before it is killed. Its own limit for stopping is below this.
 pub(crate) const END_WITHIN: Duration = Duration::from_secs(6);

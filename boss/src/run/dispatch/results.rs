@@ -42,7 +42,7 @@ impl Dispatcher {
 
     /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us for too long.
     fn cancelled(&self, host: HostIndex, otherwise: String) -> Ended {
-        let ending = self.hosts[host.0 as usize].ending;
+        let ending = self.hosts[host.0 as usize].ending.as_ref();
         match self.awake.explains() {
             Some(stood) => Ended::Cancelled { why: stood_still(stood), ours: true },
             None => Ended::Cancelled { why: ending.map_or(otherwise, |why| why.to_string()), ours: false },
