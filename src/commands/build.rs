@@ -1,6 +1,7 @@
 //! `crewboss build`: from the arguments to a run and its exit code.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 use crewboss_boss::dry_run::{DryTarget, dry_run as plan_run};
 use crewboss_boss::event::{EventSink, Summary};
@@ -82,14 +83,17 @@ fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
         }
         None => build.selection,
     };
-    let beside = || directory.join(OUT_DEFAULT);
+    let out = match &arguments.out {
+        Some(out) => from.join(out),
+        None => own_directory(directory.join(OUT_DEFAULT))?,
+    };
     Ok(RunRequest {
         crew,
         selection,
         targets: build.targets,
         guests,
         uploads: Uploads { directory: directory.clone(), commands: build.uploads },
-        out: arguments.out.as_ref().map_or_else(beside, |out| from.join(out)),
+        out,
         repository: found.repository,
         force: match interactive {
             // Nobody can be let into a task that is not run.
@@ -102,6 +106,18 @@ fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
         priority: arguments.priority,
         boss: whoami(),
     })
+}
+
+/// What nobody has named is not to lead elsewhere: it may have come with the repository.
+fn own_directory(path: PathBuf) -> Result<PathBuf, CommandError> {
+    if !path.is_symlink() {
+        return Ok(path);
+    }
+    let why = format!(
+        "{} is a symbolic link\n  hint: if results should go there, name it with --out",
+        path.display()
+    );
+    Err(CommandError::Usage(why))
 }
 
 fn verbosity(arguments: &BuildArgs) -> Verbosity {

@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crewboss_boss::crew::Crew;
-use crewboss_boss::run::RunError;
+use crewboss_boss::run::{RunError, StoreError};
 
 use crate::cli::CommonArgs;
 use crate::config::{self, ConfigError};
@@ -79,6 +79,9 @@ impl CommandError {
             // Nothing was started; the path given is wrong.
             CommandError::Events(crate::terminal::events::EventsError::Create { .. }) => Exit::Usage,
             CommandError::Run(RunError::Source(_) | RunError::Plan(_)) => Exit::Usage,
+            CommandError::Run(RunError::Store(StoreError::Foreign { .. } | StoreError::NoDirectory(_))) => {
+                Exit::Usage
+            }
             CommandError::Run(RunError::Interrupted) => Exit::Interrupted,
             CommandError::Events(_)
             | CommandError::System { .. }

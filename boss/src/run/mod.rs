@@ -34,6 +34,8 @@ pub use done::Force;
 pub use plan::{Guests, PlanError, TASKS_MAX};
 pub use start::{RunError, RunRequest};
 
+pub use crate::store::StoreError;
+
 pub(crate) use awake::{Awake, forgiven};
 pub(crate) use dispatch::{offer, requirements};
 pub(crate) use done::{Division, confirmed, divide};

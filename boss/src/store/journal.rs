@@ -12,11 +12,9 @@ use crewboss_ground::{Open, Replace};
 use crewboss_protocol::RunId;
 
 use super::durable::sync_directory;
+use super::layout::JOURNAL;
 use super::record::{Contents, Damage, JOURNAL_SCHEMA, Record, Recorded, read};
 use super::result::TaskKey;
-
-/// Its name in the result directory.
-const NAME: &str = "run.jsonl";
 
 /// What it was before damage was taken out.
 const DAMAGED: &str = "run.jsonl.damaged";
@@ -74,7 +72,7 @@ pub struct Journal {
 impl Journal {
     /// Opens the journal of a result directory, takes out what is damaged and gives what is recorded.
     pub fn open(root: &Path) -> Result<(Self, History), JournalError> {
-        let path = root.join(NAME);
+        let path = root.join(JOURNAL);
         let error = |action| {
             let path = path.clone();
             move |source| JournalError::Io { action, path, source }
@@ -99,7 +97,7 @@ impl Journal {
 
     /// What is recorded in a result directory, which may not exist. Nothing is changed.
     pub fn read(root: &Path) -> Result<History, JournalError> {
-        let path = root.join(NAME);
+        let path = root.join(JOURNAL);
         let text = load(&path)?;
         Ok(History::new(&path, parse(&text, &path)?, None))
     }
@@ -209,7 +207,7 @@ fn parse(text: &[u8], path: &Path) -> Result<Contents, JournalError> {
 fn mend(root: &Path, damaged: &[u8], mended: &[u8]) -> io::Result<()> {
     const MODE: u32 = 0o644;
     Replace::with_mode(MODE).synced().path(&root.join(DAMAGED), damaged)?;
-    Ok(Replace::with_mode(MODE).synced().path(&root.join(NAME), mended)?)
+    Ok(Replace::with_mode(MODE).synced().path(&root.join(JOURNAL), mended)?)
 }
 
 #[cfg(test)]
@@ -261,7 +259,7 @@ mod tests {
     #[test]
     fn a_torn_last_line_is_cut_off_wherever_it_was_torn() {
         let dir = written(&[recorded(1, Outcome::Success, None), recorded(2, Outcome::Success, None)]);
-        let path = dir.path().join(NAME);
+        let path = dir.path().join(JOURNAL);
         let whole = fs::read(&path).unwrap();
         let last = whole[..whole.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
         for cut in last..whole.len() {
@@ -281,7 +279,7 @@ mod tests {
     #[test]
     fn what_is_damaged_is_told_taken_out_and_kept_beside() {
         let dir = written(&[recorded(1, Outcome::Success, None), recorded(2, Outcome::Success, None)]);
-        let path = dir.path().join(NAME);
+        let path = dir.path().join(JOURNAL);
         let mut text = fs::read(&path).unwrap();
         let second = text.iter().position(|&byte| byte == b'\n').unwrap() + 1;
         text[second..second + 20].fill(0);
@@ -308,7 +306,7 @@ mod tests {
     #[test]
     fn a_newer_journal_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, text) = (dir.path().join(NAME), "{\"run\":{\"schema\":9,\"new\":true}}\ngarbage\n");
+        let (path, text) = (dir.path().join(JOURNAL), "{\"run\":{\"schema\":9,\"new\":true}}\ngarbage\n");
         fs::write(&path, text).unwrap();
         let error = Journal::open(dir.path()).unwrap_err();
         assert!(matches!(error, JournalError::Newer { found: 9, .. }), "{error}");
@@ -334,7 +332,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let output = limited(dir.path(), bytes);
             assert!(output.status.success(), "{output:?}");
-            let text = fs::read(dir.path().join(NAME)).unwrap();
+            let text = fs::read(dir.path().join(JOURNAL)).unwrap();
             assert!(text.ends_with(b"\n") && text.len() as u64 <= bytes, "{bytes}");
             let (_, history) = Journal::open(dir.path()).unwrap();
             assert_eq!(history.damage, None, "{bytes}");

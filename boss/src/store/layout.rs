@@ -12,6 +12,15 @@ use super::durable::make_directories;
 /// Longest part of a commit's subject in a directory name.
 const SUBJECT_CHARS_MAX: usize = 40;
 
+/// The journal's name.
+pub(super) const JOURNAL: &str = "run.jsonl";
+
+/// Names that are ours, besides those of commits.
+const OWN_NAMES: [&str; 4] = [".gitignore", ".lock", JOURNAL, "boss.log"];
+
+/// How further names begin that are ours.
+const OWN_BEGINNINGS: [&str; 3] = [".part-", ".tmp", "host-"];
+
 /// What went wrong in the result directory.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -29,6 +38,17 @@ pub enum StoreError {
     /// Something in the result directory is not what it should be.
     #[error(transparent)]
     Ground(#[from] crewboss_ground::Error),
+    /// The directory has something in it that is none of ours.
+    #[error("{} is no directory of results: {name:?} is in it", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// The first of it.
+        name: String,
+    },
+    /// It is none at all.
+    #[error("{} is not a directory", .0.display())]
+    NoDirectory(PathBuf),
     /// Another boss writes into the same directory.
     #[error(
         "another crewboss is using the result directory {} ({holder}); hint: wait for it, or choose another directory with --out",
@@ -49,6 +69,9 @@ impl StoreError {
             Self::Io { .. } => {
                 Some("results are kept there; make room for them, or name another directory with --out")
             }
+            Self::Foreign { .. } | Self::NoDirectory(_) => Some(
+                "name one that is new or empty with --out: whatever is in it is ignored by git from then on, and is no source",
+            ),
             Self::Ground(_) | Self::InUse { .. } => None,
         }
     }
@@ -73,8 +96,12 @@ impl OutDir {
     /// It may have come with a repository, so nothing in it is believed to be ours: what has a fixed name is used if it is a
     /// file, or directory, of this user.
     pub fn open(root: &Path, run: &RunId) -> Result<Self, StoreError> {
+        if root.metadata().is_ok_and(|found| !found.is_dir()) {
+            return Err(StoreError::NoDirectory(root.to_owned()));
+        }
         make_directories(root).map_err(StoreError::io("create", root))?;
         let directory = Directory::open(root)?;
+        refuse_foreign(root)?;
         let lock = lock(&directory)?;
         match Open::create_new().within(&directory, ".gitignore") {
             Ok(mut ignore) => {
@@ -110,6 +137,31 @@ impl Drop for OutDir {
             tracing::warn!(path = %self.root.display(), %error, "could not unlock");
         }
     }
+}
+
+/// Refuses a directory with something in it that is not ours, unless a journal says that there are results as well.
+fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
+    if root.join(JOURNAL).symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(root).map_err(StoreError::io("read", root))? {
+        let name = entry.map_err(StoreError::io("read", root))?.file_name();
+        let name = name.to_string_lossy();
+        let begins = |begin: &&str| name.starts_with(begin);
+        if !OWN_NAMES.contains(&&*name) && !OWN_BEGINNINGS.iter().any(begins) && !is_of_commit(&name) {
+            return Err(StoreError::Foreign { path: root.to_owned(), name: name.into_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory has the results of a commit: `<nn>_of_<mm>_g...`.
+fn is_of_commit(name: &str) -> bool {
+    let (number, rest) = name.split_once("_of_").unwrap_or_default();
+    let (count, _) = rest.split_once("_g").unwrap_or_default();
+    [number, count]
+        .iter()
+        .all(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn lock(root: &Directory) -> Result<File, StoreError> {
@@ -213,6 +265,25 @@ mod tests {
         assert!(dir.path().join("01_of_01_gabc_x/native").exists());
         assert_eq!(fs::read_to_string(dir.path().join(".gitignore")).unwrap(), "*\n");
         assert!(out.part("1.1".parse().unwrap()).starts_with(dir.path().join(".part-r1")));
+    }
+
+    #[test]
+    fn a_directory_of_something_else_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".lock", ".gitignore", "boss.log", "host-a.log", "02_of_10_gabc_x"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        drop(OutDir::open(dir.path(), &run("r1")).unwrap());
+        let project = tempfile::tempdir().unwrap();
+        fs::write(project.path().join("main.c"), "").unwrap();
+        let error = OutDir::open(project.path(), &run("r1")).unwrap_err();
+        assert!(error.to_string().ends_with(" is no directory of results: \"main.c\" is in it"), "{error}");
+        assert!(error.hint().is_some() && fs::read_dir(project.path()).unwrap().count() == 1);
+        fs::write(project.path().join(JOURNAL), "").unwrap();
+        drop(OutDir::open(project.path(), &run("r1")).unwrap());
+        let error = OutDir::open(&project.path().join("main.c"), &run("r1")).unwrap_err();
+        assert!(matches!(error, StoreError::NoDirectory(_)), "{error}");
+        assert!(!is_of_commit("_of__g") && !is_of_commit("1_of_x_g") && is_of_commit("1_of_2_g"));
     }
 
     #[test]
