@@ -16,6 +16,7 @@ use crewboss_ground::Open;
 use crewboss_protocol::host::SlotHolder;
 use crewboss_protocol::message::Hello;
 use crewboss_protocol::{HostFacts, TreeId, chain};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 
 pub use load::load;
 
@@ -48,6 +49,12 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
+    /// What a task makes could not be run, and each would be told as a failure of the task.
+    #[error(
+        "the work directory {} is on a file system that is mounted noexec; hint: name another directory for this host by `work` in crew.toml",
+        .0.display()
+    )]
+    NoExec(PathBuf),
 }
 
 /// Finds out everything about the host. Makes the work directory if it is not there.
@@ -58,6 +65,10 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     let work = layout.work();
     let failed = |source| ProbeError::Work { path: work.to_owned(), source };
     layout.make_work().map_err(|error| failed(error.into()))?;
+    let mount = statvfs(work).map_err(|error| failed(error.into()))?;
+    if mount.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+        return Err(ProbeError::NoExec(work.to_owned()));
+    }
     let mut cache = if hello.refresh { Cache::default() } else { Cache::load(&layout.probe_cache()) };
     let threads =
         std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));

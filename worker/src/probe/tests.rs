@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::*;
+use crate::testing::{Mount, run};
 
 fn hello(toolchains: &[(&str, &Path)]) -> Hello {
     let toolchains: BTreeMap<_, _> = toolchains
@@ -124,4 +125,14 @@ fn a_source_whose_objects_were_removed_is_not_offered() {
     assert_eq!(trees(&layout), [tree]);
     fs::remove_dir_all(layout.objects()).unwrap();
     assert_eq!(trees(&layout), []);
+}
+
+#[test]
+fn a_work_directory_where_nothing_may_be_executed_is_refused() {
+    let mount = Mount::btrfs();
+    let layout = Layout::new(mount.path().join("work"));
+    assert!(probe(&layout, &hello(&[])).is_ok());
+    run(std::process::Command::new("mount").args(["-o", "remount,noexec"]).arg(mount.path()));
+    let error = probe(&layout, &hello(&[])).unwrap_err().to_string();
+    assert!(error.contains("mounted noexec; hint: name another directory"), "{error}");
 }
