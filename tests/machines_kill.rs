@@ -1,4 +1,4 @@
-//! Whoever is killed at whatever step of a guest's life: the run ends right, and the next worker or `kill-workers` leaves
+//! Whoever is killed, or stands still, at whatever step of a guest's life: the run ends right, and the next worker or `kill-workers` leaves
 //! nothing on the host.
 //!
 //! Each case has a work directory and machines of its own on one btrfs, and a host that is this computer, so that variables
@@ -16,7 +16,7 @@ use serde_json::Value;
 use support::boss::{Ended, Running};
 use support::ground::{Ground, Place, Process, wait_for_halt};
 use support::scene::Scene;
-use support::{wait_for, write};
+use support::{read, wait_for, write};
 
 use Victim::{All, Boss, Guardian, Qemu, Runner, Worker};
 use Way::{Bootstrap, Hold, Interactive, Save, Served, Task, Tftp, Warm};
@@ -390,4 +390,72 @@ fn a_guest_whose_qemu_is_killed_is_noticed_long_before_its_stage_ends() {
 fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
     u64::try_from(now.as_millis()).expect("not that late")
+}
+
+/// Who stands still where, and how its task ends.
+const STILL: [(Way, &str, Victim, &str); 6] = [
+    (Task, "booting", Runner, "success"),
+    (Warm, "preparing", Runner, "success"),
+    (Warm, "collecting", Runner, "success"),
+    (Warm, "stopping", Qemu, "success"),
+    (Task, "booting", Qemu, "success"),
+    (Task, "running", Qemu, "timeout"),
+];
+
+/// Nobody is killed: whoever watches the one that stands still has to end it.
+#[test]
+fn whoever_stands_still_at_whatever_step_is_ended_and_nothing_is_left() {
+    let ground = ground();
+    std::thread::scope(|scope| {
+        for cases in STILL.chunks(STILL.len().div_ceil(AT_ONCE)) {
+            let ground = &ground;
+            scope.spawn(move || cases.iter().for_each(|case| stand_still(ground, case)));
+        }
+    });
+}
+
+fn stand_still(ground: &Ground, &(way, step, victim, outcome): &(Way, &'static str, Victim, &str)) {
+    let case = Case { way, step, victim };
+    let place = ground.place(&format!("still-{}", case.name()));
+    // A guest that does not come up is given up soon, as is a runner that does not go on.
+    place.copy(&ground.place("base"), way.machines());
+    place.variant(way.machines()[0], "soon", "limits = { startup = \"40s\" }");
+    let machine = if way == Task { "soon" } else { way.machines()[0] };
+    let limit = if outcome == "timeout" { "timeout = '20s'\nhold = '0'\n" } else { "" };
+    let stage = if outcome == "timeout" { "echo it runs; sleep 600" } else { "echo 1 >made" };
+    let build = format!(
+        "commits = 'HEAD'\n{limit}[target.t]\nenvironment = {{ machine = '{machine}' }}\nartifacts = ['made*']\n\
+         stages.run = '{stage}'\n"
+    );
+    let scene = Scene::with_commits(&build, 1);
+    let boss = place.build(&scene, 1, &[]);
+    let crew = scene.path("crew.toml");
+    write(&crew, read(&crew).replace("[limits]\n", "[limits]\nstandstill = \"40s\"\n"));
+    if outcome == "timeout" {
+        let mut boss = boss.start();
+        boss.wait_for_output("it runs");
+        stop_qemu(&place);
+        let ended = boss.end(A_WHILE).expect_code(100).expect_civil().expect_tasks(1, outcome);
+        return place.expect_clean(&ended);
+    }
+    let mut boss = boss.env("CREWBOSS_HALT_AT", format!("{step}={}", halted(&place).display())).start();
+    wait_for("the step", A_WHILE, || (halted(&place).exists() || boss.has_ended()).then_some(()));
+    let runner = wait_for_halt(&place, &mut boss, A_WHILE);
+    if victim == Qemu {
+        stop_qemu(&place);
+        runner.signal("CONT");
+    } else {
+        let retried = boss.wait_for_event_within("task_retried", A_WHILE, |_| true);
+        let reason = retried["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("runner") && reason.contains("still"), "{}: {retried}", case.name());
+    }
+    let ended = boss.end(A_WHILE).expect_code(0).expect_civil().expect_tasks(1, outcome);
+    place.expect_clean(&ended);
+}
+
+fn stop_qemu(place: &Place) {
+    let processes = place.processes();
+    let guests: Vec<&Process> = processes.iter().filter(|one| one.is_qemu()).collect();
+    assert!(!guests.is_empty(), "{processes:#?}");
+    guests.iter().for_each(|guest| guest.signal("STOP"));
 }
