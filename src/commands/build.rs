@@ -92,7 +92,7 @@ fn request(arguments: &BuildArgs) -> Result<RunRequest, CommandError> {
         selection,
         targets: build.targets,
         guests,
-        uploads: Uploads { directory: directory.clone(), commands: build.uploads },
+        uploads: Uploads { directory, commands: build.uploads },
         out,
         repository: found.repository,
         force: match interactive {
