@@ -144,7 +144,7 @@ impl Case {
     /// Whether the run goes on to its end after somebody was killed whom it can do without; the others are stopped as soon
     /// as the task is to be run again, which saves a boot.
     fn goes_on(&self) -> bool {
-        matches!((self.way, self.step), (Task | Tftp, "running"))
+        matches!((self.way, self.step), (Task | Tftp, "running") | (Bootstrap, "bootstrapping"))
             || matches!((self.way, self.step, self.victim), (Save, "saving", Runner))
     }
 
@@ -245,6 +245,7 @@ fn try_case(ground: &Ground, case: &Case) {
             wait_for("the worker to end", A_WHILE, || place.processes().is_empty().then_some(()));
         }
         All => {}
+        Qemu if case.way == Bootstrap => expect_another_bootstrap(case, boss),
         _ if case.way == Bootstrap => expect_end_of_bootstrap(case, boss.end(A_WHILE)),
         Qemu if case.needs_qemu() => expect_another_attempt(case, boss),
         Qemu => expect_end_without_qemu(case, boss.end(A_WHILE)),
@@ -296,11 +297,21 @@ fn expect_end_without_qemu(case: &Case, ended: Ended) {
     }
 }
 
+/// That is nothing of the machine's, which is not suspended for it.
+fn expect_another_bootstrap(case: &Case, boss: Running) {
+    let again = "tries it once more: QEMU of a guest of tiny was killed from outside, by signal 9";
+    wait_for("another try", A_WHILE, || boss.story().contains(again).then_some(()));
+    if case.goes_on() {
+        drop(boss.end(A_WHILE).expect_code(0).expect_civil().expect_said("bootstrapped in"));
+    } else {
+        boss.signal("TERM");
+        drop(boss.end(A_WHILE).expect_code(130).expect_civil());
+    }
+}
+
 fn expect_end_of_bootstrap(case: &Case, ended: Ended) {
     let ended = ended.expect_civil();
     match case.victim {
-        // That is nothing of the machine's, which is not suspended for it.
-        Qemu => drop(ended.expect_code(102).expect_said("was killed from outside, by signal 9")),
         Runner => drop(ended.expect_code(102).expect_said("its runner was killed")),
         // The worker ends in order then, or its session is lost.
         _ => drop(ended.expect_code(102)),
@@ -381,10 +392,46 @@ fn a_guest_whose_qemu_is_killed_is_noticed_long_before_its_stage_ends() {
     let message = done["message"].as_str().unwrap_or_default();
     let story = "QEMU of a guest of tiny was killed from outside, by signal 9";
     assert_eq!(message.matches(story).count(), 2, "both stories: {done}");
+    let result: Value = serde_json::from_str(&ended.results.file("t", "result.json")).expect("JSON");
+    let stage = &result["stages"][0];
+    assert_eq!((&stage["name"], &stage["exit"]), (&"run".into(), &"lost".into()), "{result:#}");
+    let of_stage = support::phase_ms(&result, &serde_json::json!({ "stage": "run" }));
+    assert!(of_stage.is_some() && of_stage >= stage["wall_ms"].as_u64(), "{result:#}");
     let done = done["time_ms"].as_u64().expect("a time");
     // It takes milliseconds; the silence of a guest is noticed after two minutes.
     assert!(done.saturating_sub(killed) < 60_000, "noticed after {} ms", done.saturating_sub(killed));
     place.expect_clean(&ended);
+}
+
+#[test]
+fn a_bootstrap_whose_qemu_is_killed_twice_says_so_and_its_machine_is_not_suspended() {
+    let ground = ground();
+    let place = ground.place("twice");
+    place.copy(&ground.place("base"), &["tiny"]);
+    place.toolchain("slow", "#!/bin/sh\necho it installs\nsleep 600\n");
+    let build = "commits = 'HEAD'\n[target.t]\nenvironment = { machine = 'tiny' }\ntoolchain = 'slow'\n\
+                 stages.run = 'true'\n";
+    let scene = Scene::with_commits(build, 1);
+    let story = "was killed from outside, by signal 9";
+    let ask = &["machines", "bootstrap", "tiny", "--toolchain", "slow", "-v"];
+    for boss in [place.command(&scene, ask), place.build(&scene, 1, &[])] {
+        let boss = boss.start();
+        for number in 1..=2 {
+            wait_for("the bootstrap", A_WHILE, || {
+                (boss.story().matches("it installs").count() >= number).then_some(())
+            });
+            let processes = place.processes();
+            processes.iter().find(|one| one.is_qemu()).expect("a guest").signal("KILL");
+        }
+        let ended = boss.end(A_WHILE).expect_civil().expect_said("abnormal");
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(said.matches(story).count() >= 2, "both stories: {ended:#?}");
+        let is_build = !ended.events.is_empty();
+        let ended = ended.expect_code(if is_build { 100 } else { 102 });
+        place.expect_clean(&ended);
+    }
+    let shown = place.crewboss(&scene, &["machines", "--json"]).end(A_WHILE).expect_code(0);
+    assert!(shown.stdout.contains("\"slow\"") && !shown.stdout.contains("suspended"), "{shown:#?}");
 }
 
 fn now_ms() -> u64 {

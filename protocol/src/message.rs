@@ -248,6 +248,11 @@ pub enum BootstrapEnd {
         /// Why, for a person.
         why: String,
     },
+    /// Its guest was killed from outside each time that it was tried; the machine is as it was.
+    Abnormal {
+        /// The story of each time, for a person.
+        why: String,
+    },
     /// It was not made, for a reason that is not the machine's.
     Failed {
         /// Why, for a person.
@@ -744,9 +749,9 @@ impl Validate for BootstrapEnd {
             BootstrapEnd::Made { versions, .. } | BootstrapEnd::Ready { versions } => {
                 Invalid::at_most("versions", versions.len(), VERSIONS_MAX)
             }
-            BootstrapEnd::Suspended { why } | BootstrapEnd::Failed { why } => {
-                Invalid::at_most("why", why.len(), TEXT_BYTES_MAX)
-            }
+            BootstrapEnd::Suspended { why }
+            | BootstrapEnd::Abnormal { why }
+            | BootstrapEnd::Failed { why } => Invalid::at_most("why", why.len(), TEXT_BYTES_MAX),
             BootstrapEnd::Cancelled => Ok(()),
         }
     }

@@ -68,6 +68,7 @@ fn of_line(line: &Line) -> (&'static str, String) {
         }
         Verdict::Ended(BootstrapEnd::Ready { versions }) => ("already ready", shown(versions)),
         Verdict::Ended(BootstrapEnd::Suspended { why }) => ("suspended", why.clone()),
+        Verdict::Ended(BootstrapEnd::Abnormal { why }) => ("abnormal", why.clone()),
         Verdict::Ended(BootstrapEnd::Failed { why }) => ("failed", why.clone()),
         Verdict::Ended(BootstrapEnd::Cancelled) => ("cancelled", String::new()),
     }
@@ -146,6 +147,10 @@ mod tests {
                     line("postgres15", Verdict::Ended(BootstrapEnd::Ready { versions })),
                     line("hurd", Verdict::Ended(BootstrapEnd::Suspended { why: why() })),
                     line("win", Verdict::Ended(BootstrapEnd::Failed { why: "no disk".to_owned() })),
+                    line(
+                        "shot",
+                        Verdict::Ended(BootstrapEnd::Abnormal { why: "signal 9\nsignal 9".to_owned() }),
+                    ),
                     line("big", Verdict::Skipped { why: "it needs 64 GiB".to_owned() }),
                     line("late", Verdict::Ended(BootstrapEnd::Cancelled)),
                 ]),
@@ -163,6 +168,7 @@ lab1  debian12    default    ready          bootstrapped in 1m 01s: gcc 12.2.0
 lab1  postgres15  default    already ready  gcc 12.2.0
 lab1  hurd        default    suspended      it did not boot, 3 times: panic
 lab1  win         default    failed         no disk
+lab1  shot        default    abnormal       signal 9 signal 9
 lab1  big         default    skipped        it needs 64 GiB
 lab1  late        default    cancelled
 
@@ -179,7 +185,7 @@ away
         let value: serde_json::Value = serde_json::from_str(&json(&hosts()).unwrap()).unwrap();
         assert_eq!(value[0]["machines"][0]["end"]["made"]["took_ms"], 61_000);
         assert_eq!(value[0]["machines"][2]["good"], false);
-        assert_eq!(value[0]["machines"][4]["skipped"], "it needs 64 GiB");
+        assert_eq!(value[0]["machines"][5]["skipped"], "it needs 64 GiB");
         assert_eq!(value[2].as_object().unwrap().len(), 2);
     }
 

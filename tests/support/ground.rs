@@ -108,6 +108,13 @@ impl Place {
         run(Command::new(script).arg("--into").arg(&self.machines).args(small).args(options).arg(name));
     }
 
+    /// Makes a toolchain with this script.
+    pub fn toolchain(&self, name: &str, script: &str) {
+        let bootstrap = self.machines.join("toolchains").join(name).join("bootstrap");
+        super::write(&bootstrap, script);
+        run(Command::new("chmod").arg("755").arg(bootstrap));
+    }
+
     /// Makes the machine `name` of one that is bootstrapped, with a further line in its manifest; so is the new one then.
     pub fn variant(&self, of: &str, name: &str, line: &str) {
         let mut command = Command::new("sh");

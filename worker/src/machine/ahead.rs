@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crewboss_protocol::Phases;
-use crewboss_protocol::message::BootstrapEnd;
+use crewboss_protocol::message::{BootstrapEnd, Cause};
 
 use super::directory::Standing;
 use super::supply::{Supply, Told, newer};
@@ -13,14 +13,26 @@ use crate::runner::job::{millis, shortened};
 use crate::runner::link::Link;
 use crate::runner::message::BootstrapJob;
 
-/// Makes a machine ready. A suspension is forgotten: who asks has looked.
+/// Makes a machine ready. A suspension is forgotten: who asks has looked. If somebody kills its QEMU, that says nothing of
+/// the machine: it is tried once more, and left as it is the second time.
 pub fn bootstrap(job: &BootstrapJob, link: &mut Link) -> BootstrapEnd {
     let at = job.order.at;
     let mut watch = Watch::new(link, at, Phases::default());
-    let end = make(job, &mut watch).unwrap_or_else(|stop| {
-        let why = shortened(stop.to_string());
+    let mut end = make(job, &mut watch);
+    let first = end.as_ref().err().filter(|stop| stop.cause() == Cause::Killed).map(Stop::to_string);
+    if let Some(first) = &first {
+        // As a task is: what has killed it may be gone.
+        watch.step(format!("tries it once more: {first}"));
+        end = make(job, &mut watch);
+    }
+    let end = end.unwrap_or_else(|stop| {
+        let why = shortened(match &first {
+            Some(first) => format!("{stop}\nthe try before it: {first}"),
+            None => stop.to_string(),
+        });
         match stop {
             Stop::Cancelled => BootstrapEnd::Cancelled,
+            Stop::Killed { .. } => BootstrapEnd::Abnormal { why },
             stop if stop.spares_machine() => BootstrapEnd::Failed { why },
             _ => BootstrapEnd::Suspended { why },
         }
