@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::SlotHolder;
-use crate::id::{Name, TaskRef, TreeId};
+use crate::id::{Name, RunId, TaskRef, TreeId};
 use crate::limits::MACHINES_MAX;
 use crate::machine::{HeldGuest, MachineHolder, Visitor};
 use crate::message::{Invalid, Validate};
+use crate::phase::Phase;
 
 /// Slots in one overview; a host never has nearly as many.
 const SLOTS_MAX: usize = 65_536;
@@ -17,12 +18,39 @@ pub struct Overview {
     /// Who holds which slot, of all bosses.
     #[serde(default)]
     pub slots: Vec<SlotHolder>,
+    /// What runs in slots, of all bosses.
+    #[serde(default)]
+    pub tasks: Vec<RunningTask>,
     /// Guests that run.
     #[serde(default)]
     pub guests: Vec<RunningGuest>,
     /// Guests that are kept for a person.
     #[serde(default)]
     pub held: Vec<HeldGuest>,
+}
+
+/// An attempt that has a slot, or a bootstrap that a person wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningTask {
+    /// Who started the boss, as `user@computer`.
+    pub boss: String,
+    /// The boss's run.
+    pub run: RunId,
+    /// The attempt.
+    pub at: TaskRef,
+    /// The task's target, unless it is a bootstrap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Name>,
+    /// The task's commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<TreeId>,
+    /// The machine that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Name>,
+    /// What it is at.
+    pub phase: Phase,
+    /// For how long, in milliseconds.
+    pub for_ms: u64,
 }
 
 /// A guest that runs.
@@ -68,6 +96,7 @@ impl Validate for Overview {
             if len <= max { Ok(()) } else { Err(Invalid { field, why: why() }) }
         };
         fits("slots", self.slots.len(), SLOTS_MAX)?;
+        fits("tasks", self.tasks.len(), SLOTS_MAX)?;
         fits("guests", self.guests.len(), MACHINES_MAX)?;
         fits("held", self.held.len(), MACHINES_MAX)
     }

@@ -13,7 +13,7 @@ use crewboss_protocol::machine::{
     Accelerator, CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts, MachineHolder, MachineRole,
     MachineState, Visitor,
 };
-use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
+use crewboss_protocol::overview::{Overview, RunningGuest, RunningTask, Waiting};
 use crewboss_protocol::{
     Attempt, Feature, HostFacts, HostName, Load, Name, Outcome, Phase, Phases, SlotHolder, TaskId, TaskRef,
     Toolchain, TreeId,
@@ -341,8 +341,24 @@ pub fn overview() -> Overview {
         user: Some(user.clone()),
         waiting,
     };
+    let task = |task, target, machine, phase, for_ms| RunningTask {
+        boss: "ann@laptop".to_owned(),
+        run: "20260102-030405-1".parse().unwrap(),
+        at: at(task, 1),
+        target,
+        commit: Some(TreeId([0x1a; 20])),
+        machine,
+        phase,
+        for_ms,
+    };
+    let machine = || Some(name("debian12"));
     Overview {
         slots: host_facts().holders,
+        tasks: vec![
+            task(2, Some(name("arm")), None, Phase::Stage(name("test")), 130_000),
+            task(3, Some(name("x86")), machine(), Phase::Booting, 4_000),
+            task(1, None, machine(), Phase::Bootstrapping, 3_600_000),
+        ],
         guests: vec![
             guest("debian12-gcc12-p0q1r2", "waiting", Some(waiting)),
             guest("debian12-gcc12-s3t4u5", "booting", None),

@@ -20,6 +20,7 @@ pub fn render(hosts: &[Answer<Overview>], palette: Palette, now: u64) -> String 
                 put(&mut text, format_args!("{name}: {}\n", counts(overview)));
                 let mut table = Table::new(&[]);
                 slots(overview, &mut table);
+                tasks(overview, &mut table);
                 guest_rows(host, overview, true, now, &mut table);
                 text.push_str(&table.render("  "));
             }
@@ -75,6 +76,22 @@ fn slots(overview: &Overview, table: &mut Table) {
             format!("slot {}", holder.slot),
             format!("{who}, run {}, priority {}", holder.run, holder.priority),
         ]);
+    }
+}
+
+fn tasks(overview: &Overview, table: &mut Table) {
+    for task in &overview.tasks {
+        let who = shortened(&one_line(&task.boss), 60);
+        let what = match (&task.target, task.commit, &task.machine) {
+            (Some(target), Some(commit), Some(machine)) => {
+                format!("{target}@{commit:.8} of {who} in {machine}")
+            }
+            (Some(target), Some(commit), None) => format!("{target}@{commit:.8} of {who}"),
+            (.., Some(machine)) => format!("bootstrap of {machine} for {who}"),
+            _ => format!("task {} of {who}", task.at),
+        };
+        let long = duration(task.for_ms);
+        table.row(["task".to_owned(), format!("{what}: {}, for {long}", task.phase)]);
     }
 }
 
@@ -147,6 +164,9 @@ mod tests {
         insta::assert_snapshot!(render(&hosts(), Palette::PLAIN, NOW), @r"
         lab1: 1 slot in use, 2 guests running, 1 guest kept
           slot 0  ann@laptop, run 20260102-030405-1, priority 0
+          task    arm@1a1a1a1a of ann@laptop: stage test, for 2m 10s
+          task    x86@1a1a1a1a of ann@laptop in debian12: booting, for 4.0s
+          task    bootstrap of debian12 for ann@laptop: bootstrapping, for 1h 00m
           waits   x86@1a1a1a1a of ann@laptop: for you at stage check, 30m 00s left, entered by eve@desk from 192.0.2.7, for 2 min, process 4712: crewboss enter lab1/debian12-gcc12-p0q1r2
           runs    debian12-gcc12-s3t4u5 for ann@laptop, task 3.1: booting
           kept    arm@1a1a1a1a of ann@laptop: timeout in stage test, 58m 00s left: crewboss enter lab1/debian12-gcc12-k3x9

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod bulk;
 pub mod cgroup;
 pub mod core;
+pub mod doing;
 pub mod environment;
 pub mod guardian;
 pub mod layout;

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use crewboss_protocol::limits::MACHINES_MAX;
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
@@ -12,7 +13,7 @@ use crate::layout::Layout;
 use crate::machine::directory::Machines;
 use crate::machine::lock::{self, Holding};
 use crate::machine::record::{self, GuestRecord};
-use crate::{machine, probe};
+use crate::{doing, machine, probe};
 
 /// Prints an [`Overview`] as one line. Returns 1 if the directories cannot be resolved.
 pub fn main(work: Option<PathBuf>, machines: Option<&str>) -> ExitCode {
@@ -35,6 +36,7 @@ pub fn overview(layout: &Layout, machines: &Machines) -> Overview {
     let guests = running.filter_map(|record| guest(machines, &holdings, record));
     Overview {
         slots: probe::holders(layout),
+        tasks: doing::running(layout, SystemTime::now()),
         guests: guests.take(MACHINES_MAX).collect(),
         held: machine::probe::held(machines),
     }

@@ -18,7 +18,7 @@ use crewboss_protocol::message::{
     ArtifactCount, BootstrapEnd, BootstrapOrder, Cause, Done, Ending, Hello, Hold, LogEnd, Pause, Ready,
     Refusal, TaskOrder, WorkerErrorKind,
 };
-use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
+use crewboss_protocol::overview::{Overview, RunningGuest, RunningTask, Waiting};
 use crewboss_protocol::visit::{Bytes, FromPerson, ToPerson};
 use crewboss_protocol::{
     Command, Environment, Feature, FromWorker, HostFacts, Load, Outcome, PROTOCOL_VERSION, Phase, Phases,
@@ -472,6 +472,16 @@ pub fn clean_report() -> Vec<CleanReport> {
 pub fn overview() -> Vec<Overview> {
     vec![Overview {
         slots: vec![],
+        tasks: vec![RunningTask {
+            boss: "ada@laptop".to_owned(),
+            run: name("20260704-120000-3f2a"),
+            at: name("3.1"),
+            target: Some(name("unzip")),
+            commit: Some(TreeId([0x1a; 20])),
+            machine: Some(name("debian12")),
+            phase: Phase::Stage(name("check")),
+            for_ms: 130_000,
+        }],
         guests: vec![RunningGuest {
             id: name("debian12-gcc12-p0q1r2"),
             machine: name("debian12"),

@@ -49,6 +49,7 @@ impl<'a> Watch<'a> {
         let mut clock = PhaseClock::after(before);
         // The worker proper has said so.
         clock.begin(Phase::Machine, Instant::now());
+        link.doing.note(&Phase::Machine);
         Self { link, console: None, hub: Hub::default(), clock, at, seen: VecDeque::new(), cancelled: false }
     }
 
@@ -60,6 +61,7 @@ impl<'a> Watch<'a> {
     /// The attempt comes to its next phase.
     pub fn begin(&mut self, phase: Phase) {
         if self.clock.current() != Some(&phase) {
+            self.link.doing.note(&phase);
             self.clock.begin(phase, Instant::now());
             self.step("");
         }

@@ -92,6 +92,7 @@ impl Attempt<'_> {
         for (index, stage) in self.spec.target.stages.iter().enumerate() {
             let phase = Phase::Stage(stage.name.clone());
             self.clock.begin(phase.clone(), Instant::now());
+            link.doing.note(&phase);
             // The first one has been announced when it got its slot.
             if index > 0 {
                 link.forward(&FromWorker::Phase { at: self.job.at, phase, text: String::new() });
@@ -189,6 +190,7 @@ impl Attempt<'_> {
     /// That there is nothing to collect is the ordinary case, and not worth a word.
     fn begin_collecting(&mut self, link: &mut Link) {
         self.clock.begin(Phase::Collecting, Instant::now());
+        link.doing.note(&Phase::Collecting);
         if !self.spec.target.artifacts.is_empty() || uploads::are_in(&self.job.out) {
             // That can take far longer than building it.
             link.promise(Instant::now());

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::SendFlags;
 
 use super::message::ToRunner;
+use crate::doing::Doing;
 
 /// A live piece is sent at most this often: as smooth as an eye can tell, cheap for a build that prints line by line.
 const LIVE_EVERY: Duration = Duration::from_millis(100);
@@ -31,6 +32,8 @@ pub struct Link {
     standstill: Duration,
     /// By when the worker proper was told that it will hear of us.
     promised: Option<Instant>,
+    /// What others are told who look at the host.
+    pub doing: Doing,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +56,7 @@ impl Link {
             live,
             standstill: STANDSTILL,
             promised: None,
+            doing: Doing::default(),
         }
     }
 
@@ -148,6 +152,7 @@ impl Link {
         self.write();
         self.live = Live::default();
         self.promised = None;
+        self.doing.end();
     }
 
     fn write(&mut self) {

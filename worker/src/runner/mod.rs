@@ -22,6 +22,8 @@ use job::{Kept, run_job};
 use link::Link;
 use message::{Spec, ToRunner};
 
+use crate::doing::What;
+use crate::layout::Layout;
 use crate::machine::ahead::bootstrap;
 use crate::machine::task::run_in_guest;
 use crate::process::kill_all_descendants;
@@ -53,6 +55,11 @@ fn serve(mut link: Link) {
             ToRunner::Run(job) => {
                 // The worker proper defines before it orders; anything else means that one of us is broken.
                 let Some(spec) = specs.get(&job.target) else { return };
+                if let Some(session) = job.dir.parent() {
+                    let machine = job.machine.as_ref().map(|machine| machine.machines.name.clone());
+                    let task = Some((spec.target.name.clone(), job.commit));
+                    link.doing.begin(session, What { at: job.at, task, machine });
+                }
                 let done = match &job.machine {
                     Some(machine) => run_in_guest(&job, machine, spec, &mut link),
                     None => run_job(&job, spec, &mut link, &mut kept),
@@ -60,6 +67,9 @@ fn serve(mut link: Link) {
                 link.done(done);
             }
             ToRunner::Bootstrap(job) => {
+                let session = Layout::new(&job.machine.work).session(&job.machine.session);
+                let machine = Some(job.order.machine.clone());
+                link.doing.begin(&session, What { at: job.order.at, task: None, machine });
                 let end = bootstrap(&job, &mut link);
                 link.bootstrapped(job.order.at, end);
             }
