@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support::machines::{Kept, PLAIN, Site, TINY, target};
 use crate::support::scene::Scene;
-use crate::support::{read, run, write};
+use crate::support::{phase_ms, read, run, write};
 
 /// A machine with [`INIT`] and [`AGENT`]: a word on its kernel's command line says what it does.
 const ODD: &str = "odd";
@@ -30,7 +30,7 @@ enum By {
 struct Odd(By, &'static str, &'static str, &'static [&'static str]);
 
 /// Guests that harm themselves alone: each has a result.
-const RESULTS: [Odd; 23] = [
+const RESULTS: [Odd; 24] = [
     Odd(By::Tftp, "asks-forever", "timeout", &["4000 ms"]),
     Odd(By::Tftp, "puts-without-end", "success", &["refused to the guest: log", "no more room"]),
     Odd(
@@ -41,6 +41,7 @@ const RESULTS: [Odd; 23] = [
     ),
     Odd(By::Tftp, "puts-twice", "success", &["it is complete, and is taken once"]),
     Odd(By::Tftp, "puts-after-the-result", "success", &[]),
+    Odd(By::Tftp, "tells-strange-stages", "success", &[]),
     Odd(By::Tftp, "half-a-result", "abnormal", &["cut off"]),
     Odd(By::Tftp, "lies-about-stages", "abnormal", &["its stages are not those of the task"]),
     Odd(By::Tftp, "no-result", "abnormal", &["switched itself off"]),
@@ -170,6 +171,11 @@ fn guests_that_never_begin_are_given_up_and_their_console_is_kept() {
     let kept = run_odd(&site, &NEVER);
     expect(&kept, &NEVER);
     assert!(kept.ended.of_kind("host_paused").is_empty(), "the host is not to blame: {:#?}", kept.ended);
+    for target in ["panics-at-once", "off-at-once", "never-asks"] {
+        let result = kept.result(target);
+        assert!(phase_ms(&result, &"booting".into()).is_some_and(|ms| ms > 0), "{result:#}");
+        assert!(result["stages"].as_array().is_none_or(Vec::is_empty), "{result:#}");
+    }
     for target in ["panics-at-once", "floods-at-once"] {
         let console = kept.file(target, "artifacts/console.log");
         assert!(console.len() < 600_000, "{target}: {} bytes", console.len());

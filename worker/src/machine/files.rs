@@ -12,6 +12,8 @@ pub const TOOLCHAIN: &str = "toolchain.tar";
 pub const BOOTSTRAP: &str = "bootstrap";
 /// Says that the guest is to serve.
 pub const SERVE: &str = "serve";
+/// The name of the stage that begins, in a line; put anew at each.
+pub const STAGE: &str = "stage";
 /// Both outputs of the stages.
 pub const LOG: &str = "log";
 /// Standard error alone.

@@ -53,6 +53,10 @@ pub enum GuestEvent {
     Nonsense(String),
     /// It asked for its task by TFTP.
     Got,
+    /// It gets its source by TFTP, or has got it.
+    Source(Way),
+    /// It begins to put this file by TFTP.
+    Putting(String),
     /// It has put this file by TFTP.
     Put(String),
     /// It asked for what it may not have.
@@ -67,6 +71,15 @@ pub enum GuestEvent {
     Killed(String),
     /// It is gone.
     Ended(String),
+}
+
+/// How far a transfer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// At its beginning.
+    Begun,
+    /// At its end.
+    Ended,
 }
 
 /// What somebody else ends a process with. The other signals are of QEMU's own making, to which a guest may drive it.
@@ -521,7 +534,15 @@ fn look_at_server(server: &mut Server, now: Instant, events: &mut Vec<GuestEvent
     server.handle(now);
     while let Some(event) = server.event() {
         match event {
-            tftp::Event::GetStarted { name } if name != files::SOURCE => events.push(GuestEvent::Got),
+            tftp::Event::GetStarted { name } if name == files::SOURCE => {
+                events.push(GuestEvent::Source(Way::Begun));
+            }
+            tftp::Event::GetStarted { .. } => events.push(GuestEvent::Got),
+            tftp::Event::GetDone { name, .. } if name == files::SOURCE => {
+                events.push(GuestEvent::Source(Way::Ended));
+            }
+            tftp::Event::GetDone { .. } => {}
+            tftp::Event::PutStarted { name } => events.push(GuestEvent::Putting(name)),
             tftp::Event::PutDone { name, .. } => events.push(GuestEvent::Put(name)),
             tftp::Event::Aborted { name, why } => events.push(GuestEvent::Refused(format!("{name}: {why}"))),
             tftp::Event::Refused { what, why, .. } => {
@@ -531,8 +552,6 @@ fn look_at_server(server: &mut Server, now: Instant, events: &mut Vec<GuestEvent
                 events.push(GuestEvent::Refused(format!(
                     "a packet from {from}, which is not the guest: {why}"
                 )));
-            }
-            tftp::Event::GetStarted { .. } | tftp::Event::GetDone { .. } | tftp::Event::PutStarted { .. } => {
             }
         }
     }

@@ -14,7 +14,7 @@ use crewboss_protocol::machine::Accelerator;
 use super::directory::Machines;
 use super::exchange::{SOURCE_DISK_BYTES, archive_length};
 use super::files::{
-    ARTIFACTS, BOOTSTRAP, BOOTSTRAPPED, ENVIRONMENT, ERR, LOG, RESULT, SERVE, SOURCE, TASK, TOOLCHAIN,
+    ARTIFACTS, BOOTSTRAP, BOOTSTRAPPED, ENVIRONMENT, ERR, LOG, RESULT, SERVE, SOURCE, STAGE, TASK, TOOLCHAIN,
     put_directory, result_disk,
 };
 use super::guest::{Guest, Parts};
@@ -319,7 +319,7 @@ impl Plan<'_> {
                 let length = archive_length(source)
                     .map_err(|error| Stop::Host(format!("cannot read {}: {error}", source.display())))?;
                 let source = Offer::Part(source.to_path_buf(), length);
-                (vec![(TASK, text(document)), (SOURCE, source)], &[LOG, ERR, ARTIFACTS, RESULT])
+                (vec![(TASK, text(document)), (SOURCE, source)], &[STAGE, LOG, ERR, ARTIFACTS, RESULT])
             }
             Purpose::Bootstrap { archive, document } => {
                 let archive = Offer::File(archive.to_path_buf());
@@ -333,7 +333,8 @@ impl Plan<'_> {
         let rule = |name: &&str| {
             let big = matches!(*name, LOG | ERR | ARTIFACTS);
             let max = if big { SOURCE_DISK_BYTES } else { DOCUMENT_BYTES_MAX };
-            let rule = PutRule { path: put.join(name), max, replaceable: false, closes: *name == RESULT };
+            let (replaceable, closes) = (*name == STAGE, *name == RESULT);
+            let rule = PutRule { path: put.join(name), max, replaceable, closes };
             ((*name).to_owned(), rule)
         };
         let offers = offers.into_iter().map(|(name, offer)| (name.to_owned(), offer)).collect();

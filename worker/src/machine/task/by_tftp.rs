@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::guest::ResultDocument;
-use crewboss_protocol::{Outcome, Phase, chain};
+use crewboss_protocol::{Outcome, Phase, StageExit, chain};
 
 use super::Task;
-use crate::machine::files::{ARTIFACTS, ERR, LOG, RESULT};
-use crate::machine::guest::GuestEvent;
+use crate::machine::files::{ARTIFACTS, ERR, LOG, RESULT, STAGE};
+use crate::machine::guest::{GuestEvent, Way};
 use crate::machine::record::Step;
 use crate::machine::room;
 use crate::machine::verdict::Stop;
@@ -30,10 +30,19 @@ impl Task<'_> {
         let build = self.build();
         self.guests[build].advance(Step::Running)?;
         self.watch.begin(Phase::Stages);
+        let mut told = 0;
         loop {
             match self.next(deadline)? {
                 None => return Err(Stop::Timeout { phase: self.watch.phase(), limit, load: None }),
                 Some(GuestEvent::Put(name)) if name == RESULT => break,
+                Some(GuestEvent::Put(name)) if name == STAGE => self.hear_of_stage(&mut told),
+                Some(GuestEvent::Source(Way::Begun)) if told == 0 => self.watch.begin(Phase::Preparing),
+                Some(GuestEvent::Source(Way::Ended)) if told == 0 => self.watch.begin(self.first_phase()),
+                Some(GuestEvent::Putting(name)) if [LOG, ERR, ARTIFACTS].contains(&name.as_str()) => {
+                    // How it has ended, the result says, if there ever is one.
+                    self.end_stage(StageExit::Lost);
+                    self.watch.begin(Phase::Collecting);
+                }
                 Some(_) => {}
             }
         }
@@ -44,7 +53,11 @@ impl Task<'_> {
         let mut outcome = self.judge(&result)?;
         for stage in &result.stages {
             let phase = Phase::Stage(stage.name.clone());
-            self.watch.clock.ended().concede(&Phase::Stages, phase, stage.wall_ms);
+            let ended = self.watch.clock.ended();
+            // Of those that it has told, the time is known already.
+            if ended.iter().all(|known| known.phase != phase) {
+                ended.concede(&Phase::Stages, phase, stage.wall_ms);
+            }
         }
         self.rss_kib = result.rss_kib_max;
         (self.sizes, self.message) = (result.sizes, result.message);
@@ -53,6 +66,27 @@ impl Task<'_> {
         let bytes = archive.metadata().map_or(0, |found| found.len());
         self.unpack(&archive, bytes, result.problems, &mut outcome)?;
         Ok(outcome)
+    }
+
+    /// What it is at when it has its source and has told no stage: it may be one that never does.
+    fn first_phase(&self) -> Phase {
+        match self.spec.target.stages.as_slice() {
+            [only] => Phase::Stage(only.name.clone()),
+            _ => Phase::Stages,
+        }
+    }
+
+    /// The guest says which stage begins. What it cannot be, since that was earlier or is none of the task's, is passed over.
+    fn hear_of_stage(&mut self, told: &mut usize) {
+        let text = std::fs::read_to_string(self.put_file(STAGE)).unwrap_or_default();
+        let stages = &self.spec.target.stages;
+        let found =
+            stages.iter().enumerate().skip(*told).find(|(_, stage)| stage.name.as_str() == text.trim_end());
+        let Some((index, stage)) = found else { return };
+        *told = index + 1;
+        // Else it would not have come to the next one.
+        self.end_stage(StageExit::Code(0));
+        self.watch.begin(Phase::Stage(stage.name.clone()));
     }
 
     fn put_file(&self, name: &str) -> std::path::PathBuf {

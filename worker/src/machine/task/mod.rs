@@ -19,7 +19,7 @@ use std::time::Instant;
 use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::{Cause, Done};
-use crewboss_protocol::{Outcome, StageResult};
+use crewboss_protocol::{Outcome, StageExit, StageResult};
 
 use super::files::result_disk;
 use super::guest::{Guest, GuestEvent};
@@ -177,11 +177,16 @@ impl Task<'_> {
 
     /// A stage that has begun is part of the result, also when nobody can say any more how it ended by itself.
     fn cut_off_stage(&mut self, stop: &Stop) {
+        self.end_stage(stop.stage_exit());
+    }
+
+    /// Notes how the stage has ended that runs by what is known here, unless that is noted already.
+    fn end_stage(&mut self, exit: StageExit) {
         let phase = self.watch.phase();
         let running = phase.stage().filter(|name| self.stages.iter().all(|ended| ended.name != **name));
         let Some(name) = running.cloned() else { return };
         let wall_ms = millis(self.watch.clock.elapsed(Instant::now()));
-        self.stages.push(StageResult { name, exit: stop.stage_exit(), wall_ms, cpu_ms: 0 });
+        self.stages.push(StageResult { name, exit, wall_ms, cpu_ms: 0 });
     }
 
     fn unreadable(&self, why: String) -> Stop {
