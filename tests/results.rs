@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use support::lab::{Lab, User};
 use support::scene::Scene;
-use support::{phase_ms, read, run, write};
+use support::{A_RUN, phase_ms, read, run, write};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
 
@@ -217,6 +217,49 @@ artifacts = ["not-there"]
     lab.expect_clean(&HOSTS);
     let again = scene.build(&lab, &crew).run().expect_code(100);
     assert!(again.of_kind("task_started").is_empty(), "failures are results too: {again:#?}");
+}
+
+#[test]
+fn a_stage_that_is_stopped_or_whose_runner_is_killed_is_in_the_result_with_its_time() {
+    let lab = Lab::shared();
+    let build = "commits = 'HEAD'\n[target.t]\nstages.first = 'true'\nstages.second = 'sleep 600'\n";
+    let crew_of = |scene: &Scene| scene.crew(&lab, User::Root, &[("host1", "slots = 1")]);
+    let second = json!({ "stage": "second" });
+    for stopped in [true, false] {
+        let scene = Scene::with_commits(build, 1);
+        let crew = crew_of(&scene);
+        let mut running = scene.build(&lab, &crew).start();
+        // Without the boss's will it is tried again, as often as any task.
+        for attempt in 1..=if stopped { 1 } else { 3 } {
+            running.wait_for_event("task_phase", |event| {
+                event["phase"] == second
+                    && event["at"].as_str().is_some_and(|at| at.ends_with(&format!(".{attempt}")))
+            });
+            if stopped {
+                let mut status = scene.crewboss(Some(&lab), &["status", "--crew"]).called("status");
+                status.arg(&crew);
+                drop(status.run().expect_code(0).expect_said("of root@").expect_said(": stage second, for "));
+                running.signal("INT");
+            } else {
+                lab.on("host1", "pkill -KILL -f '[/]exe runner$'");
+            }
+        }
+        let ended = running.end(A_RUN).expect_code(if stopped { 130 } else { 102 }).expect_civil();
+        let result: serde_json::Value =
+            serde_json::from_str(&ended.results.file("t", "result.json")).expect("JSON");
+        let exits: Vec<_> =
+            result["stages"].as_array().expect("stages").iter().map(|one| &one["exit"]).collect();
+        assert_eq!(
+            exits,
+            [&json!({ "code": 0 }), &json!(if stopped { "stopped" } else { "lost" })],
+            "{result:#}"
+        );
+        for phase in [json!({ "stage": "first" }), second.clone(), "storing".into()] {
+            assert!(phase_ms(&result, &phase).is_some(), "{phase} is missing: {result:#}");
+        }
+        assert!(phase_ms(&result, &second) >= result["stages"][1]["wall_ms"].as_u64(), "{result:#}");
+        lab.expect_clean(&HOSTS);
+    }
 }
 
 #[test]
