@@ -1,5 +1,6 @@
 //! `crewboss machines bootstrap`: machines made ready ahead of the first task that needs them.
 
+use crate::support::advised;
 use crate::support::boss::Ended;
 use crate::support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, target};
 use crate::support::scene::Scene;
@@ -50,9 +51,18 @@ fn a_person_bootstraps_ahead_of_time_and_may_try_again_what_was_suspended() {
     assert!(copy(&site, &scene, "moody", "picky")["state"]["suspended"]["why"].is_string());
     site.expect_no_guests();
 
+    // A task is told what to do about it, and it works as it stands.
+    let build = target("t", "moody", "toolchain = 'picky'\nstages.run = 'true'");
+    let of_task = Scene::with_commits(&format!("commits = 'HEAD'\n{build}"), 1);
+    let refused = site.run(&of_task).expect_code(102);
+    assert!(refused.of_kind("task_retried").is_empty(), "it would be the same again: {refused:#?}");
+    let hints = advised(&refused.stdout);
+    let hint = hints.iter().find(|hint| hint.contains("machines bootstrap"));
+    let hint = hint.unwrap_or_else(|| panic!("no hint: {refused:#?}"));
+
     let manifest = format!("{}/moody-1/manifest.toml", directory("moody"));
     site.on(&format!("sed -i 's/^append = \"/&let.it.be /' {manifest}"));
-    let ended = once(&["moody", "--toolchain", "picky"]).expect_code(0);
+    let ended = of_task.typed(Some(site.lab()), hint).called("hint").start().end(A_GUEST_RUN).expect_code(0);
     assert!(ended.stdout.contains("bootstrapped in") && ended.stdout.contains("picky 1.0"), "{ended:#?}");
     assert_eq!(copy(&site, &scene, "moody", "picky")["state"], "ready");
 

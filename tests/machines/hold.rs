@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::support::boss::{Boss, Ended, Running};
 use crate::support::lab::User;
 use crate::support::machines::{A_GUEST_RUN, MACHINES, PLAIN, Site, TINY, target};
-use crate::support::scene::{FAST_LIMITS, Scene};
-use crate::support::{self, SOON, read, wait_for};
+use crate::support::scene::{FAST_LIMITS, Scene, path_with_crewboss};
+use crate::support::{self, SOON, advised, read, wait_for};
 use serde_json::Value;
 
 /// What leaves a guest.
@@ -59,6 +59,11 @@ impl Run {
         command.start().end(A_VISIT)
     }
 
+    /// Types the only command that a text advises and that has this word.
+    fn heed(&self, text: &str, word: &str) -> Ended {
+        self.scene.typed(Some(self.site.lab()), &hint(text, word)).called("hint").start().end(A_VISIT)
+    }
+
     fn status(&self) -> Value {
         let ended = self.command(&["status", "--json"]).expect_code(0);
         let hosts: Value = serde_json::from_str(&ended.stdout).expect("JSON");
@@ -76,22 +81,21 @@ impl Run {
         self.held()["id"].as_str().expect("an id").to_owned()
     }
 
-    /// A second person, without a terminal.
-    fn enter_to(&self, name: &str, words: &str) -> Person {
-        self.enter_as(name, false, words)
-    }
-
     /// A person at a terminal, or without one.
     fn enter(&self, terminal: bool, words: &str) -> Person {
         self.enter_as("person", terminal, words)
     }
 
     fn enter_as(&self, name: &str, terminal: bool, words: &str) -> Person {
-        let line = format!("{} enter --crew {} {words}", env!("CARGO_BIN_EXE_crewboss"), self.crew.display());
+        self.person(name, terminal, &format!("crewboss enter --crew {} {words}", self.crew.display()))
+    }
+
+    /// Whoever types this line.
+    fn person(&self, name: &str, terminal: bool, line: &str) -> Person {
         let program = Path::new(if terminal { "script" } else { "sh" });
         let mut command = self.site.lab().inside(program);
         if terminal {
-            command.args(["-qefc", &line, "/dev/null"]);
+            command.args(["-qefc", line, "/dev/null"]);
         } else {
             command.args(["-c", &format!("exec {line}")]);
         }
@@ -99,7 +103,7 @@ impl Run {
         let file = File::create(&out).expect("a file for what is shown");
         command
             .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+            .env("PATH", path_with_crewboss())
             .env("HOME", self.scene.path("home"))
             .env("TERM", "xterm")
             .env("SHELL", "/bin/sh")
@@ -133,6 +137,13 @@ impl Run {
         }
         self.site.expect_no_guests();
     }
+}
+
+/// The only command that a text advises and that has this word.
+fn hint(text: &str, word: &str) -> String {
+    let found: Vec<String> = advised(text).into_iter().filter(|command| command.contains(word)).collect();
+    let [only] = &found[..] else { panic!("not one hint with {word:?}: {found:?} in {text}") };
+    only.clone()
 }
 
 /// Somebody in a guest. Dropped, the link is cut.
@@ -237,11 +248,13 @@ fn after_a_timeout_a_person_finds_the_guest_as_it_was() {
     assert!(second >= first, "the stage has started anew: {second} after {first}");
     let look = || (person.runs("cat /tmp/count") != second.to_string()).then_some(());
     wait_for("the stage to count on", A_VISIT, look);
-    drop(person.leaves());
+    let shown = person.leaves();
 
-    drop(run.command(&["release", &format!("host1/{id}")]).expect_code(0).expect_said("is removed"));
+    // What is advised is done as it stands.
+    drop(run.heed(&shown, "release").expect_code(0).expect_said("is removed"));
     run.site.expect_no_guests();
-    drop(run.command(&["enter", &format!("host1/{id}")]).expect_code(102).expect_said("lists what there is"));
+    let none = run.command(&["enter", &format!("host1/{id}")]).expect_code(102);
+    drop(run.heed(&none.stderr, "enter").expect_code(0).expect_said("no guest is kept"));
 }
 
 #[test]
@@ -381,7 +394,8 @@ fn a_guest_is_taken_over_from_whoever_is_in_it() {
     for command in ["status", "enter"] {
         drop(run.command(&[command]).expect_code(0).expect_said("entered by root@"));
     }
-    let mut second = run.enter_to("second", "bad --take-over");
+    let refused = run.command(&["enter", "bad"]).expect_code(102);
+    let mut second = run.person("second", false, &hint(&refused.stderr, "--take-over"));
     second.sees("over from root@");
     let (code, shown) = first.ends();
     assert_eq!(code, Some(0), "{shown}");
@@ -455,9 +469,9 @@ fn without_our_agent_a_guest_is_kept_with_its_console() {
     ));
     drop(run.build(&[]).expect_tasks(1, "timeout"));
     drop(run.command(&["retry", "plain", "--stage", "run"]).expect_code(102).expect_said("no agent of ours"));
-    drop(run.command(&["enter", "plain", "--shell"]).expect_code(102).expect_said("--console --crew"));
+    let no_shell = run.command(&["enter", "plain", "--shell"]).expect_code(102);
     drop(run.command(&["enter", "plain", "--vnc"]).expect_code(102).expect_said("display = true"));
-    let mut person = run.enter(true, "plain");
+    let mut person = run.person("person", true, &hint(&no_shell.stderr, "--console"));
     person.sees("the console of");
     drop(person.leaves());
     run.release_all();
@@ -473,8 +487,10 @@ fn a_task_waits_for_a_person_before_a_stage() {
     let mut boss = run.boss(&["wait", "--interactive=second"]).start();
     let waiting = boss.wait_for_event("task_waiting", |_| true);
     let id = waiting["guest"].as_str().expect("a guest").to_owned();
-    let shown = &run.status()["guests"][0];
+    let status = run.status();
+    let (shown, task) = (&status["guests"][0], &status["tasks"][0]);
     assert_eq!((&shown["id"], &shown["waiting"]["stage"]), (&waiting["guest"], &"second".into()));
+    assert_eq!((&task["phase"], &task["machine"]), (&"person".into(), &TINY.into()), "{status:#}");
     drop(run.command(&["retry", "wait", "--stage", "first"]).expect_code(102).expect_said("is not held"));
     let mut person = run.enter(true, &format!("host1/{id}"));
     person.sees("Ctrl-] leaves");
@@ -482,7 +498,7 @@ fn a_task_waits_for_a_person_before_a_stage() {
     let shown = person.leaves();
     assert!(shown.contains("still waits"), "{shown}");
     assert!(boss.is_running());
-    drop(run.command(&["release", "wait"]).expect_code(0).expect_said("goes on"));
+    drop(run.heed(&shown, "release").expect_code(0).expect_said("goes on"));
     let ended = boss.end(A_GUEST_RUN).expect_code(0).expect_tasks(1, "success");
     assert!(ended.stdout.contains(&format!("crewboss enter --crew {} host1/{id}", run.crew.display())));
     run.site.expect_no_guests();

@@ -74,6 +74,12 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) {
     std::fs::write(path, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
 }
 
+/// The commands of ours that a text advises, between backticks, as they are to be typed.
+pub fn advised(text: &str) -> Vec<String> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted.filter(|one| one.starts_with("crewboss ")).map(str::to_owned).collect()
+}
+
 /// How long a phase took by a `result.json` or a `task_done`, in milliseconds, if it is there.
 pub fn phase_ms(result: &serde_json::Value, phase: &serde_json::Value) -> Option<u64> {
     let phases = result["phases"].as_array()?;

@@ -13,6 +13,9 @@ pub const LIMITS: &str = "[limits]\nheartbeat = \"1s\"\nsilence = \"2m\"\n";
 /// For tests in which a host falls silent: it is soon noticed.
 pub const FAST_LIMITS: &str = "[limits]\nheartbeat = \"1s\"\nsilence = \"4s\"\n";
 
+/// Where programs are, for somebody who has set nothing.
+const PROGRAMS: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+
 const TWO_HOSTS: [(&str, &str); 2] = [("host1", "slots = 1"), ("host2", "slots = 1")];
 
 /// A directory with all that one test needs, removed at its end.
@@ -138,6 +141,14 @@ impl Scene {
         boss
     }
 
+    /// A line of shell as somebody types it who has `crewboss` on the path.
+    pub fn typed(&self, lab: Option<&Lab>, line: &str) -> Boss {
+        let shell = Path::new("sh");
+        let mut boss = self.boss(lab.map_or_else(|| Command::new(shell), |lab| lab.inside(shell)));
+        boss.arg("-c").arg(format!("exec {line}"));
+        boss.env("PATH", path_with_crewboss())
+    }
+
     fn with_files(&self, mut boss: Boss) -> Boss {
         boss.arg("--file").arg(self.repo().join("build.toml")).arg("--out").arg(self.out());
         boss.events(self.path("events.jsonl"));
@@ -148,11 +159,17 @@ impl Scene {
     fn boss(&self, mut command: Command) -> Boss {
         command
             .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+            .env("PATH", PROGRAMS)
             .env("HOME", self.path("home"))
             .env("LANG", "C.UTF-8")
             .env("TMPDIR", self.dir.path())
             .current_dir(self.dir.path());
         Boss::new(command, self.dir.path(), self.out())
     }
+}
+
+/// A path on which our program is found by its name, as in what messages advise.
+pub fn path_with_crewboss() -> String {
+    let program = Path::new(env!("CARGO_BIN_EXE_crewboss"));
+    format!("{}:{PROGRAMS}", program.parent().expect("a directory").display())
 }
