@@ -92,3 +92,56 @@ fn nobody_reading_is_no_panic() {
         .unwrap();
     assert_eq!(status.code(), Some(0));
 }
+
+/// What `scripts/make-machine` is given, and what it says against it.
+const WRONG: [(&[&str], &str); 18] = [
+    (&[], "--into is missing"),
+    (&["--into"], "--into has no value"),
+    (&["--into", "HERE"], "the name is missing"),
+    (&["--into", "HERE", "m", "n"], "'n' is one name too many"),
+    (&["--into", "HERE", "-x"], "'-x' is not an option"),
+    (&["--into", "HERE", "a/b"], "'a/b' is no name"),
+    (&["--into", "HERE", "--volume", "locks", "m"], "cannot be called 'locks'"),
+    (&["--into", "HERE", "--compiler", "tcc", "m"], "not 'tcc'"),
+    (&["--into", "HERE", "--exchange", "http", "m"], "not 'http'"),
+    (&["--into", "HERE", "--exchange", "tftp", "--network", "none", "m"], "needs --network user"),
+    (&["--into", "HERE", "--memory", "lots", "m"], "'lots' is no size"),
+    (&["--into", "HERE", "--memory", "512M:256M", "m"], "the least memory is more than the most"),
+    (&["--into", "HERE", "--free", "0", "m"], "not between 1M and 64T"),
+    (&["--into", "HERE", "--processors", "0", "m"], "a number from 1 to 255"),
+    (&["--into", "HERE", "--service", "/nowhere", "m"], "no file that can be read"),
+    (&["--into", "HERE", "--manifest", "instances = many", "m"], "not 'many'"),
+    (&["--into", "HERE", "--manifest", "colour = 'red'", "m"], "no key 'colour'"),
+    (&["--into", "HERE", "--manifest", "role = 'build'", "m"], "sets role itself"),
+];
+
+#[test]
+fn the_script_that_makes_machines_has_help_and_refuses_before_it_touches_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = directory.path().join("local/m");
+    std::fs::create_dir_all(machine.join("m-1.1")).unwrap();
+    std::os::unix::fs::symlink("m-1.1", machine.join("m-1")).unwrap();
+    let run = |arguments: &[&str]| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/make-machine");
+        let here = directory.path().to_string_lossy();
+        let words = arguments.iter().map(|word| if *word == "HERE" { here.as_ref() } else { word });
+        Command::new(script).args(words).stdin(Stdio::null()).output().expect("bash")
+    };
+    for words in [["--help"].as_slice(), &["-h"], &["--into", "HERE", "m", "--help"]] {
+        let output = run(words);
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}", told(&output));
+        for option in ["--into DIR", "--manifest LINE", "ends with 2"] {
+            assert!(told(&output).contains(option), "{words:?} does not say {option:?}: {}", told(&output));
+        }
+    }
+    for (arguments, part) in WRONG {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", told(&output));
+        assert!(told(&output).contains(part), "{arguments:?} does not say {part:?}: {}", told(&output));
+    }
+    let mut left: Vec<_> =
+        std::fs::read_dir(&machine).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["m-1", "m-1.1"]);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}
