@@ -50,7 +50,7 @@ pub async fn dry_run(request: RunRequest) -> Result<DryRun, RunError> {
     let mut scheduler = Scheduler::new(u32::try_from(crew.hosts.len()).unwrap_or(u32::MAX));
     for (index, (host, answer)) in (0..).map(HostIndex).zip(crew.hosts.iter().zip(&probed)) {
         let input = match &answer.1 {
-            Ok(facts) => Input::HostUp { host: index, offer: offer(facts, &host.tags, &plan) },
+            Ok(facts) => Input::HostUp { host: index, offer: offer(&host.name, facts, &host.tags, &plan) },
             Err(reason) => {
                 Input::HostDown { host: index, reason: reason.clone(), returns: false, ours: false }
             }

@@ -97,7 +97,7 @@ impl Lines {
             EventKind::TasksImpossible { target, tasks, reasons } => {
                 line!(into, "no host can build {target} ({}):", counted(*tasks, "task"));
                 for (host, reason) in reasons {
-                    line!(into, "    {host}: {}", one_line(reason));
+                    line!(into, "    {host}: {}", here(&one_line(reason)));
                 }
             }
             EventKind::TaskWaiting { host, target, commit, guest, stage, until, .. } => {

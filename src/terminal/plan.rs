@@ -6,6 +6,7 @@ use crewboss_protocol::{HostName, Name};
 
 use super::table::Table;
 use super::text::{counted, one_line, put};
+use super::way_in::here;
 
 /// Host names that are listed for one target before the rest is only counted.
 const HOSTS_LISTED_MAX: usize = 6;
@@ -58,7 +59,7 @@ pub fn render(commits: u32, targets: &[PlannedTarget]) -> String {
             format_args!("\nno host can build {} ({}):\n", target.name, counted(target.tasks, "task")),
         );
         for (host, reason) in &target.hosts {
-            let reason = reason.as_ref().err().map(|reason| one_line(reason)).unwrap_or_default();
+            let reason = reason.as_ref().err().map(|reason| here(&one_line(reason))).unwrap_or_default();
             put(&mut text, format_args!("  {host}: {reason}\n"));
         }
     }

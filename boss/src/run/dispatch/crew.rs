@@ -16,7 +16,7 @@ impl Dispatcher {
         state.trees = facts.trees.iter().copied().collect();
         state.settled = true;
         (state.sources_under_way, state.ending) = (0, None);
-        let offer = offer(facts, &state.tags, &self.plan);
+        let offer = offer(&state.name, facts, &state.tags, &self.plan);
         self.events.emit(EventKind::HostReady {
             host: state.name.clone(),
             slots: facts.slots,

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crewboss_protocol::advice::Advice;
 use crewboss_protocol::host::BrokenToolchain;
 use crewboss_protocol::machine::{CopyState, MachineFacts, MachineRole, MachineState};
-use crewboss_protocol::{Environment, HostFacts, Name, TaskId};
+use crewboss_protocol::{Environment, HostFacts, HostName, Name, TaskId};
 
 use super::super::plan::Plan;
 use crate::plan::TargetPlan;
@@ -18,14 +19,14 @@ const ATTEMPT_GRACE: Duration = Duration::from_secs(60);
 const GUEST_ALLOWANCE: Duration = Duration::from_secs(24 * 3600);
 
 /// What a host offers to the tasks of a plan.
-pub fn offer(facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
+pub fn offer(host: &HostName, facts: &HostFacts, tags: &BTreeSet<Name>, plan: &Plan) -> Offer {
     let trees = facts.trees.iter().copied().collect();
     Offer {
         slots: facts.slots,
         speed: facts.speed,
         toolchains: facts.toolchains.iter().map(|toolchain| toolchain.name.clone()).collect(),
         broken_toolchains: broken_toolchains(facts),
-        machines: machines(&facts.machines),
+        machines: machines(host, &facts.machines),
         no_machines: (facts.emulator.is_none() && !facts.machines.is_empty())
             .then(|| format!("no QEMU that can be used: {}", facts.no_emulator)),
         refused_machines: BTreeMap::new(),
@@ -46,7 +47,7 @@ fn broken_toolchains(facts: &HostFacts) -> BTreeMap<Name, String> {
 }
 
 /// The machines of a host. Volumes may have machines of the same name: one that can be used counts.
-fn machines(all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer> {
+fn machines(host: &HostName, all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer> {
     let mut offered: BTreeMap<(MachineRole, Name), MachineOffer> = BTreeMap::new();
     for machine in all {
         let unusable = match &machine.state {
@@ -58,7 +59,9 @@ fn machines(all: &[MachineFacts]) -> BTreeMap<(MachineRole, Name), MachineOffer>
         };
         let without = machine.copies.iter().filter_map(|copy| match &copy.state {
             CopyState::Suspended { why } => {
-                Some((copy.toolchain.clone(), format!("suspended until a person has looked: {why}")))
+                let again = Advice::Bootstrap { host, machine: &machine.name, toolchain: &copy.toolchain };
+                let why = format!("suspended until a person has looked: {why}; {again} tries again");
+                Some((copy.toolchain.clone(), why))
             }
             CopyState::Newer { agent } => {
                 Some((copy.toolchain.clone(), format!("a newer crewboss made its copy (agent {agent})")))
