@@ -84,9 +84,13 @@ impl Task<'_> {
             stages.iter().enumerate().skip(*told).find(|(_, stage)| stage.name.as_str() == text.trim_end());
         let Some((index, stage)) = found else { return };
         *told = index + 1;
-        // Else it would not have come to the next one.
-        self.end_stage(StageExit::Code(0));
-        self.watch.begin(Phase::Stage(stage.name.clone()));
+        let phase = Phase::Stage(stage.name.clone());
+        // An only stage is known before it is told.
+        if self.watch.phase() != phase {
+            // Else it would not have come to the next one.
+            self.end_stage(StageExit::Code(0));
+            self.watch.begin(phase);
+        }
     }
 
     fn put_file(&self, name: &str) -> std::path::PathBuf {
