@@ -1,15 +1,19 @@
 //! Directories of this process, for the sockets of its connections and the like: nobody else can look in, and they go when
 //! it ends, however it ends.
 //!
-//! Each is locked as long as its owner lives. Whoever makes another removes those whose owner is dead, and with each
-//! the directory elsewhere that it names, if any: so that one may lie on a disk with room, wherever that was.
+//! Each has a record in it: a file that says so in words, and is locked as long as its owner lives. Whoever makes another
+//! removes those whose owner is dead, and with each the directory elsewhere that it names, if any: so that one may lie on
+//! a disk with room, wherever that was. A name proves nothing: people call their directories what they like.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::fs::{self, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink,
+};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+
+use crewboss_ground::{Directory, Held, Open};
 
 use super::ssh::hang_up;
 
@@ -19,14 +23,13 @@ const SOCKET_PATH_MAX: usize = 108 - 17 - 1;
 /// Begins the name of such a directory.
 const PREFIX: &str = "crewboss-";
 
-/// In that directory: locked as long as its owner lives.
-const LOCK: &str = "lock";
+/// In that directory: its record.
+const RECORD: &str = "lock";
 
-/// Its name until it is locked: what is called [`LOCK`] and is not locked belongs to nobody.
-const NEW_LOCK: &str = "lock.new";
-
-/// A directory whose lock still has that name after this much time is one that its owner was killed in making.
-const MAKING_MAX: Duration = Duration::from_secs(300);
+/// What the record says, and nobody else's file. It is locked before it says that, so that what says it and is not locked
+/// belongs to nobody any more.
+const WORDS: &str =
+    "This directory belongs to a running crewboss. Once that has ended, the next one removes it.\n";
 
 /// In that directory: a link to the directory elsewhere that goes with it.
 const ELSEWHERE: &str = "elsewhere";
@@ -41,7 +44,7 @@ static HELD: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 #[derive(Debug)]
 pub(crate) struct Private {
     path: PathBuf,
-    _lock: File,
+    _lock: Held,
 }
 
 impl Private {
@@ -69,7 +72,7 @@ impl Private {
     pub(crate) fn elsewhere(&self, base: &Path) -> io::Result<PathBuf> {
         let path = std::path::absolute(base)?.join(format!("{ELSEWHERE_PREFIX}{:016x}", fastrand::u64(..)));
         symlink(&path, self.path.join(ELSEWHERE))?;
-        DirBuilder::new().mode(0o700).create(&path)?;
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
         // Whatever the umask.
         fs::set_permissions(&path, Permissions::from_mode(0o700))?;
         Ok(path)
@@ -104,45 +107,47 @@ fn places() -> Vec<PathBuf> {
     runtime.into_iter().filter(usable).chain([PathBuf::from("/tmp")]).collect()
 }
 
-/// A directory of our own that is locked as soon as others can take it for one that may be removed.
-fn make(place: &Path) -> io::Result<(PathBuf, File)> {
-    let directory = tempfile::Builder::new()
+/// A directory of our own with a record that is held.
+fn make(place: &Path) -> io::Result<(PathBuf, Held)> {
+    let made = tempfile::Builder::new()
         .prefix(PREFIX)
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(place)?;
-    let new = directory.path().join(NEW_LOCK);
-    let lock = File::create(&new)?;
-    lock.lock()?;
-    fs::rename(&new, directory.path().join(LOCK))?;
-    Ok((directory.keep(), lock))
+    let record = Open::lock().within(&Directory::fixed(made.path())?, RECORD)?;
+    record.lock()?;
+    (&record).write_all(WORDS.as_bytes())?;
+    Ok((made.keep(), Held::new(record)))
 }
 
 /// Removes what processes left that were killed. The lock tells: a living one holds it.
 fn sweep(place: &Path) {
     let Ok(entries) = fs::read_dir(place) else { return };
     for entry in entries.flatten() {
+        let path = entry.path();
         let named = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        if !named || !is_own_directory(&entry.path()) {
-            continue;
-        }
-        // One without a lock is not ours.
-        let lock = File::open(entry.path().join(LOCK)).or_else(|_| unfinished(&entry.path()));
-        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
-            clear(&entry.path());
+        if let Some(_record) = named.then(|| abandoned(&path)).flatten() {
+            clear(&path);
         }
     }
 }
 
-fn is_own_directory(path: &Path) -> bool {
-    let me = rustix::process::getuid().as_raw();
-    path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == me)
+/// The record of a directory of ours whose owner is dead.
+fn abandoned(path: &Path) -> Option<Held> {
+    let directory = Directory::fixed(path).ok().filter(|_| is_own_directory(path))?;
+    let mut record = Open::read().within(&directory, RECORD).ok()?;
+    let mut said = Vec::new();
+    (&mut record).take(WORDS.len() as u64 + 1).read_to_end(&mut said).ok()?;
+    if said != WORDS.as_bytes() || record.try_lock().is_err() {
+        return None;
+    }
+    let record = Held::new(record);
+    // Another may have removed it meanwhile.
+    record.is_at(&path.join(RECORD)).is_ok_and(|is| is).then_some(record)
 }
 
-/// The lock of a directory that nobody is making any more.
-fn unfinished(directory: &Path) -> io::Result<File> {
-    let lock = File::open(directory.join(NEW_LOCK))?;
-    let age = lock.metadata()?.modified()?.elapsed();
-    if age.is_ok_and(|age| age > MAKING_MAX) { Ok(lock) } else { Err(io::ErrorKind::ResourceBusy.into()) }
+fn is_own_directory(path: &Path) -> bool {
+    let me = rustix::process::geteuid().as_raw();
+    path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == me)
 }
 
 /// Ends the masters of a run and removes its directory, and before it the one elsewhere: as long as that is there, this
@@ -167,7 +172,8 @@ fn may_remove(elsewhere: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::SystemTime;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
 
@@ -183,7 +189,7 @@ mod tests {
             });
             let made = (0..2000).all(|_| {
                 let made = make(place.path());
-                made.is_ok_and(|(directory, _lock)| directory.join(LOCK).exists())
+                made.is_ok_and(|(directory, _record)| directory.join(RECORD).exists())
             });
             done.store(true, Ordering::Relaxed);
             assert!(made);
@@ -193,30 +199,46 @@ mod tests {
     #[test]
     fn what_a_killed_boss_left_is_swept_and_nothing_else() {
         let place = tempfile::tempdir().unwrap();
-        let make_old = |name: &str, lock: &str| {
+        let (living, _record) = make(place.path()).unwrap();
+        let (dead, record) = make(place.path()).unwrap();
+        drop(record);
+        // What people call their own, with files in it that have the names of ours.
+        let theirs = |name: &str, file: &str, content: &str| {
             let directory = place.path().join(name);
             fs::create_dir(&directory).unwrap();
-            File::create(directory.join(lock)).unwrap()
+            fs::write(directory.join(file), content).unwrap();
+            directory
         };
-        make_old("crewboss-dead", LOCK);
-        let old = make_old("crewboss-unfinished", NEW_LOCK);
-        old.set_modified(SystemTime::now() - MAKING_MAX - Duration::from_secs(1)).unwrap();
-        make_old("crewboss-young", NEW_LOCK);
-        make_old("crewboss-notes", "precious");
-        let (living, _lock) = make(place.path()).unwrap();
+        let longer = format!("{WORDS}\n");
+        let mut kept = vec![
+            living,
+            theirs("crewboss-thesis", RECORD, ""),
+            theirs("crewboss-key", RECORD, "of the door"),
+            theirs("crewboss-x", "lock.new", WORDS),
+            theirs("crewboss-longer", RECORD, &longer),
+            theirs("crewboss-notes", "precious", ""),
+            theirs("thesis", RECORD, WORDS),
+        ];
+        // Nor is anything waited for, or followed.
+        let odd = theirs("crewboss-odd", "precious", "");
+        mknodat(CWD, odd.join(RECORD), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let linked = theirs("crewboss-linked", "precious", "");
+        symlink(kept[6].join(RECORD), linked.join(RECORD)).unwrap();
+        symlink(&kept[6], place.path().join("crewboss-link")).unwrap();
+        let foreign = theirs("crewboss-foreign", RECORD, WORDS);
+        std::os::unix::fs::chown(foreign.join(RECORD), Some(987_654), None).unwrap();
+        kept.extend([odd, linked, foreign]);
         sweep(place.path());
-        let left = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut left: Vec<_> = left.map(|name| name.into_string().unwrap()).collect();
-        left.retain(|name| !living.ends_with(name));
-        left.sort();
-        assert_eq!(left, ["crewboss-notes", "crewboss-young"]);
-        assert!(living.exists());
+        assert!(!dead.exists());
+        for path in kept {
+            assert!(fs::read_dir(&path).unwrap().next().is_some(), "{}", path.display());
+        }
     }
 
     #[test]
     fn a_directory_elsewhere_goes_with_the_one_that_names_it() {
         let (place, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let private = |lock: File, path: PathBuf| Private { path, _lock: lock };
+        let private = |lock: Held, path: PathBuf| Private { path, _lock: lock };
         let made = || make(place.path()).map(|(path, lock)| private(lock, path)).unwrap();
         let scratch = |private: &Private| {
             let scratch = private.elsewhere(disk.path()).unwrap();
