@@ -163,12 +163,38 @@ const START_MARKS: [&str; 3] =
 const HOME_PLACE: &str = r#""${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/crewboss""#;
 const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
 
-/// The user's own cache directory is tried without starting any program.
+/// Shell that asks whether nobody else can have changed what lies below the place `$1`, nor can until it is started: the
+/// place and the named things in it belong to us, and neither our group nor others may write to them; nobody may rename
+/// the place, either. One `ls`, whose lines come in any order, costs a millisecond. The file's content is not hashed
+/// again, which would cost fifty: whoever could change it could as well have changed the shell that asks.
+fn sound(inside: &[&str]) -> String {
+    let paths: String = inside.iter().map(|path| format!(r#" "$1/{path}""#)).collect();
+    let strict = "l* | ?????w* | ????????w*) exit 1";
+    let sticky = "?????????[tT]*";
+    let lines = inside.len() + 3;
+    format!(
+        concat!(
+            r#"sound() {{ for w in "$1"{paths}; do [ -O "$w" ] || return 1; done; "#,
+            r#"ls -ldn "${{1%/*}}/." "$1/.." "$1/bin/.."{paths} 2>/dev/null | ( k=0; while read -r m w o g w; do k=$((k+1)); "#,
+            r#"case "$w" in */bin/..) case "$m" in {strict};; esac;; "#,
+            r#"*/. | */..) [ "$o" = 0 ] || [ -O "/${{w#*/}}" ] || exit 1; case "$m" in l*) exit 1;; {sticky}) ;; ????????w*) exit 1;; ?????w*) [ "$o" = "$g" ] || exit 1;; esac;; "#,
+            r#"*) case "$m" in {strict};; esac;; esac; done; [ $k -eq {lines} ] ); }}; "#
+        ),
+        paths = paths,
+        strict = strict,
+        sticky = sticky,
+        lines = lines,
+    )
+}
+
+/// The user's own cache directory comes first.
 fn start_script(sha256: &str, arguments: &str) -> String {
     let [mark, absent, no_proc] = START_MARKS;
+    let (directory, program) = (format!("bin/{sha256}"), format!("bin/{sha256}/crewboss"));
+    let sound = sound(&["bin", &directory, &program]);
     let run = format!(r#"{{ [ -d /proc/self ] || {{ {no_proc}; exit 0; }}; {mark}exec "$f"{arguments}; }}"#);
     format!(
-        r#"f={HOME_PLACE}/bin/{sha256}/crewboss; [ -x "$f" ] && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/bin/{sha256}/crewboss"; [ ! -L "$d" ] && [ -O "$d" ] && [ -x "$f" ] && {run}; done; {absent}"#
+        r#"{sound}d={HOME_PLACE}; f="$d/{program}"; [ -x "$f" ] && sound "$d" && {run}; u=$(id -u); for d in {FURTHER_PLACES}; do f="$d/{program}"; [ ! -L "$d" ] && [ -x "$f" ] && sound "$d" && {run}; done; {absent}"#
     )
 }
 
@@ -179,10 +205,11 @@ fn upload_script(sha256: &str, bytes: u64, first: usize) -> String {
     let probe = r#"printf '#!/bin/sh\nexit 0\n' >"$t" && chmod 700 "$t""#;
     format!(
         concat!(
-            r#"[ -d /proc/self ] || {{ {no_proc}; exit 0; }}; umask 077; n=0; u=$(id -u); for d in {home} {further}; do n=$((n+1)); [ $n -gt {first} ] || continue; "#,
+            r#"{sound}[ -d /proc/self ] || {{ {no_proc}; exit 0; }}; umask 077; n=0; u=$(id -u); for d in {home} {further}; do n=$((n+1)); [ $n -gt {first} ] || continue; "#,
             r#"[ $n -gt 1 ] && [ -L "$d" ] && {{ echo "@cb-ship skip $n owner $d: it is a link"; continue; }}; "#,
             r#"e=$({fits}) || {{ echo "@cb-ship skip $n create $d: $e"; continue; }}; "#,
             r#"[ -O "$d" ] && [ -O "$d/bin" ] || {{ echo "@cb-ship skip $n owner $d: it belongs to somebody else"; continue; }}; "#,
+            r#"sound "$d" || {{ echo "@cb-ship skip $n owner $d: other users can write to it, or to the directory that it is in"; continue; }}; "#,
             r#"t="$d/bin/.new.$$"; "#,
             r#"e=$( {{ {probe}; }} 2>&1) || {{ rm -f "$t"; echo "@cb-ship skip $n create $d: $e"; continue; }}; "#,
             r#"e=$("$t" 2>&1) || {{ rm -f "$t"; echo "@cb-ship skip $n noexec $d: $e"; continue; }}; "#,
@@ -190,9 +217,10 @@ fn upload_script(sha256: &str, bytes: u64, first: usize) -> String {
             r#"e=$( {{ cat >"$t" && chmod 755 "$t"; }} 2>&1) || {{ cat >/dev/null; echo "@cb-ship skip $n full $d: $e"; exit 0; }}; "#,
             r#"s=$(wc -c <"$t"); [ "$s" -gt 0 ] || {{ echo "@cb-ship noinput"; exit 0; }}; [ "$s" -eq {bytes} ] || {{ echo "@cb-ship damaged it has $s of {bytes} bytes"; exit 0; }}; "#,
             r#"e=$("$t" verify {sha256} 2>&1) || {{ echo "@cb-ship damaged $e"; exit 0; }}; "#,
-            r#"mkdir -p "$d/bin/{sha256}" && mv -f "$t" "$d/bin/{sha256}/crewboss" || {{ echo "@cb-ship skip $n full $d"; exit 0; }}; "#,
+            r#"mkdir -p "$d/bin/{sha256}" && chmod 700 "$d/bin/{sha256}" && mv -f "$t" "$d/bin/{sha256}/crewboss" || {{ echo "@cb-ship skip $n full $d"; exit 0; }}; "#,
             r#"echo "@cb-ship stored"; cd "$d/bin" && ls -1t | tail -n +{keep} | while read -r o; do rm -rf "./$o"; done; exit 0; done; echo "@cb-ship nowhere""#
         ),
+        sound = sound(&["bin"]),
         no_proc = START_MARKS[2],
         home = HOME_PLACE,
         further = FURTHER_PLACES,
@@ -527,7 +555,7 @@ fn keep(stray: &mut String, line: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{chown, symlink};
     use std::process::Command;
 
     use super::*;
@@ -561,5 +589,52 @@ mod tests {
         assert!(answer.starts_with("@cb-ship absent"), "{answer}");
         let answer = said(&upload_script("abc", 1, 0), link.to_str().unwrap());
         assert!(answer.contains("it is a link") && answer.contains("@cb-ship nowhere"), "{answer}");
+    }
+
+    #[test]
+    fn a_program_that_others_can_have_changed_is_not_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = dir.path().join("with a space");
+        let place = parent.join("place");
+        let program = place.join("bin/abc/crewboss");
+        std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+        let write = r##"printf '#!/bin/sh\necho started\n' >"$0" && chmod 755 "$0""##;
+        assert!(Command::new("sh").args(["-c", write]).arg(&program).status().unwrap().success());
+        let script = start_script("abc", "");
+        let starts = || said(&script, &format!("'{}'", place.display())).contains("started");
+        assert!(starts());
+        let directory = place.join("bin/abc");
+        for path in [&place, &place.join("bin"), &directory, &program] {
+            for (mode, trusted) in [(0o775, false), (0o757, false), (0o1777, false), (0o755, true)] {
+                set_mode(path, mode);
+                assert_eq!(starts(), trusted, "{} {mode:o}", path.display());
+            }
+            chown(path, Some(987_654), None).unwrap();
+            assert!(!starts(), "{}", path.display());
+            chown(path, Some(0), None).unwrap();
+        }
+        // In a directory that others may write to they can rename the place, unless it is one such as /tmp.
+        for (mode, group, trusted) in
+            [(0o777, 0, false), (0o1777, 0, true), (0o775, 987, false), (0o775, 0, true)]
+        {
+            set_mode(&parent, mode);
+            chown(&parent, None, Some(group)).unwrap();
+            assert_eq!(starts(), trusted, "{mode:o}");
+            let answer = said(&upload_script("abc", 1, 0), &format!("'{}'", place.display()));
+            assert_eq!(answer.contains("other users can write to it, or"), !trusted, "{answer}");
+        }
+        for (path, target) in [(&program, "/bin/true"), (&directory, "/"), (&place.join("bin"), "/bin/..")] {
+            let away = dir.path().join("away");
+            std::fs::rename(path, &away).unwrap();
+            symlink(target, path).unwrap();
+            assert!(!starts(), "{}", path.display());
+            std::fs::remove_file(path).unwrap();
+            std::fs::rename(&away, path).unwrap();
+        }
+        assert!(starts());
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     }
 }
