@@ -5,7 +5,7 @@ mod support;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use crewboss_boss::crew::{Host, Ssh, Timing, Transport};
+use crewboss_boss::crew::{Host, Ssh, SshConfig, Timing, Transport};
 use crewboss_boss::link::{Connector, Exit, Link};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use support::lab::{Lab, User};
@@ -25,7 +25,9 @@ fn with_link_by<T: Send>(
     host: &str,
     work: impl AsyncFnOnce(Link) -> T + Send,
 ) -> T {
-    let ssh = Ssh { config: Some(config), ..Ssh::default() };
+    let content = read(&config);
+    let ssh =
+        Ssh { config: Some(SshConfig { path: config, content: content.into_bytes() }), ..Ssh::default() };
     let host = Host {
         name: host.parse().expect("a host's name"),
         transport: Transport::Ssh(format!("root@{host}")),

@@ -57,12 +57,21 @@ pub enum Transport {
 /// Settings for `ssh`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ssh {
-    /// A file for `ssh -F` instead of the user's own configuration.
-    pub config: Option<PathBuf>,
+    /// What stands in for the user's own configuration.
+    pub config: Option<SshConfig>,
     /// What to do with a host key that is not known yet. One that has changed is always refused.
     pub host_keys: HostKeys,
     /// How long connecting may take.
     pub connect_timeout: Duration,
+}
+
+/// A configuration of `ssh`, as it was when somebody made sure whose it is: it can name commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshConfig {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// What it says.
+    pub content: Vec<u8>,
 }
 
 /// What to do with a host key that is not known yet.

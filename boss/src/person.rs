@@ -134,7 +134,7 @@ impl Visit {
     /// The words with which the person's own `ssh` reaches the host, if it is reached by that.
     pub fn ssh(&self) -> Option<String> {
         let Transport::Ssh(destination) = &self.host.transport else { return None };
-        let config = self.ssh.config.as_ref().map(|path| format!("-F {} ", path.display()));
+        let config = self.ssh.config.as_ref().map(|config| format!("-F {} ", config.path.display()));
         Some(format!("ssh {}{destination}", config.unwrap_or_default()))
     }
 

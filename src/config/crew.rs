@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use crewboss_boss::crew::{Crew, Host, HostKeys, Limits, Ssh, Timing, Transport};
+use crewboss_boss::crew::{Crew, Host, HostKeys, Limits, Ssh, SshConfig, Timing, Transport};
 use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
 use crewboss_protocol::machine::{AccelChoice, Accelerator};
 use crewboss_protocol::message::TaskLimits;
@@ -154,20 +154,23 @@ fn ssh_settings(document: &Document, table: &SshTable, home: Option<&Path>) -> R
     Ok(ssh)
 }
 
-/// A path for `ssh -F`: relative to the crew file, `~/` is the home directory.
+/// Longest configuration of ssh that is read.
+const SSH_CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+/// What is named is relative to the crew file; `~/` is the home directory.
 fn ssh_config(
     document: &Document,
     config: &Spanned<String>,
     home: Option<&Path>,
-) -> Result<PathBuf, ConfigError> {
+) -> Result<SshConfig, ConfigError> {
     let text = config.get_ref();
     let path = match (text.strip_prefix("~/"), home) {
         (Some(below), Some(home)) => home.join(below),
         _ => document.directory().join(text),
     };
     // It can name commands as well.
-    match trust::open(&path, document.way()) {
-        Ok(_) => Ok(path),
+    match trust::read(&path, document.way(), SSH_CONFIG_BYTES_MAX) {
+        Ok(content) => Ok(SshConfig { path: std::path::absolute(&path).unwrap_or(path), content }),
         Err(error) => {
             let message = error.message();
             let hint = || "a relative path starts from the directory of the crew file".to_owned();

@@ -620,7 +620,9 @@ local = true
 "#;
     std::fs::write(&path, text).unwrap();
     let mut crew = crew_at(&path).unwrap();
-    assert_eq!(crew.ssh.config, Some(directory.path().join("lab_config")));
+    let config = crew.ssh.config.take().unwrap();
+    assert_eq!(config.path, directory.path().join("lab_config"));
+    assert_eq!(config.content, std::fs::read(&config.path).unwrap());
     assert_eq!((crew.ssh.host_keys, crew.ssh.connect_timeout), (HostKeys::Strict, Duration::from_secs(5)));
     assert_eq!(crew.timing.silence, Duration::from_secs(4));
     let names: Vec<&str> = crew.hosts.iter().map(|host| host.name.as_str()).collect();

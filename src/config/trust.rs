@@ -5,6 +5,7 @@
 //! whoever can write to it, could have anything run.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -113,6 +114,18 @@ pub fn open(path: &Path, way: Way<'_>) -> Result<Trusted, Refusal> {
             }
         }
     }
+}
+
+/// Reads a short file whole, if it can be trusted.
+pub fn read(path: &Path, way: Way<'_>, max: u64) -> Result<Vec<u8>, Refusal> {
+    let file = open(path, way)?.file;
+    let mut bytes = Vec::new();
+    let read = file.take(max.saturating_add(1)).read_to_end(&mut bytes);
+    read.map_err(|error| Refusal::unreadable(path, error))?;
+    if bytes.len() as u64 > max {
+        return Err(Refusal { path: path.to_owned(), fault: Fault::TooLong { max }, hint: None });
+    }
+    Ok(bytes)
 }
 
 fn hint(error: &crewboss_ground::Error, way: Way<'_>) -> Option<String> {

@@ -68,15 +68,6 @@ pub enum LinkError {
         #[source]
         source: io::Error,
     },
-    /// The ssh configuration that the crew file names cannot be read.
-    #[error("cannot read the ssh configuration {}", path.display())]
-    ConfigFile {
-        /// As in the crew file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
     /// Pipes to the channel failed.
     #[error("host {host}: cannot make pipes for a channel")]
     Pipe {

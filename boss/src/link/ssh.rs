@@ -5,7 +5,7 @@
 //! and what ssh wrote stays whole, to be turned into an error that helps.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crewboss_ground::program;
+use crewboss_ground::{Open, program};
 use crewboss_protocol::HostName;
 use openssh::Session;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use super::channel::{Exit, ExitWatch};
 use super::error::{LinkError, SshFailure, excerpt};
 use super::quote;
+use super::ssh_config::Written;
 
 /// A master that no channel uses ends after this long. It is what keeps the master of a killed boss from staying.
 const IDLE_SECONDS: u32 = 10;
@@ -50,7 +51,7 @@ pub(super) struct Login<'a> {
     pub(super) host: &'a HostName,
     pub(super) destination: &'a str,
     /// The generated configuration.
-    pub(super) config: &'a Path,
+    pub(super) config: &'a Written,
     /// Where the socket will be; the log stands beside it.
     pub(super) control: PathBuf,
     pub(super) limit: Duration,
@@ -61,12 +62,25 @@ impl Login<'_> {
         LinkError::Ssh { host: self.host.clone(), destination: self.destination.to_owned(), why, text }
     }
 
+    /// The log of a login is short, but a host may send a banner of any length.
+    fn read_log(&self, path: &Path) -> String {
+        const BYTES_MAX: u64 = 64 << 10;
+        let mut bytes = Vec::new();
+        let _as_far_as_it_can_be_read =
+            Open::read().path(path).map_err(io::Error::from).and_then(|mut file| {
+                let length = file.metadata()?.len();
+                file.seek(io::SeekFrom::Start(length.saturating_sub(BYTES_MAX)))?;
+                file.take(BYTES_MAX).read_to_end(&mut bytes)
+            });
+        self.config.in_words_of_the_crew(&String::from_utf8_lossy(&bytes))
+    }
+
     /// Logs in. Returns once the host has accepted us.
     pub(super) async fn connect(self) -> Result<Master, LinkError> {
         check_destination(self.host, self.destination)?;
         let log = self.control.with_extension("log");
         let mut ssh = Command::from(program("ssh"));
-        ssh.arg("-F").arg(self.config).arg("-E").arg(&log).arg("-S").arg(&self.control);
+        ssh.arg("-F").arg(self.config.path()).arg("-E").arg(&log).arg("-S").arg(&self.control);
         ssh.args(["-M", "-f", "-N", "-T", "-o", &format!("ControlPersist={IDLE_SECONDS}")]);
         ssh.arg("--").arg(self.destination);
         ssh.stdin(Stdio::null()).stdout(Stdio::null());
@@ -80,7 +94,7 @@ impl Login<'_> {
             source,
         })?;
         let Ok(ended) = timeout(self.limit + LOGIN_GRACE, child.wait()).await else {
-            return Err(self.failed(SshFailure::Timeout, excerpt(&read_log(&log))));
+            return Err(self.failed(SshFailure::Timeout, excerpt(&self.read_log(&log))));
         };
         match ended {
             Ok(status) if status.success() => Ok(Master {
@@ -89,20 +103,11 @@ impl Login<'_> {
                 control: self.control,
             }),
             _ => {
-                let text = read_log(&log);
+                let text = self.read_log(&log);
                 Err(self.failed(SshFailure::read(&text), excerpt(&text)))
             }
         }
     }
-}
-
-/// The log of a login is short, but a host may send a banner of any length.
-fn read_log(path: &Path) -> String {
-    const BYTES_MAX: usize = 64 << 10;
-    let mut bytes = fs::read(path).unwrap_or_default();
-    let surplus = bytes.len().saturating_sub(BYTES_MAX);
-    bytes.drain(..surplus);
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn check_destination(host: &HostName, destination: &str) -> Result<(), LinkError> {

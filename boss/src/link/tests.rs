@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::crew::{Host, Ssh, Timing, Transport};
+use crate::crew::{Host, Ssh, SshConfig, Timing, Transport};
 
 /// Stands for our binary: understands what the real one does as far as shipping needs it.
 const FAKE: &str = r#"#!/bin/sh
@@ -248,17 +248,20 @@ fn a_host_without_proc_is_told_as_such_whether_the_binary_is_there_or_not() {
 fn the_last_line_of_ssh_is_seen_whatever_its_configuration_says() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config");
+        let swapped = dir.path().join("swapped");
         for level in ["QUIET", "DEBUG3", "INFO"] {
-            fs::write(&config, format!("Host nobody\nHostName 127.0.0.1\nPort 1\nLogLevel {level}\n"))
-                .unwrap();
-            let ssh = Ssh { config: Some(config.clone()), ..Ssh::default() };
+            let content = format!("Host nobody\nHostName 127.0.0.1\nPort 1\nLogLevel {level}\n").into_bytes();
+            // What has its name by now is another's.
+            let path = dir.path().join("config");
+            fs::write(&path, format!("Host *\nProxyCommand touch {}\n", swapped.display())).unwrap();
+            let ssh = Ssh { config: Some(SshConfig { path, content }), ..Ssh::default() };
             let connector = Connector::new(&ssh, &Timing::default()).unwrap();
             let error = connector.connect(&host(Transport::Ssh("nobody".to_owned()))).await.unwrap_err();
             let text = "host lab1: ssh to nobody failed: the connection was refused (ssh: connect to host 127.0.0.1 port 1: \
                         Connection refused)";
             assert_eq!(error.to_string(), text, "{level}");
         }
+        assert!(!swapped.exists());
     });
 }
 

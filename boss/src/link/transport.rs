@@ -1,15 +1,13 @@
 //! Connections to hosts, over whatever transport.
 
-use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crewboss_ground::{account, program};
+use crewboss_ground::program;
 use crewboss_protocol::HostName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -43,7 +41,7 @@ pub struct Connector {
 
 #[derive(Debug)]
 struct Shared {
-    config: PathBuf,
+    config: ssh_config::Written,
     login_limit: Duration,
     timing: Timing,
     logins: Semaphore,
@@ -56,18 +54,12 @@ impl Connector {
     /// and all its links are dropped. Directories that killed bosses left behind are removed here.
     ///
     /// # Errors
-    /// If there is no place for it, or the crew's ssh configuration cannot be read.
+    /// If there is no place for it.
     pub fn new(ssh: &Ssh, timing: &Timing) -> Result<Self, LinkError> {
-        if let Some(path) = &ssh.config {
-            File::open(path).map_err(|source| LinkError::ConfigFile { path: path.clone(), source })?;
-        }
-        let ssh = Ssh { config: ssh.config.as_ref().map(absolute), ..ssh.clone() };
         let failed = |(path, source)| LinkError::Directory { path, source };
         let directory = Private::new().map_err(failed)?;
-        let config = directory.path().join("ssh_config");
-        let own = ssh_config::users_own(account());
-        fs::write(&config, ssh_config::text(&ssh, timing, &own))
-            .map_err(|source| failed((directory.path().to_owned(), source)))?;
+        let config = ssh_config::write(directory.path(), ssh, timing)
+            .map_err(|error| failed((directory.path().to_owned(), error.into())))?;
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
@@ -127,10 +119,6 @@ impl Connector {
         };
         login.connect().await
     }
-}
-
-fn absolute(path: &PathBuf) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.clone())
 }
 
 /// A connection to a host. Clones are the same connection.

@@ -74,7 +74,6 @@ fn is_lasting(error: &LinkError) -> bool {
         LinkError::Destination { .. }
         | LinkError::Start { .. }
         | LinkError::Directory { .. }
-        | LinkError::ConfigFile { .. }
         | LinkError::Pipe { .. } => true,
     }
 }
