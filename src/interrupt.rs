@@ -84,7 +84,7 @@ fn signals(heeded: Option<SignalKind>) -> std::io::Result<(Runtime, Vec<Signal>)
 
 /// Whether SIGHUP was ignored when this process was started. Nothing here has changed it before that is asked.
 fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = crewboss_ground::kernel_text("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     // The lowest bit is signal 1, which is SIGHUP.
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)

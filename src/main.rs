@@ -2,6 +2,7 @@
 //!
 //! This package reads the command line and the configuration, and is the only place that prints.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod cli;
 mod commands;

@@ -3,6 +3,7 @@
 //! It never prints and reads neither arguments nor configuration files: it is given parsed settings and a sink for
 //! [`event`]s.
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod bootstrap;
 pub mod bulk;

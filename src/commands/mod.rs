@@ -138,7 +138,7 @@ pub fn palette(common: &CommonArgs, is_terminal: bool) -> Palette {
 /// Who asks: `user@computer`, for people on the other side.
 pub fn whoami() -> String {
     let user = &crewboss_ground::account().name;
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = crewboss_ground::kernel_text("/proc/sys/kernel/hostname").unwrap_or_default();
     let computer = if name.trim().is_empty() { "somewhere" } else { name.trim() };
     format!("{user}@{computer}").chars().filter(|c| !c.is_control()).take(100).collect()
 }

@@ -12,12 +12,12 @@ const REMOVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where the unified hierarchy is mounted, and our group in it.
 pub(crate) fn own_group() -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = crewboss_ground::kernel_text("/proc/self/mountinfo").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4)).flatten()
     })?;
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let groups = crewboss_ground::kernel_text("/proc/self/cgroup").ok()?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(Path::new(mount).join(group.trim_start_matches('/')))
 }
@@ -31,13 +31,14 @@ pub fn plan(session: &SessionId) -> Option<PathBuf> {
 
 /// Makes the group and moves this process into it; children follow by themselves. Returns whether that worked.
 pub fn enter(group: &Path) -> bool {
-    std::fs::create_dir(group).is_ok() && std::fs::write(group.join("cgroup.procs"), "0").is_ok()
+    std::fs::create_dir(group).is_ok()
+        && crewboss_ground::tell_kernel(group.join("cgroup.procs"), "0").is_ok()
 }
 
 /// Moves this process out of its group into the parent, so that the group can be removed.
 pub fn leave(group: &Path) {
     if let Some(parent) = group.parent() {
-        let _stays = std::fs::write(parent.join("cgroup.procs"), "0");
+        let _stays = crewboss_ground::tell_kernel(parent.join("cgroup.procs"), "0");
     }
 }
 
@@ -63,7 +64,7 @@ fn is_own_group(group: &Path) -> bool {
 
 /// The processes in a group.
 pub fn members(group: &Path) -> Vec<u32> {
-    let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let text = crewboss_ground::kernel_text(group.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
@@ -72,9 +73,10 @@ pub fn kill_and_remove(group: &Path) -> bool {
     let end = Instant::now() + REMOVE_WITHIN;
     loop {
         // Kernels before 5.14 have no cgroup.kill: one by one then.
-        if std::fs::write(group.join("cgroup.kill"), "1").is_err() {
-            for pid in members(group).into_iter().filter_map(crate::process::ProcessId::of) {
-                pid.signal(rustix::process::Signal::KILL);
+        if crewboss_ground::tell_kernel(group.join("cgroup.kill"), "1").is_err() {
+            let is_member = |pid| members(group).contains(&pid);
+            for process in crate::process::identified(&members(group), is_member) {
+                process.signal(rustix::process::Signal::KILL);
             }
         }
         if std::fs::remove_dir(group).is_ok() || !group.exists() {

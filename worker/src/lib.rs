@@ -3,6 +3,7 @@
 //! [`guardian`] starts the worker proper ([`core`]) and cleans up after it; the worker proper decides and prepares;
 //! one [`runner`] per slot runs attempts, one at a time. Everything that a session makes lies below its directory, its
 //! guardian and its control group, so [`sweep`] can always find it.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod agent;
 pub mod bulk;

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use crewboss_ground::{Open, Replace, age, read_record};
+use crewboss_ground::{Directory, Open, Replace, age, read_record};
 use crewboss_protocol::{HostName, RunId, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +57,7 @@ impl Owner {
     /// is.
     pub fn write(&self, layout: &Layout) -> io::Result<()> {
         let directory = layout.session(&self.session);
-        std::fs::create_dir_all(&directory)?;
+        Directory::make(&directory)?;
         let written = self.write_in(layout);
         if written.is_err() {
             let _the_first_error_counts = std::fs::remove_dir_all(&directory);

@@ -65,7 +65,7 @@ impl ProcessId {
 
 /// The id of this boot; start times of another boot mean nothing.
 pub fn boot_id() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = crewboss_ground::kernel_text("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
 }
 
@@ -81,7 +81,7 @@ struct Stat {
 
 impl Stat {
     fn read(pid: u32) -> Option<Self> {
-        let bytes = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let bytes = crewboss_ground::kernel_bytes(format!("/proc/{pid}/stat")).ok()?;
         // The name of the program is in parentheses and may hold anything, parentheses included.
         let end = bytes.iter().rposition(|byte| *byte == b')')?;
         let rest = std::str::from_utf8(&bytes[end + 1..]).ok()?;
@@ -186,11 +186,17 @@ pub fn kill_orphans(spared: &BTreeSet<u32>) -> bool {
 pub fn with_variable(name: &str, value: &str) -> Vec<ProcessId> {
     let wanted = format!("{name}={value}").into_bytes();
     let own = std::process::id();
-    let has = |pid: &u32| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let has = |pid: u32| {
+        let environment = crewboss_ground::kernel_bytes(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == wanted)
     };
-    all().into_iter().filter(|pid| *pid != own).filter(has).filter_map(ProcessId::of).collect()
+    identified(&all(), has).into_iter().filter(|process| process.pid != own).collect()
+}
+
+/// The processes that something holds of. Who they are is asked before: a number that goes to another process meanwhile then
+/// belongs to none that is found, and it is not the other that is ended for what the first one was.
+pub fn identified(pids: &[u32], holds: impl Fn(u32) -> bool) -> Vec<ProcessId> {
+    pids.iter().filter_map(|pid| ProcessId::of(*pid)).filter(|process| holds(process.pid)).collect()
 }
 
 #[cfg(test)]
@@ -208,6 +214,21 @@ mod tests {
         assert!(id.signal(Signal::KILL));
         child.wait().unwrap();
         assert!(!id.is_alive());
+    }
+
+    #[test]
+    fn a_process_is_known_before_anything_is_asked_of_its_number() {
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let pid = child.id();
+        let child = std::cell::RefCell::new(&mut child);
+        // It ends while it is asked after, and its number is free for others: what was found can end none of those.
+        let found = identified(&[pid], |_| {
+            child.borrow_mut().kill().unwrap();
+            child.borrow_mut().wait().unwrap();
+            true
+        });
+        assert_eq!(found.len(), 1);
+        assert!(!found[0].is_alive() && !found[0].signal(Signal::KILL));
     }
 
     #[test]

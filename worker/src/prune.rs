@@ -13,6 +13,7 @@ use crate::layout::Layout;
 use crate::slots::lock_alone;
 use crate::source::{self, UNFINISHED};
 use crate::storage::remove_tree;
+use crewboss_ground::Directory;
 
 /// Sources kept.
 const SOURCES_MAX: usize = 64;
@@ -72,7 +73,9 @@ impl Aside {
     fn take(&mut self, layout: &Layout, path: &Path) -> bool {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let grave = layout.sources().join(format!("{UNFINISHED}{}-gone-{name}", std::process::id()));
-        let renamed = fs::create_dir_all(layout.sources()).and_then(|()| fs::rename(path, &grave));
+        let renamed = Directory::make(&layout.sources())
+            .map_err(io::Error::from)
+            .and_then(|_| fs::rename(path, &grave));
         let is_aside = renamed.is_ok();
         match renamed {
             Ok(()) => self.graves.push(grave),

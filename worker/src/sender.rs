@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
-use crewboss_ground::user_name;
+use crewboss_ground::{kernel_bytes, kernel_text, user_name};
 
 use crate::sys::Sender;
 
@@ -22,10 +22,10 @@ pub fn story(sender: Option<Sender>) -> String {
     let user = sender.uid.or_else(|| fs::metadata(&place).ok().map(|found| found.uid()));
     let user = user.map_or_else(|| "an unknown user".to_owned(), user_name);
     let process = format!("process {} of {user}", sender.pid);
-    let Ok(name) = fs::read_to_string(format!("{place}/comm")) else {
+    let Ok(name) = kernel_text(format!("{place}/comm")) else {
         return format!("{process}, which has ended; ask them");
     };
-    if let Some(person) = cleaner(&fs::read(format!("{place}/cmdline")).unwrap_or_default()) {
+    if let Some(person) = cleaner(&kernel_bytes(format!("{place}/cmdline")).unwrap_or_default()) {
         return format!("`crewboss kill-workers` of {person}; ask them");
     }
     match sender.pid {

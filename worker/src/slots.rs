@@ -4,7 +4,7 @@
 //! nothing is ever stale. Who waits keeps a locked file too; holders look at those now and then and come down to their fair
 //! share. As long as nobody waits a slot is kept from task to task, which costs no system call.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crewboss_protocol::{SessionId, SlotHolder};
 
 use crate::layout::Layout;
-use crewboss_ground::{Held, Open};
+use crewboss_ground::{Directory, Held, Open, read_record};
 
 /// How often a waiting worker tries again: short against any real task, long against the cost of a try.
 pub const RETRY: Duration = Duration::from_millis(20);
@@ -22,6 +22,15 @@ pub const LOOK: Duration = Duration::from_millis(100);
 
 /// A worker with this many older waiters before it stays behind them by this many further tries at most.
 const BEHIND_MAX: u32 = 8;
+
+/// How long whoever removes things in a work directory is waited for: far longer than setting them aside takes.
+const USER_WITHIN: Duration = Duration::from_secs(15);
+
+/// Longest number of a process that is read.
+const HOLDER_BYTES_MAX: u64 = 64;
+
+/// Tries at a file of our own that somebody else has locked.
+const ANNOUNCE_TRIES: u32 = 16;
 
 /// The slots of one worker.
 #[derive(Debug)]
@@ -41,7 +50,7 @@ impl Slots {
     /// # Errors
     /// If the directory of the locks cannot be made.
     pub fn new(layout: &Layout, session: &SessionId, holder: SlotHolder, total: u32) -> io::Result<Self> {
-        std::fs::create_dir_all(layout.locks())?;
+        Directory::make(&layout.locks())?;
         let (layout, session) = (layout.clone(), session.clone());
         Ok(Self { layout, holder, session, total, held: Vec::new(), waiting: None, next_try: None })
     }
@@ -121,16 +130,7 @@ impl Slots {
     fn wait(&mut self) -> io::Result<u32> {
         if self.waiting.is_none() {
             let path = self.layout.waiting(&self.session);
-            let held = loop {
-                let file = open_lock(&path)?;
-                file.lock()?;
-                let held = Held::new(file);
-                // A sweep may have taken it for one that a dead worker left, before it was locked.
-                if held.is_at(&path)? {
-                    break held;
-                }
-            };
-            self.waiting = Some((held, SystemTime::now()));
+            self.waiting = Some((announce(&path)?, SystemTime::now()));
         }
         let since = self.waiting.as_ref().map_or(SystemTime::UNIX_EPOCH, |(_, since)| *since);
         let older = self.waiters().into_iter().filter(|(_, at)| *at < since).count();
@@ -197,6 +197,23 @@ impl Drop for Slots {
     }
 }
 
+/// A locked file of this name. Nobody but us has a right to it: whoever looks at it, or takes it for one that a dead worker
+/// left, holds it for a moment at most, and if not (it may be stopped), it keeps the old file and we have a new one.
+fn announce(path: &Path) -> io::Result<Held> {
+    for _ in 0..ANNOUNCE_TRIES {
+        let file = open_lock(path)?;
+        if file.try_lock().is_ok() {
+            let held = Held::new(file);
+            if held.is_at(path)? {
+                return Ok(held);
+            }
+        } else {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is locked by somebody else", path.display())))
+}
+
 fn open_lock(path: &Path) -> io::Result<File> {
     Ok(Open::lock().path(path)?)
 }
@@ -235,12 +252,40 @@ pub fn forget(layout: &Layout, session: &SessionId) {
 /// A shared lock on the work directory's `users` file: as long as it is held nothing that others might need is pruned.
 ///
 /// # Errors
-/// If the file cannot be made or locked.
+/// If the file cannot be made or locked, or somebody has it for itself for too long, with who that is.
 pub fn lock_as_user(layout: &Layout) -> io::Result<File> {
-    std::fs::create_dir_all(layout.locks())?;
-    let file = open_lock(&layout.users_lock())?;
-    file.lock_shared()?;
+    lock_as_user_within(layout, USER_WITHIN)
+}
+
+fn lock_as_user_within(layout: &Layout, within: Duration) -> io::Result<File> {
+    Directory::make(&layout.locks())?;
+    let path = layout.users_lock();
+    let file = open_lock(&path)?;
+    let until = Instant::now() + within;
+    while let Err(error) = file.try_lock_shared() {
+        match error {
+            TryLockError::Error(error) => return Err(error),
+            TryLockError::WouldBlock if Instant::now() < until => std::thread::sleep(RETRY),
+            TryLockError::WouldBlock => return Err(in_use(&path, within)),
+        }
+    }
     Ok(file)
+}
+
+/// Who has the lock for itself has written its number into the file.
+fn in_use(path: &Path, within: Duration) -> io::Error {
+    let said = read_record(path, HOLDER_BYTES_MAX).ok().flatten().unwrap_or_default();
+    let pid = String::from_utf8_lossy(&said).trim().parse::<u32>().ok();
+    let (who, hint) = match pid {
+        Some(pid) => {
+            (format!("process {pid}"), format!("; hint: `ps -f {pid}` shows it, `kill {pid}` ends it"))
+        }
+        None => ("another process".to_owned(), String::new()),
+    };
+    let (path, seconds) = (path.display(), within.as_secs());
+    let text =
+        format!("{who} removes things there and has had {path} locked for more than {seconds} s{hint}");
+    io::Error::new(io::ErrorKind::ResourceBusy, text)
 }
 
 /// The same lock for this process alone; `None` if there is a user. Never waits.
@@ -248,18 +293,48 @@ pub fn lock_as_user(layout: &Layout) -> io::Result<File> {
 /// # Errors
 /// If the file cannot be made or locked.
 pub fn lock_alone(layout: &Layout) -> io::Result<Option<Held>> {
-    std::fs::create_dir_all(layout.locks())?;
-    let file = open_lock(&layout.users_lock())?;
+    Directory::make(&layout.locks())?;
+    let mut file = open_lock(&layout.users_lock())?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(Held::new(file))),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(error),
+        Ok(()) => {
+            // For whoever waits for us; a disk may be full.
+            let _unsaid =
+                file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+            Ok(Some(Held::new(file)))
+        }
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_waited_for_for_ever_and_the_holder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let alone = lock_alone(&layout).unwrap().unwrap();
+        let text = lock_as_user_within(&layout, Duration::from_millis(1)).unwrap_err().to_string();
+        let own = std::process::id();
+        assert!(text.starts_with(&format!("process {own} removes things there")), "{text}");
+        assert!(
+            text.contains("locks/users locked") && text.ends_with(&format!("`kill {own}` ends it")),
+            "{text}"
+        );
+        drop(alone);
+        drop(lock_as_user(&layout).unwrap());
+
+        // As a sweep holds it that is stopped just then.
+        let mut one = slots(&layout, "one.1", 1, 1);
+        let mut two = slots(&layout, "two.1", 2, 1);
+        let stopped = open_lock(&layout.waiting(&"two.1".parse().unwrap())).unwrap();
+        stopped.lock().unwrap();
+        one.aim(1, Instant::now()).unwrap();
+        two.aim(1, Instant::now()).unwrap();
+        assert!(two.is_waiting() && one.share().pass_on);
+    }
 
     fn slots(layout: &Layout, session: &str, pid: u32, total: u32) -> Slots {
         let holder = SlotHolder {

@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crewboss_ground::Directory;
 use crewboss_ground::Open;
 use crewboss_protocol::TreeId;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with};
@@ -125,7 +126,7 @@ impl Sources {
     /// # Errors
     /// If the directory cannot be made.
     pub fn new(layout: Layout, way: Way) -> io::Result<Self> {
-        fs::create_dir_all(layout.sources())?;
+        Directory::make(&layout.sources())?;
         Ok(Self { layout, way })
     }
 

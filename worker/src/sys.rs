@@ -122,6 +122,7 @@ pub fn forget_variable(name: &str) {
 ///
 /// # Errors
 /// As the system says; practically only for want of descriptors.
+#[expect(clippy::disallowed_methods, reason = "a device of the system")]
 pub fn take_stdin() -> io::Result<OwnedFd> {
     let null = std::fs::File::open("/dev/null")?;
     let own = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;

@@ -1,6 +1,5 @@
 //! The binary's own hash: what makes boss and worker the same build.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::process::ExitCode;
 
@@ -22,7 +21,7 @@ pub fn main(expected: &str) -> ExitCode {
 /// # Errors
 /// If `/proc/self/exe` cannot be read.
 pub fn own_hash() -> io::Result<String> {
-    let mut file = File::open("/proc/self/exe")?;
+    let mut file = crewboss_ground::own_program()?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 256 << 10];
     loop {

@@ -1,11 +1,11 @@
 //! From a worker's `done` to a stored result.
 
-use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crewboss_ground::Open;
 use crewboss_protocol::message::{Cause, Done, LogEnd};
 use crewboss_protocol::{
     HostName, Name, Outcome, PhaseClock, Phases, RunId, StageExit, StageResult, TaskId, TaskRef,
@@ -269,7 +269,7 @@ pub fn skipped(plan: &Plan, task: TaskId, record: &Recorded) -> TaskDone {
 
 fn end_of(path: &Path) -> Vec<u8> {
     let read = || {
-        let mut file = File::open(path)?;
+        let mut file = Open::read().path(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES_MAX as u64)))?;
         let mut end = Vec::new();

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crewboss_ground::Open;
 use crewboss_ground::program;
 use crewboss_protocol::limits::UPLOADS_MAX;
 use crewboss_protocol::{Name, StageExit, StageResult, TaskRef, TreeId};
@@ -248,6 +249,11 @@ fn sorted(directory: &Path) -> Result<Vec<PathBuf>, String> {
     read().map_err(|error: io::Error| format!("cannot read {}: {error}", directory.display()))
 }
 
+/// Permissions of what came from a host are as they were there.
+fn open(path: &Path) -> io::Result<File> {
+    Ok(Open::read().of_anybody().path(path)?)
+}
+
 /// The SHA-256 of an archive, which must be the one that came with it.
 fn check(file: &Path, stopped: &AtomicBool) -> Result<String, String> {
     const SUM_BYTES_MAX: u64 = 4096;
@@ -257,11 +263,11 @@ fn check(file: &Path, stopped: &AtomicBool) -> Result<String, String> {
         move |error: io::Error| format!("cannot read {path}: {error}")
     };
     let mut said = String::new();
-    let open = File::open(&beside).map_err(failed(&beside))?;
-    open.take(SUM_BYTES_MAX).read_to_string(&mut said).map_err(failed(&beside))?;
+    let beside_it = open(&beside).map_err(failed(&beside))?;
+    beside_it.take(SUM_BYTES_MAX).read_to_string(&mut said).map_err(failed(&beside))?;
     let said = said.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
     let mut hash = Sha256::new();
-    let mut data = File::open(file).map_err(failed(file))?;
+    let mut data = open(file).map_err(failed(file))?;
     let mut buffer = vec![0; 256 << 10];
     loop {
         let count = data.read(&mut buffer).map_err(failed(file))?;

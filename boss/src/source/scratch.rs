@@ -4,10 +4,11 @@
 //! user's configuration nor an extension of the user's repository has a say in how objects are read.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::{Open, Replace};
 use git2::{Repository, RepositoryInitOptions};
 
 use super::Settings;
@@ -17,6 +18,9 @@ use crate::link::Private;
 
 /// A repository may borrow from another that borrows; git follows no more than this.
 const BORROWED_MAX: usize = 5;
+
+/// Longest list of borrowed directories that is read.
+const ALTERNATES_BYTES_MAX: u64 = 1 << 20;
 
 /// Removed when dropped, or by the next crewboss if this one is killed.
 #[derive(Debug)]
@@ -57,7 +61,13 @@ fn borrow(objects: &Path, lent: &mut Vec<PathBuf>, depth: usize) {
     if depth > BORROWED_MAX || lent.contains(&objects) {
         return;
     }
-    let more = fs::read(objects.join("info/alternates")).unwrap_or_default();
+    let mut more = Vec::new();
+    // The repository is a person's. Git itself says so if it cannot be read.
+    let _none = Open::read()
+        .of_anybody()
+        .path(&objects.join("info/alternates"))
+        .map_err(io::Error::from)
+        .and_then(|file| file.take(ALTERNATES_BYTES_MAX).read_to_end(&mut more));
     lent.push(objects.clone());
     for line in more.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && line[0] != b'#') {
         borrow(&objects.join(as_path(line)), lent, depth + 1);
@@ -71,9 +81,13 @@ fn lend(lent: &[PathBuf], settings: &Settings, scratch: &Path) -> io::Result<()>
         symlink(objects, scratch.join(format!("lent{number}")))?;
         alternates.extend_from_slice(format!("../lent{number}\n").as_bytes());
     }
-    fs::create_dir_all(scratch.join("objects/info"))?;
-    fs::write(scratch.join("objects/info/alternates"), alternates)?;
+    match fs::create_dir(scratch.join("objects/info")) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let written = Replace::with_mode(0o600);
+    written.path(&scratch.join("objects/info/alternates"), &alternates)?;
     let abbrev = settings.abbrev.map(|digits| format!("\tabbrev = {digits}\n")).unwrap_or_default();
     let config = format!("[core]\n\trepositoryformatversion = 0\n\tbare = true\n{abbrev}[gc]\n\tauto = 0\n");
-    fs::write(scratch.join("config"), config.as_bytes())
+    Ok(written.path(&scratch.join("config"), config.as_bytes())?)
 }

@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crewboss_ground::Open;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::durable::Disk;
@@ -268,12 +269,13 @@ fn replace(part: &Path, place: &Path) -> Result<(), StoreError> {
 
 fn write(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
     let path = dir.join(name);
-    fs::write(&path, content).map_err(StoreError::io("write", &path))
+    let file = Open::create().path(&path).map_err(io::Error::from);
+    file.and_then(|mut file| file.write_all(content)).map_err(StoreError::io("write", &path))
 }
 
 fn append(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
     let path = dir.join(name);
-    let file = fs::File::options().append(true).create(true).open(&path);
+    let file = Open::append().path(&path).map_err(io::Error::from);
     file.and_then(|mut file| file.write_all(content)).map_err(StoreError::io("write", &path))
 }
 

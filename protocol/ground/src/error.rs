@@ -67,6 +67,14 @@ impl Error {
         }
     }
 
+    /// For who names the path in words of their own: what the system said, with its number.
+    pub fn without_path(self) -> io::Error {
+        match self.fault {
+            Fault::Io(error) => error,
+            fault => io::Error::new(io::ErrorKind::InvalidData, fault),
+        }
+    }
+
     /// What the system's own kind of this error is.
     pub fn kind(&self) -> io::ErrorKind {
         match &self.fault {

@@ -11,6 +11,9 @@
 //! |---|---|
 //! | read, append to, make a file | [`Open`] |
 //! | read a small file whole | [`read_record`] |
+//! | read what a build or a person has made | [`Open::of_anybody`] |
+//! | read and write what the kernel shows as files | [`kernel_text`], [`kernel_bytes`], [`tell_kernel`] |
+//! | sync, lock or ask the file system of a directory | [`open_directory`] |
 //! | open the file of a lock, hold the lock | [`Open::lock`], [`Held`] |
 //! | make or check a directory, name things in it | [`Directory`] |
 //! | write a file whole or not at all | [`Replace`] |
@@ -38,7 +41,7 @@ pub use age::{age, is_younger};
 pub use directory::Directory;
 pub use error::{Error, Fault, in_shell};
 pub use held::Held;
-pub use open::{Open, read_record};
+pub use open::{Open, kernel_bytes, kernel_text, open_directory, own_program, read_record, tell_kernel};
 pub use owner::user_name;
 pub use program::{begin_anew, open_files, pass, program, program_for_person, raise_open_files, set_signals};
 pub use replace::Replace;

@@ -1,7 +1,7 @@
 //! Opening one file.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -27,11 +27,13 @@ pub struct Open<'a> {
     /// Whether it is to be closed to all other users.
     close: bool,
     also: &'a [u32],
+    /// Whether its owner and permissions do not matter.
+    anybody: bool,
 }
 
 impl<'a> Open<'a> {
     const fn with(flags: OFlags) -> Self {
-        Self { flags, mode: 0o644, cut: false, close: false, also: &[] }
+        Self { flags, mode: 0o644, cut: false, close: false, also: &[], anybody: false }
     }
 
     /// For reading.
@@ -70,6 +72,16 @@ impl<'a> Open<'a> {
         Self { also, ..self }
     }
 
+    /// So that it can be read as well.
+    pub const fn readable(self) -> Self {
+        Self { flags: self.flags.difference(OFlags::WRONLY).union(OFlags::RDWR), ..self }
+    }
+
+    /// Takes it from anybody, whoever may write to it: for what a build or a person has made, and nothing of ours rests on.
+    pub const fn of_anybody(self) -> Self {
+        Self { anybody: true, ..self }
+    }
+
     /// Opens the file at a path.
     ///
     /// # Errors
@@ -96,7 +108,9 @@ impl<'a> Open<'a> {
             rustix::fs::fchmod(&file, Mode::from_raw_mode(0o600))?;
             found = rustix::fs::fstat(&file)?;
         }
-        owner::check(file.as_fd(), &found, self.also)?;
+        if !self.anybody {
+            owner::check(file.as_fd(), &found, self.also)?;
+        }
         if self.cut {
             rustix::fs::ftruncate(&file, 0)?;
         }
@@ -141,6 +155,55 @@ pub fn read_record(path: &Path, max: u64) -> Result<Option<Vec<u8>>, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Opens a directory to make its names durable, to lock it or to speak to its file system: a link is not followed, and whose it
+/// is does not matter.
+///
+/// # Errors
+/// If it is none, or the system refuses.
+pub fn open_directory(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | ALWAYS;
+    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?.into())
+}
+
+/// What a file of the kernel says, below `/proc`, `/sys` or a control group.
+///
+/// # Errors
+/// If it cannot be read, or is no text.
+pub fn kernel_text(path: impl AsRef<Path>) -> std::io::Result<String> {
+    String::from_utf8(kernel_bytes(path)?).map_err(std::io::Error::other)
+}
+
+/// As [`kernel_text`], for what need not be text.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn kernel_bytes(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::from(kernel_file(path.as_ref(), OFlags::RDONLY)?).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes to a file of the kernel, which must be there.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn tell_kernel(path: impl AsRef<Path>, text: &str) -> std::io::Result<()> {
+    File::from(kernel_file(path.as_ref(), OFlags::WRONLY)?).write_all(text.as_bytes())
+}
+
+fn kernel_file(path: &Path, flags: OFlags) -> std::io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(CWD, path, flags | ALWAYS, Mode::empty())?)
+}
+
+/// The program that this process is, whatever has its name by now.
+///
+/// # Errors
+/// If there is no `/proc`.
+pub fn own_program() -> std::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, "/proc/self/exe", flags, Mode::empty())?.into())
 }
 
 fn read_whole(file: File, max: u64) -> Result<Vec<u8>, Fault> {

@@ -1,7 +1,5 @@
 //! How the guest is.
 
-use std::fs;
-
 use crewboss_protocol::guest::{FromGuest, GuestLoad};
 
 use super::place::Place;
@@ -9,7 +7,7 @@ use crate::storage::free_bytes;
 
 /// The answer to a ping; `busy` while a job runs. What cannot be read is 0.
 pub(super) fn alive(place: &Place, number: u64, busy: bool) -> FromGuest {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let read = |path| crewboss_ground::kernel_text(path).unwrap_or_default();
     // The work directory may not have been made yet.
     let free = free_bytes(&place.work()).or_else(|_| free_bytes(&place.at("/")));
     FromGuest::Alive {

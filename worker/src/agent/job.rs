@@ -193,7 +193,7 @@ fn close_others(socket: &OwnedFd) {
 pub(super) fn set_killable(killable: bool) {
     let text = if killable { "0" } else { "-1000" };
     // Forbidden to users other than root: then the chance is the same for all.
-    let _stays = std::fs::write("/proc/self/oom_score_adj", text);
+    let _stays = crewboss_ground::tell_kernel("/proc/self/oom_score_adj", text);
 }
 
 /// The job's end of the socket.

@@ -45,7 +45,8 @@ pub(super) fn set(place: &Place, mac: &str, address: Ipv4Addr) -> Result<(), Age
 /// The name of the device with this MAC address.
 fn device(mac: &str) -> Option<String> {
     let entries = fs::read_dir("/sys/class/net").ok()?.flatten();
-    let has = |path: &Path| fs::read_to_string(path.join("address")).is_ok_and(|text| text.trim() == mac);
+    let has =
+        |path: &Path| crewboss_ground::kernel_text(path.join("address")).is_ok_and(|text| text.trim() == mac);
     let found = entries.into_iter().find(|entry| has(&entry.path()))?;
     found.file_name().into_string().ok()
 }

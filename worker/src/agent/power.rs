@@ -83,7 +83,7 @@ fn end_all() {
 
 /// Unmounts what can be, and makes the rest read-only, the last mounted first.
 fn detach() {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let mounts = crewboss_ground::kernel_text("/proc/mounts").unwrap_or_default();
     for line in mounts.lines().rev() {
         let Some(place) = line.split(' ').nth(1).map(plain) else { continue };
         if matches!(place.as_str(), "/proc" | "/sys" | "/dev") {

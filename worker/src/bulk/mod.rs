@@ -8,13 +8,14 @@ mod pack;
 mod send;
 mod stream;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::slots::lock_as_user;
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 use crewboss_protocol::{SessionId, TreeId, chain, codec};
@@ -152,9 +153,7 @@ impl Server<'_> {
         self.output.answer(&BulkAnswer::Open);
         self.output.flush()?;
         // Without the lock all still works; the worker of the session holds one too.
-        let users = fs::create_dir_all(self.layout.locks())
-            .and_then(|()| File::options().create(true).append(true).open(self.layout.locks().join("users")));
-        self._users = users.and_then(|file| file.lock_shared().map(|()| file)).ok();
+        self._users = lock_as_user(&self.layout).ok();
         Ok(())
     }
 

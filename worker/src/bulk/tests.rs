@@ -1,3 +1,4 @@
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;

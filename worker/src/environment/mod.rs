@@ -96,9 +96,7 @@ impl Preparer {
     /// # Errors
     /// If the work directory cannot be made or written.
     pub fn new(layout: Layout) -> Result<Self, EnvError> {
-        for directory in [layout.work().to_owned(), layout.locks(), layout.warm_root()] {
-            fs::create_dir_all(&directory).map_err(EnvError::io("make", &directory))?;
-        }
+        layout.make().map_err(|error| EnvError::io("make", layout.work())(error.into()))?;
         let way = Way::find(layout.work()).map_err(EnvError::io("use", layout.work()))?;
         Self::with_way(layout, way)
     }

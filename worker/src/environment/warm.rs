@@ -11,11 +11,12 @@
 //! shared lock on their good directory itself; one that is neither current nor locked is removed by whoever sees it.
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crewboss_ground::{Directory, open_directory};
 use crewboss_protocol::TreeId;
 use rustix::fs::{FlockOperation, flock};
 
@@ -83,7 +84,7 @@ impl Hold {
     ) -> Result<Option<(Self, bool)>, EnvError> {
         let Some(lock) = lock(layout, key)? else { return Ok(None) };
         let root = layout.warm(key.as_str());
-        fs::create_dir_all(&root).map_err(EnvError::io("make", &root))?;
+        Directory::make(&root).map_err(|error| EnvError::io("make", &root)(error.into()))?;
         note_use(&root)?;
         let hold = Self { place: root.join("build"), root, lock: Some(lock), reading: None };
         hold.clear()?;
@@ -137,7 +138,8 @@ impl Hold {
 
     fn note_tree(&self, tree: TreeId) -> Result<(), EnvError> {
         let note = self.place.join("tree");
-        fs::write(&note, format!("{tree}\n")).map_err(EnvError::io("write", &note))
+        let written = Replace::with_mode(0o600).path(&note, format!("{tree}\n").as_bytes());
+        written.map_err(|error| EnvError::io("write", &note)(error.into()))
     }
 
     pub(super) fn src(&self) -> PathBuf {
@@ -155,7 +157,7 @@ impl Hold {
         }
         let number = numbers(&self.root).into_iter().max().unwrap_or(0) + 1;
         let good = self.root.join(format!("good-{number}"));
-        let reading = File::open(&self.place).map_err(EnvError::io("open", &self.place))?;
+        let reading = open_directory(&self.place).map_err(EnvError::io("open", &self.place))?;
         flock(&reading, FlockOperation::NonBlockingLockShared)
             .map_err(|error| EnvError::io("lock", &self.place)(error.into()))?;
         fs::rename(&self.place, &good).map_err(EnvError::io("rename", &self.place))?;
@@ -222,7 +224,7 @@ fn current(root: &Path) -> Option<PathBuf> {
 }
 
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    crewboss_ground::kernel_text("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn numbers(root: &Path) -> Vec<u64> {
@@ -237,7 +239,7 @@ fn numbers(root: &Path) -> Vec<u64> {
 fn collect(root: &Path) {
     for number in numbers(root) {
         let good = root.join(format!("good-{number}"));
-        let Ok(file) = File::open(&good) else { continue };
+        let Ok(file) = open_directory(&good) else { continue };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }

@@ -5,7 +5,7 @@
 //! person reads. The answer is kept until the host boots again, or QEMU or the kernel change; that a KVM which opens does
 //! not work for an hour only, since the host may just have been too busy for the time limit.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -123,8 +123,10 @@ impl Host {
         Ok(Emulator { version, accelerator, why })
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a device of the system")]
     fn key(&self) -> Key {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+        let kernel =
+            crewboss_ground::kernel_text("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
         let closed = File::options().read(true).write(true).open(&self.kvm).err();
         let cpus = [Accelerator::Kvm, Accelerator::Tcg].map(|of| default_cpu(of).to_owned());
         Key { kernel, boot: process::boot_id(), closed: closed.map(|error| error.to_string()), cpus }

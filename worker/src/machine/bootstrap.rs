@@ -1,7 +1,6 @@
 //! Bootstrap: from a machine's revision to a copy that tasks start from.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -159,7 +158,7 @@ fn start(bench: &Bench<'_>, means: &Means) -> Result<Guest, Stop> {
 }
 
 fn write_archive(bench: &Bench<'_>, path: &Path) -> std::io::Result<()> {
-    let own = File::open("/proc/self/exe")?;
+    let own = crewboss_ground::own_program()?;
     exchange::bootstrap_archive(path, &own, bench.toolchain.path.as_deref())
 }
 
@@ -182,7 +181,7 @@ fn install(
             Some(GuestEvent::Said(FromGuest::Bootstrapped { versions })) => return Ok(versions),
             Some(GuestEvent::Said(FromGuest::Failed { text, .. })) => return Err(unable(text)),
             Some(GuestEvent::Put(name)) if name == BOOTSTRAPPED => {
-                let text = std::fs::read_to_string(guest.put_file(BOOTSTRAPPED));
+                let text = guest.put_text(BOOTSTRAPPED);
                 let text = text.map_err(|error| unable(format!("its report cannot be read: {error}")))?;
                 return Ending::Bootstrapped.parse(&text).map_err(|error| unable(chain(&error)));
             }

@@ -1,5 +1,8 @@
 //! One guest under control: QEMU, its channels, and what comes through them, as one thing that can be polled.
 
+use std::io;
+
+use crewboss_ground::read_record;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -207,7 +210,7 @@ impl Guest {
     ///
     /// # Errors
     /// If there can be no door.
-    pub fn open_door(&mut self) -> std::io::Result<()> {
+    pub fn open_door(&mut self) -> io::Result<()> {
         self.door = Some(Door::open(&self.directory)?);
         Ok(())
     }
@@ -250,6 +253,15 @@ impl Guest {
     /// What it puts under this name by TFTP lies here.
     pub fn put_file(&self, name: &str) -> PathBuf {
         files::put_file(&self.directory, name)
+    }
+
+    /// What it has put under this name, which is short.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no text.
+    pub fn put_text(&self, name: &str) -> io::Result<String> {
+        let found = read_record(&self.put_file(name), super::plan::DOCUMENT_BYTES_MAX)?;
+        String::from_utf8(found.ok_or(io::ErrorKind::NotFound)?).map_err(io::Error::other)
     }
 
     /// What an event means while this guest serves: that it is missing, or nothing.

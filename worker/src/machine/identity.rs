@@ -40,6 +40,7 @@ pub enum Doubt {
 ///
 /// # Errors
 /// If there are no random bytes to be had.
+#[expect(clippy::disallowed_methods, reason = "a device of the system")]
 pub fn make_up(machine: &Name, mac: Option<String>, now: u64) -> io::Result<Identity> {
     let mut random = [0; SEED_BYTES + 16];
     File::open("/dev/urandom")?.read_exact(&mut random)?;

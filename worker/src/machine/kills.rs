@@ -2,7 +2,6 @@
 //!
 //! The control group says so of its own processes, where it has the memory controller; the kernel counts all of the host.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup;
@@ -62,7 +61,7 @@ impl Counter {
 }
 
 fn read(file: &Path) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
+    let text = crewboss_ground::kernel_text(file).ok()?;
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
     lines.find(|(name, _)| *name == COUNTER).and_then(|(_, count)| count.trim().parse().ok())
 }
@@ -70,6 +69,7 @@ fn read(file: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn what_the_kernel_has_killed_since_is_told() {

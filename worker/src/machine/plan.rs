@@ -1,12 +1,12 @@
 //! What a guest is started with: its disks, its network, what it may get and put.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crewboss_ground::{Directory, Open};
 use crewboss_protocol::chain;
 use crewboss_protocol::guest::{BOOTSTRAP_DISK, NETWORK_BITS, RESULT_DISK, SOURCE_DISK};
 use crewboss_protocol::machine::Accelerator;
@@ -34,7 +34,7 @@ use super::verdict::Stop;
 const UEFI_VARIABLES: &str = "uefi-variables";
 
 /// A document is a few lines.
-const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
 
 /// QEMU greets at once; a host that is short of everything may let it wait.
 const GREETING_WITHIN: Duration = Duration::from_secs(30);
@@ -328,7 +328,7 @@ impl Plan<'_> {
             Purpose::Serve { document } => (vec![(SERVE, text(document))], &[ENVIRONMENT]),
         };
         let put = put_directory(directory);
-        std::fs::create_dir_all(&put)
+        Directory::make(&put)
             .map_err(|error| Stop::Host(format!("cannot make {}: {error}", put.display())))?;
         let rule = |name: &&str| {
             let big = matches!(*name, LOG | ERR | ARTIFACTS);
@@ -346,7 +346,8 @@ impl Plan<'_> {
 /// The disk that artifacts come out on: all of it a hole, and no larger than what the host could hold.
 fn make_result_disk(directory: &Path) -> Result<(), Stop> {
     let path = result_disk(directory);
-    let made = result_disk_bytes_in(directory).and_then(|bytes| File::create(&path)?.set_len(bytes));
+    let made = result_disk_bytes_in(directory)
+        .and_then(|bytes| Open::create().mode(0o600).path(&path)?.set_len(bytes));
     made.map_err(|error| Stop::Host(format!("cannot make {}: {error}", path.display())))
 }
 

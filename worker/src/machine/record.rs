@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crewboss_ground::Directory;
 use crewboss_ground::{Replace, read_record};
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::overview::Waiting;
@@ -161,7 +162,7 @@ impl GuestRecord {
             return Err(RecordError::Toolchain { toolchain: toolchain.clone() });
         }
         let directory = machines.guests();
-        fs::create_dir_all(&directory).map_err(RecordError::io("make", &directory))?;
+        Directory::make(&directory).map_err(|error| RecordError::io("make", &directory)(error.into()))?;
         for _ in 0..NAMES_MAX {
             let record = Self {
                 id: new_id(&machine.name, toolchain)?,
@@ -227,6 +228,16 @@ impl GuestRecord {
     /// # Errors
     /// If something cannot be removed. The record stays then, so that the next sweep tries again.
     pub fn remove(&self, machines: &Machines) -> Result<bool, RecordError> {
+        let machine = machines.machine(&self.volume, &self.machine);
+        // Where others can put what they like under this name, nothing is removed.
+        for place in machine.path().ancestors().take(2) {
+            match Directory::fixed(place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(RecordError::io("remove a guest in", place)(error.into()));
+                }
+                _ => {}
+            }
+        }
         let snapshot = self.snapshot(machines);
         let subvolume = btrfs::is_subvolume(&snapshot).unwrap_or(false);
         remove_tree(&snapshot).map_err(RecordError::io("remove", &snapshot))?;

@@ -64,6 +64,7 @@ impl TapError {
 ///
 /// # Errors
 /// If the system refuses, or there is no such bridge.
+#[expect(clippy::disallowed_methods, reason = "a device of the system")]
 pub fn open(bridge: &str) -> Result<OwnedFd, TapError> {
     let tap = File::options().read(true).write(true).open(TUN).map_err(TapError::Make)?;
     let mut request = request("cbtap%d");

@@ -11,6 +11,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crewboss_ground::Open;
 use crewboss_protocol::guest::{FromGuest, Identity, ToGuest};
 use crewboss_protocol::machine::AGENT_VERSION;
 use crewboss_protocol::{Name, Phase, chain};
@@ -320,7 +321,11 @@ impl Site<'_> {
             .map_err(|error| Stop::directory(&error))?;
         new.is_copied().map_err(|error| Stop::host(&error))?;
         let source = snapshot.join(NO_SOURCE);
-        let made = std::fs::File::create(&source).and_then(|file| file.set_len(SOURCE_DISK_BYTES));
+        let made = Open::create()
+            .mode(0o600)
+            .path(&source)
+            .map_err(std::io::Error::from)
+            .and_then(|file| file.set_len(SOURCE_DISK_BYTES));
         made.map_err(|error| Stop::Host(format!("cannot make {}: {error}", source.display())))?;
         let result_bytes = result_disk_bytes_in(&snapshot)
             .map_err(|error| Stop::Host(format!("cannot look at {}: {error}", snapshot.display())))?;

@@ -15,11 +15,12 @@ use crate::storage::Way;
 /// The features of this host. Kept until the next boot, or until the work directory lies elsewhere.
 pub(super) fn find(work: &Path, cache: &mut Cache) -> io::Result<BTreeSet<Feature>> {
     let state = fs::metadata(work)?;
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = crewboss_ground::kernel_text("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let user = rustix::process::geteuid().as_raw();
     cache.features(format!("{} {} {user}", boot.trim(), state.dev()), || try_all(work))
 }
 
+#[expect(clippy::disallowed_methods, reason = "a device of the system")]
 fn try_all(work: &Path) -> io::Result<BTreeSet<Feature>> {
     let mut features = BTreeSet::new();
     match Way::find(work)? {
@@ -41,7 +42,7 @@ fn try_all(work: &Path) -> io::Result<BTreeSet<Feature>> {
 
 /// Whether a control group can be made below our own.
 fn cgroup() -> bool {
-    let Ok(text) = fs::read_to_string("/proc/self/cgroup") else { return false };
+    let Ok(text) = crewboss_ground::kernel_text("/proc/self/cgroup") else { return false };
     let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return false };
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().any(|root| {
         let trial = Path::new(root).join(own).join(format!("crewboss-try-{}", std::process::id()));

@@ -13,7 +13,9 @@ pub fn load(layout: &Layout) -> Load {
         load_percent: load_percent(),
         memory_available: memory().map_or(0, |system| system.available_memory()),
         disk_free: disk_free(layout.work()),
-        cpu_pressure: fs::read_to_string("/proc/pressure/cpu").ok().and_then(|text| pressure(&text)),
+        cpu_pressure: crewboss_ground::kernel_text("/proc/pressure/cpu")
+            .ok()
+            .and_then(|text| pressure(&text)),
         temperature: temperature(),
     }
 }
@@ -22,8 +24,9 @@ pub fn load(layout: &Layout) -> Load {
 pub(super) fn memory_total() -> u64 {
     let Some(system) = memory() else { return 0 };
     let total = system.total_memory();
-    let limit =
-        fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    let limit = crewboss_ground::kernel_text("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     limit.map_or(total, |limit: u64| limit.min(total))
 }
 
@@ -38,7 +41,7 @@ fn disk_free(work: &Path) -> u64 {
 }
 
 fn load_percent() -> u32 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let text = crewboss_ground::kernel_text("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(hundredths).unwrap_or(0)
 }
 
@@ -74,7 +77,7 @@ fn inputs(class: &str, device: &str, is_input: impl Fn(&str) -> bool) -> Vec<i32
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(device));
     let files = devices.filter_map(|entry| fs::read_dir(entry.path()).ok()).flatten().filter_map(Result::ok);
     let files = files.filter(|entry| is_input(&entry.file_name().to_string_lossy()));
-    files.filter_map(|entry| fs::read_to_string(entry.path()).ok()?.trim().parse().ok()).collect()
+    files.filter_map(|entry| crewboss_ground::kernel_text(entry.path()).ok()?.trim().parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
 }
 
 fn kernel(what: &str) -> String {
-    fs::read_to_string(format!("/proc/sys/kernel/{what}")).unwrap_or_default().trim().to_owned()
+    crewboss_ground::kernel_text(format!("/proc/sys/kernel/{what}")).unwrap_or_default().trim().to_owned()
 }
 
 /// Only trees whose objects are there as well: what the boss leaves out when it sends another tree is taken from them, and

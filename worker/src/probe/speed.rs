@@ -1,6 +1,5 @@
 //! How fast one thread of this host works, from a short measured kernel.
 
-use std::fs;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -40,9 +39,11 @@ pub(super) struct Key {
 
 impl Key {
     pub(super) fn of_this_host() -> Self {
-        let boot =
-            fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let boot = crewboss_ground::kernel_text("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        let text = crewboss_ground::kernel_text("/proc/cpuinfo").unwrap_or_default();
         // Other architectures name it otherwise, or not at all.
         let named = |line: &&str| {
             ["model name", "Model", "CPU part", "uarch"].iter().any(|name| line.starts_with(name))
@@ -114,7 +115,7 @@ fn round(table: &mut [u64]) -> u64 {
 
 /// The kernel's own number, for one processor.
 fn bogomips() -> Option<u64> {
-    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let text = crewboss_ground::kernel_text("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.to_ascii_lowercase().starts_with("bogomips"))?;
     line.split(':').nth(1)?.trim().split('.').next()?.parse().ok()
 }

@@ -1,13 +1,13 @@
 //! Trying a compiler: does it compile a file, and what version does it say it is?
 
-use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::fs;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crewboss_ground::program;
+use crewboss_ground::{Open, program};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -71,13 +71,14 @@ pub(super) fn run(compiler: &Path) -> Trial {
     }
 }
 
-fn untried(error: std::io::Error) -> Trial {
+fn untried(error: io::Error) -> Trial {
     Trial::Disturbed(format!("it could not be tried: {error}"))
 }
 
 fn compile(compiler: &Path) -> Result<(), Trial> {
     let directory = tempfile::tempdir().map_err(untried)?;
-    fs::write(directory.path().join("answer.c"), SOURCE).map_err(untried)?;
+    let source = Open::create_new().path(&directory.path().join("answer.c")).map_err(io::Error::from);
+    source.and_then(|mut source| source.write_all(SOURCE.as_bytes())).map_err(untried)?;
     output(compiler, &["-c", "answer.c", "-o", "answer.o"], directory.path())?;
     let object = fs::metadata(directory.path().join("answer.o"));
     let is_there = object.is_ok_and(|found| found.len() > 0);
@@ -92,10 +93,10 @@ fn version(compiler: &Path) -> Result<String, Trial> {
 
 /// What it writes, if it succeeds in time.
 fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<String, Trial> {
-    let failed = |error: std::io::Error| Trial::Disturbed(format!("it could not be started: {error}"));
+    let failed = |error: io::Error| Trial::Disturbed(format!("it could not be started: {error}"));
     // A file cannot fill up as a pipe does while nobody reads it.
     let path = directory.join("output");
-    let written = File::create(&path).map_err(failed)?;
+    let written = Open::create_new().path(&path).map_err(|error| failed(error.into()))?;
     // Of a group of its own, so that a compiler that hangs can be ended with all its parts.
     let mut command = program(compiler);
     command.args(arguments).current_dir(directory).env_clear().env("LANG", "C").env("TMPDIR", directory);
@@ -123,8 +124,8 @@ fn output(compiler: &Path, arguments: &[&str], directory: &Path) -> Result<Strin
 }
 
 /// The beginning of what was written, or its last lines.
-fn read(path: &Path, beginning: bool) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
+fn read(path: &Path, beginning: bool) -> io::Result<String> {
+    let mut file = Open::read().path(path)?;
     let mut bytes = Vec::new();
     if beginning {
         file.take(VERSION_BYTES_MAX).read_to_end(&mut bytes)?;

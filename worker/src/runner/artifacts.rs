@@ -1,11 +1,12 @@
 //! Finding the files that a target promised: below `$CREWBOSS_OUT`, then below `$CREWBOSS_SRC`.
 
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
-use std::io::{self, BufWriter, Write as _};
+use std::fs::Metadata;
+use std::io::{self, BufWriter, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::Open;
 use crewboss_protocol::RelPath;
 use crewboss_protocol::guest::PROBLEMS_MAX;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
@@ -76,7 +77,7 @@ impl Found {
     /// # Errors
     /// If the file cannot be written, or a name is not one that could be brought back (which [`find`] has ruled out).
     pub fn write_list(&self, path: &Path) -> io::Result<()> {
-        let mut list = BufWriter::new(File::create(path)?);
+        let mut list = BufWriter::new(Open::create().path(path)?);
         for (name, file) in &self.files {
             let path = RelPath::try_from(name.clone()).map_err(io::Error::other)?;
             serde_json::to_writer(&mut list, &ArtifactLine { path, file: file.clone() })?;
@@ -157,11 +158,12 @@ pub fn move_list(path: &Path, moved: &[(&Path, &Path)]) -> io::Result<()> {
     if moved.iter().all(|(from, to)| from == to) {
         return Ok(());
     }
-    let text = match std::fs::read_to_string(path) {
+    let mut text = String::new();
+    match Open::read().path(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        text => text?,
+        file => file?.read_to_string(&mut text)?,
     };
-    let mut list = BufWriter::new(File::create(path)?);
+    let mut list = BufWriter::new(Open::create().path(path)?);
     for line in text.lines() {
         let mut line: ArtifactLine = serde_json::from_str(line)?;
         let new = moved.iter().find_map(|(from, to)| Some(to.join(line.file.strip_prefix(from).ok()?)));

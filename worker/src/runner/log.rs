@@ -1,10 +1,11 @@
 //! The stored output of one attempt: in memory while it is short, since then it travels in the result, else in a file.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
+use crewboss_ground::Open;
 use crewboss_protocol::limits::INLINE_LOG_BYTES_MAX;
 use crewboss_protocol::message::LogEnd;
 
@@ -49,12 +50,16 @@ impl Log {
         self.file.as_mut().ok_or_else(|| io::Error::other("the log has no file"))
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "its directory is the build's, which may have made anything of it"
+    )]
     fn create(&self) -> io::Result<File> {
         // The build may have removed the directory: its log is kept all the same.
         if let Some(directory) = self.path.parent() {
             std::fs::create_dir_all(directory)?;
         }
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&self.path)
+        Ok(Open::create().readable().path(&self.path)?)
     }
 
     /// What the result says about it.

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, Read as _, Write};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use crewboss_ground::{Directory, Open, Replace};
 use crewboss_protocol::Name;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, UPLOADS_MAX};
 use sha2::{Digest as _, Sha256};
@@ -79,6 +80,10 @@ pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
 ///
 /// # Errors
 /// See [`is_of_host`].
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is the build's directory, below which nothing of ours lies"
+)]
 pub fn place<'a>(out: &Path, files: &'a BTreeMap<String, PathBuf>) -> Result<(), (&'a str, io::Error)> {
     for (name, file) in files {
         let path = out.join("upload").join(name);
@@ -109,12 +114,12 @@ fn instances(uploads: &Path, found: &mut Found) -> io::Result<Vec<Instance>> {
 fn add_one(instance: &Instance, dir: &Path, found: &mut Found) -> io::Result<()> {
     let Instance { kind, name, root } = instance;
     let place = dir.join("uploads").join(kind.as_str());
-    fs::create_dir_all(&place)?;
+    Directory::make(&place)?;
     let file = place.join(format!("{name}.tar"));
     let Some(sum) = archive(root, name, &file, found)? else { return Ok(()) };
     let beside = place.join(format!("{name}.tar.sha256"));
     // As `sha256sum` writes it, so that `sha256sum -c` reads it.
-    fs::write(&beside, format!("{sum}  {name}.tar\n"))?;
+    Replace::with_mode(0o644).path(&beside, format!("{sum}  {name}.tar\n").as_bytes())?;
     for (path, end) in [(file, ""), (beside, ".sha256")] {
         found.bytes += path.metadata()?.len();
         found.files.insert(format!("upload/{kind}/{name}.tar{end}"), path);
@@ -158,7 +163,7 @@ fn directory(parent: &Path, entry: &OsString, found: &mut Found) -> Option<Name>
 
 /// Writes the archive of one instance and returns its SHA-256, or `None` if something in it cannot be archived.
 fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Result<Option<String>> {
-    let mut tar = Tar::new(File::create(file)?);
+    let mut tar = Tar::new(Open::create().path(file)?);
     let mut entries = 0;
     let mut open = vec![PathBuf::new()];
     while let Some(path) = open.pop() {
@@ -239,12 +244,7 @@ impl Tar {
     fn file(&mut self, path: &Path, from: &Path, meta: &Metadata) -> io::Result<()> {
         let mode = if meta.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 };
         self.entry(b'0', path.as_os_str().as_bytes(), &[], mode, meta.len())?;
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits();
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(i32::try_from(flags).map_err(io::Error::other)?)
-            .open(from)
-            .map_err(at(path))?;
+        let file = Open::read().of_anybody().path(from).map_err(|error| at(path)(error.without_path()))?;
         let mut file = file.take(meta.len());
         let mut buffer = vec![0; 256 << 10];
         let mut written = 0;

@@ -1,5 +1,6 @@
 //! The few btrfs calls that are needed, straight to the kernel.
 
+use crewboss_ground::open_directory;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -124,12 +125,11 @@ pub(super) fn destroy_at(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> 
     Ok(result?)
 }
 
-fn open_directory(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
-    File::options().read(true).custom_flags(flags).open(path)
-}
-
 /// The open parent directory and the name in it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the directory may be reached through a link; what is made in it is not"
+)]
 fn split(path: &Path) -> io::Result<(File, &OsStr)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());

@@ -6,6 +6,9 @@ pub mod btrfs;
 pub mod copy;
 pub mod remove;
 
+use std::io::Write as _;
+
+use crewboss_ground::Open;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -70,7 +73,7 @@ impl Way {
 /// # Errors
 /// Whatever the file system says; a copy in part is removed.
 pub fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
-    let (source, target) = (fs::File::open(from)?, fs::File::create_new(to)?);
+    let (source, target) = (Open::read().of_anybody().path(from)?, fs::File::create_new(to)?);
     let cloned = if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
         Ok(())
     } else {
@@ -88,9 +91,9 @@ fn snapshots_work(trial: &Path) -> bool {
 }
 
 fn reflinks_work(trial: &Path) -> io::Result<bool> {
-    fs::write(trial.join("from"), b"some data to share")?;
-    let from = fs::File::open(trial.join("from"))?;
-    let to = fs::File::create(trial.join("to"))?;
+    let mut from = Open::create_new().readable().path(&trial.join("from"))?;
+    from.write_all(b"some data to share")?;
+    let to = Open::create_new().path(&trial.join("to"))?;
     Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 

@@ -219,7 +219,11 @@ pub fn remove_leftovers(
         report.errors.push(format!("processes of session {session} live on after SIGKILL"));
     }
     if let Some(machines) = owner.and_then(|owner| owner.machines.as_deref()) {
-        machine::sweep::sweep_session(&Machines::new(machines), session, report);
+        let machines = Machines::new(machines);
+        match machines.check() {
+            Ok(()) => machine::sweep::sweep_session(&machines, session, report),
+            Err(error) => report.errors.push(error.to_string()),
+        }
     }
     if let Some(short) = owner.and_then(|owner| owner.short.as_deref())
         && let Err(error) = short::remove(short)

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crewboss_ground::{Replace, open_directory};
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::AGENT_VERSION;
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, syncfs};
+use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use serde::{Deserialize, Serialize};
 
 use super::revision::PAUSE;
@@ -307,24 +308,11 @@ pub(super) fn read_record(copy: &Path) -> Result<CopyRecord, DirectoryError> {
 }
 
 pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    let mut bytes = Vec::new();
-    file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    crewboss_ground::read_record(path, RECORD_BYTES_MAX)?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(&serde_json::to_vec(value)?)?;
-    file.persist(path)?;
-    Ok(())
-}
-
-pub(super) fn open_directory(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed();
-    File::options().read(true).custom_flags(flags).open(path)
+    Ok(Replace::with_mode(0o600).path(path, &serde_json::to_vec(value)?)?)
 }
 
 /// Whether the path still leads to the open subvolume. As long as it is open, no other has its device number.

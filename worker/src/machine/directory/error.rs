@@ -18,6 +18,14 @@ pub enum DirectoryError {
         /// The machine's name.
         name: Name,
     },
+    /// It is there and is not used.
+    #[error("cannot use {}: {why}", path.display())]
+    Unfit {
+        /// Where.
+        path: PathBuf,
+        /// Why, with what helps.
+        why: String,
+    },
     /// Something cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -145,7 +153,11 @@ impl DirectoryError {
             Self::Manifest(error) => error.hint(),
             Self::NotBootstrapped { .. } => Some("`crewboss machines bootstrap` makes the copy"),
             Self::ToolchainName { .. } => Some(super::TOOLCHAIN_NAME_HINT),
-            Self::Read { .. } | Self::Snapshot { .. } | Self::Record { .. } | Self::Write { .. } => None,
+            Self::Unfit { .. }
+            | Self::Read { .. }
+            | Self::Snapshot { .. }
+            | Self::Record { .. }
+            | Self::Write { .. } => None,
         }
     }
 

@@ -27,6 +27,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::Directory;
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::MACHINE_PROTOCOL;
 
@@ -176,7 +177,10 @@ impl Machines {
                 continue;
             }
             match name {
-                Some(volume) => self.list_volume(&volume, &path, &mut listing),
+                Some(volume) => match refusal(&path) {
+                    None => self.list_volume(&volume, &path, &mut listing),
+                    Some(why) => listing.misplaced.extend(refused_volume(&path, &why)),
+                },
                 None => listing.misplaced.push(no_name(path, "volume")),
             }
         }
@@ -197,7 +201,9 @@ impl Machines {
                 continue;
             };
             let machine = self.machine(volume, &name);
-            if fs::symlink_metadata(machine.link()).is_err() {
+            if let Some(why) = refusal(machine.path()) {
+                listing.misplaced.push(Misplaced { path, why });
+            } else if fs::symlink_metadata(machine.link()).is_err() {
                 listing.withdrawn.push(machine);
             } else if let Some(first) = listing.machines.iter().find(|first| first.name == name) {
                 let by = first.volume.clone();
@@ -213,8 +219,15 @@ impl Machines {
     /// # Errors
     /// If there is none.
     pub fn find(&self, name: &Name) -> Result<MachineDir, DirectoryError> {
-        let found = self.list()?.machines.into_iter().find(|machine| machine.name == *name);
-        found.ok_or_else(|| DirectoryError::NoMachine { root: self.root.clone(), name: name.clone() })
+        let Listing { machines, misplaced, .. } = self.list()?;
+        if let Some(found) = machines.into_iter().find(|machine| machine.name == *name) {
+            return Ok(found);
+        }
+        let of_this_name = |one: &Misplaced| one.path.file_name().is_some_and(|found| found == name.as_str());
+        Err(match misplaced.into_iter().find(of_this_name) {
+            Some(Misplaced { path, why }) => DirectoryError::Unfit { path, why },
+            None => DirectoryError::NoMachine { root: self.root.clone(), name: name.clone() },
+        })
     }
 }
 
@@ -283,6 +296,24 @@ fn directories(path: &Path) -> io::Result<Vec<(PathBuf, Option<Name>)>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Why a volume or machine cannot be used, if it is another user's or others can write to it: whoever can decides what is
+/// started from it, and what is removed in it.
+fn refusal(path: &Path) -> Option<String> {
+    let error = Directory::fixed(path).err()?;
+    let hint = error.hint().map(|hint| format!("; hint: {hint}"));
+    Some(format!("{}{}", error.fault, hint.unwrap_or_default()))
+}
+
+/// Each machine of such a volume by its name, or the volume itself if it shows none.
+fn refused_volume(path: &Path, why: &str) -> Vec<Misplaced> {
+    let why = format!("the volume {} is not used: {why}", path.display());
+    let misplaced = |path: PathBuf| Misplaced { path, why: why.clone() };
+    match directories(path).unwrap_or_default() {
+        machines if machines.is_empty() => vec![misplaced(path.to_owned())],
+        machines => machines.into_iter().map(|(path, _)| misplaced(path)).collect(),
+    }
 }
 
 fn no_name(path: PathBuf, what: &str) -> Misplaced {

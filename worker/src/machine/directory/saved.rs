@@ -7,11 +7,12 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::open_directory;
 use crewboss_protocol::Name;
 use rustix::fs::syncfs;
 use serde::{Deserialize, Serialize};
 
-use super::copy::{is_still, open_directory, put_in_place, read_record, read_small, write_json};
+use super::copy::{is_still, put_in_place, read_record, read_small, write_json};
 use super::{CopyRecord, CopySnapshot, DirectoryError, MachineDir, SAVED, random};
 use crate::machine::manifest::Manifest;
 use crate::storage::{btrfs, remove_tree};

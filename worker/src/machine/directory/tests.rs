@@ -113,6 +113,38 @@ fn machines_are_listed_in_a_stable_order_and_nothing_odd_is_lost() {
 }
 
 #[test]
+fn a_volume_or_machine_that_others_can_change_is_named_and_not_used() {
+    let mount = Mount::btrfs();
+    let machines = Machines::new(mount.path());
+    let deb = machine(&machines, "one", "deb");
+    machine(&machines, "two", "zeta");
+    let volume = deb.path().parent().unwrap();
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let find = || machines.find(&name("deb")).map(|found| found.volume).map_err(|error| error.to_string());
+    assert_eq!(find(), Ok(name("one")));
+    mode(deb.path(), 0o777);
+    let text = find().unwrap_err();
+    let hint = format!("hint: `chmod go-w '{}'` keeps them out", deb.path().display());
+    assert!(
+        text.contains("one/deb: other users can write to it (its mode is 777)") && text.ends_with(&hint),
+        "{text}"
+    );
+    mode(deb.path(), 0o755);
+    std::os::unix::fs::chown(volume, Some(987_654), None).unwrap();
+    let text = find().unwrap_err();
+    assert!(
+        text.contains("one/deb: the volume ") && text.contains("it belongs to the user with the number"),
+        "{text}"
+    );
+    let listing = machines.list().unwrap();
+    assert_eq!((listing.machines.len(), listing.misplaced.len()), (1, 1));
+    std::os::unix::fs::chown(volume, Some(0), None).unwrap();
+    assert_eq!(find(), Ok(name("one")));
+}
+
+#[test]
 fn every_wrong_link_is_an_error_of_its_own() {
     let mount = Mount::btrfs();
     let machines = Machines::new(mount.path());

@@ -5,16 +5,16 @@ pub(super) mod tests;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
-use std::io::{self, Write as _};
+use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crewboss_ground::{Open, Replace, read_record};
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::DEFAULT_TOOLCHAIN;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::{Machines, TOOLCHAIN_NAME_HINT, directories, toolchain_name};
@@ -180,9 +180,7 @@ impl Machines {
 
     fn load_ids(&self) -> Cache {
         let path = self.toolchains().join(CACHE);
-        let small =
-            fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= CACHE_BYTES_MAX);
-        let cache = small.then(|| fs::read(path).ok()).flatten();
+        let cache = read_record(&path, CACHE_BYTES_MAX).ok().flatten();
         cache.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
@@ -196,11 +194,9 @@ impl Machines {
         let mut cache = self.load_ids();
         cache.ids.insert(name.clone(), (signature, id.to_owned()));
         let path = self.toolchains().join(CACHE);
-        let stored = serde_json::to_vec(&cache).map_err(io::Error::from).and_then(|bytes| {
-            let mut file = tempfile::NamedTempFile::new_in(self.toolchains())?;
-            file.write_all(&bytes)?;
-            Ok(file.persist(&path)?)
-        });
+        let stored = serde_json::to_vec(&cache)
+            .map_err(io::Error::from)
+            .and_then(|bytes| Ok(Replace::with_mode(0o600).path(&path, &bytes)?));
         drop(stored);
     }
 }
@@ -289,8 +285,8 @@ fn identify(parts: &[Part]) -> Result<String, ToolchainError> {
 }
 
 fn hash_file(path: &Path) -> io::Result<blake3::Hash> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    // Whoever may write into the directory is looked at; an operator may share out what is in it.
+    let file = Open::read().of_anybody().path(path)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file)?;
     Ok(hasher.finalize())

@@ -9,9 +9,10 @@ mod select;
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::Open;
 use crewboss_protocol::limits::ARTIFACTS_MAX;
 
 use super::tar::TarError;
@@ -158,7 +159,7 @@ fn index(archive: &File, length: u64, limits: ArchiveLimits) -> Result<Index, Ar
 
 /// Zeros of the archive become holes, as they may have been in the guest: no archive that everybody can read tells of holes.
 fn copy(archive: &File, entry: &index::Entry, path: &Path) -> io::Result<()> {
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = Open::create_new().mode(0o600).path(path)?;
     (&mut &*archive).seek(SeekFrom::Start(entry.position))?;
     let mut content = archive.take(entry.size);
     let mut buffer = vec![0; PIECE_BYTES];

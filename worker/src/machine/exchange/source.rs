@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crewboss_ground::Open;
 use crewboss_ground::{Replace, read_record};
 use crewboss_protocol::TreeId;
 use rustix::fs::{
@@ -141,7 +142,7 @@ pub fn prune(layout: &Layout) -> usize {
 
 fn write(place: &Path, archive: &Path) -> Result<(), SourceArchiveError> {
     let failed = |source| SourceArchiveError::Write { path: archive.to_owned(), source };
-    let file = File::create(archive).map_err(failed)?;
+    let file = Open::create().path(archive).map_err(|error| failed(error.into()))?;
     let mut writer = Writer::new(file);
     let mut walk = Walk { writer: &mut writer, name: Vec::new(), failed: false };
     let opened = openat(CWD, place, DIRECTORY, Mode::empty()).map_err(io::Error::from);
@@ -163,7 +164,7 @@ fn write(place: &Path, archive: &Path) -> Result<(), SourceArchiveError> {
 /// # Errors
 /// If it cannot be read.
 pub fn archive_length(archive: &Path) -> io::Result<u64> {
-    let file = File::open(archive)?;
+    let file = Open::read().path(archive)?;
     let mut end = 0;
     loop {
         match seek(&file, SeekFrom::Data(end)) {
@@ -179,7 +180,7 @@ pub fn archive_length(archive: &Path) -> io::Result<u64> {
 /// # Errors
 /// If something cannot be read, or the archive not be written.
 pub fn bootstrap_archive(archive: &Path, agent: &File, toolchain: Option<&Path>) -> io::Result<()> {
-    let mut writer = Writer::new(File::create(archive)?);
+    let mut writer = Writer::new(Open::create().path(archive)?);
     let mut content = agent;
     let size = agent.metadata()?.len();
     writer.file(b"crewboss", Attributes { mode: 0o755, time: 0 }, size, &mut content)?;

@@ -129,7 +129,7 @@ pub fn check_room(directory: &Path, memory: u64) -> Result<(), MemoryError> {
 
 /// Memory that a process has, in bytes.
 fn resident(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let text = crewboss_ground::kernel_text(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -9,10 +9,11 @@
 //! to again: whoever enters the guest works on clones of its disks in the next directory, and the link is switched when all
 //! that is to be saved is safe on the disk. Whatever ends it before that, the guest is what it was.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::{Open, Replace, open_directory, read_record};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::qemu::command::{Access, Backing, Boot, Disk, GuestConfig};
@@ -120,7 +121,7 @@ impl Kept {
 
 fn empty_like(model: &Path, path: &Path) -> io::Result<()> {
     let length = fs::metadata(model).map_or(crate::machine::exchange::SOURCE_DISK_BYTES, |found| found.len());
-    File::create(path)?.set_len(length)
+    Open::create().mode(0o600).path(path)?.set_len(length)
 }
 
 /// The files of one held guest.
@@ -156,9 +157,9 @@ impl Shelf {
         })?;
         let directory = directory(&self.guest, number);
         let path = directory.join(RESTORE);
-        let file = File::open(&path).map_err(ShelfError::io("open", &path))?;
-        let mut text = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(file, RESTORE_BYTES_MAX), &mut text)
+        let text = read_record(&path, RESTORE_BYTES_MAX)
+            .map_err(io::Error::from)
+            .and_then(|text| text.ok_or_else(|| io::ErrorKind::NotFound.into()))
             .map_err(ShelfError::io("read", &path))?;
         let kept = serde_json::from_slice(&text)
             .map_err(|source| ShelfError::Unreadable { path: path.clone(), source })?;
@@ -204,14 +205,13 @@ impl Draft {
     pub fn commit(mut self, kept: &Kept) -> Result<(), ShelfError> {
         let mut config = kept.config.clone();
         for path in Kept::written(&mut config) {
-            sync(path).map_err(ShelfError::io("sync", path))?;
+            let synced = Open::read().path(path).map_err(io::Error::from).and_then(|disk| disk.sync_all());
+            synced.map_err(ShelfError::io("sync", path))?;
         }
         let path = self.directory.join(RESTORE);
-        let written = serde_json::to_vec(kept).map_err(io::Error::from).and_then(|text| {
-            let mut file = File::create(&path)?;
-            file.write_all(&text)?;
-            file.sync_all()
-        });
+        let written = serde_json::to_vec(kept)
+            .map_err(io::Error::from)
+            .and_then(|text| Ok(Replace::with_mode(0o600).synced().path(&path, &text)?));
         written.and_then(|()| sync(&self.directory)).map_err(ShelfError::io("write", &path))?;
         self.switch().map_err(ShelfError::io("switch", &self.guest.join(LINK)))?;
         self.committed = true;
@@ -241,7 +241,7 @@ impl Drop for Draft {
 }
 
 fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    open_directory(path)?.sync_all()
 }
 
 fn name(number: u32) -> String {

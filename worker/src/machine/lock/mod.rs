@@ -21,6 +21,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::Directory;
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::{MachineHolder, Visitor};
 use serde::{Deserialize, Serialize};
@@ -129,7 +130,7 @@ impl Locks {
     /// If the directory of the locks cannot be made, or this process has no entry in `/proc`.
     pub fn new(machines: &Machines, holder: MachineHolder) -> Result<Self, LockError> {
         let directory = machines.locks();
-        std::fs::create_dir_all(&directory).map_err(LockError::at(&directory))?;
+        Directory::make(&directory).map_err(|error| LockError::at(&directory)(error.into()))?;
         let gone = || io::Error::other("this process has no entry in /proc");
         let process = ProcessId::own().ok_or_else(gone).map_err(LockError::at(&directory))?;
         let holder = MachineHolder { pid: process.pid, ..holder };
@@ -218,7 +219,7 @@ pub(in crate::machine) fn try_retire(
     toolchain: &Name,
 ) -> Result<Option<(Enumeration, BootstrapLock)>, LockError> {
     let directory = machines.locks();
-    std::fs::create_dir_all(&directory).map_err(LockError::at(&directory))?;
+    Directory::make(&directory).map_err(|error| LockError::at(&directory)(error.into()))?;
     let try_file = |name: &str| {
         let path = directory.join(name);
         LockFile::try_lock(&path).map_err(LockError::at(&path))
@@ -250,7 +251,7 @@ pub fn try_guest(
     visitor: Option<&Visitor>,
 ) -> Result<Option<GuestLock>, LockError> {
     let directory = machines.locks();
-    std::fs::create_dir_all(&directory).map_err(LockError::at(&directory))?;
+    Directory::make(&directory).map_err(|error| LockError::at(&directory)(error.into()))?;
     let path = guest_path(machines, guest);
     let Some(file) = LockFile::try_lock(&path).map_err(LockError::at(&path))? else { return Ok(None) };
     if let Some(process) = ProcessId::own() {

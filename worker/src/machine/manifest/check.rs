@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
+use crewboss_ground::Open;
 use crewboss_protocol::Name;
 
 use super::raw::{Firmware, Raw, RawLimits};
@@ -163,7 +164,10 @@ impl Context<'_> {
     /// A guest that is given the other format sees rubbish, and its writes destroy the image.
     fn disk_format(&self, manifest: &Manifest) -> Result<(), ManifestError> {
         let mut start = Vec::new();
-        let read = fs::File::open(self.revision.join(&manifest.disk))
+        let read = Open::read()
+            .of_anybody()
+            .path(&self.revision.join(&manifest.disk))
+            .map_err(std::io::Error::from)
             .and_then(|file| file.take(QCOW2_HEADER).read_to_end(&mut start));
         if let Err(error) = read {
             let hint = "look at the permissions of the revision";

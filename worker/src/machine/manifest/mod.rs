@@ -7,13 +7,12 @@ mod tests;
 
 use std::fmt;
 use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crewboss_ground::{Error, Fault, Open};
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::MachineRole;
-use rustix::fs::OFlags;
 
 /// The name of the file in a revision.
 pub const MANIFEST: &str = "manifest.toml";
@@ -290,16 +289,13 @@ impl Manifest {
 fn read(path: &Path, shown: &Path) -> Result<String, ManifestError> {
     let failed = |source| ManifestError::Read { path: shown.to_owned(), source };
     // A link would be followed out of the revision, and opening a pipe would wait for somebody to write.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = match std::fs::File::options().read(true).custom_flags(flags).open(path) {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+    let file = match Open::read().path(path) {
+        Err(error) if matches!(error.fault, Fault::Kind { .. }) => {
             return Err(ManifestError::NotRegular { path: shown.to_owned() });
         }
-        file => file.map_err(failed)?,
+        Err(Error { fault: Fault::Io(source), .. }) => return Err(failed(source)),
+        file => file.map_err(|error| failed(error.into()))?,
     };
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(ManifestError::NotRegular { path: shown.to_owned() });
-    }
     let mut bytes = Vec::new();
     file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > BYTES_MAX {

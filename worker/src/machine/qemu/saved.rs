@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crewboss_ground::Open;
 use serde_json::{Value, json};
 
 use super::command::{GuestConfig, shape};
@@ -102,7 +103,7 @@ fn save_part(
     wanted: &mut dyn FnMut() -> bool,
 ) -> Result<(), SavedError> {
     let failed = |action| move |source| SavedError::File { action, path: part.to_owned(), source };
-    let file = File::create(part).map_err(failed("create"))?;
+    let file = Open::create().mode(0o600).path(part).map_err(|error| failed("create")(error.into()))?;
     qmp.stop(until)?;
     prepare(qmp, kind, until)?;
     let bandwidth = json!({ "max-bandwidth": BANDWIDTH });
@@ -122,7 +123,7 @@ fn save_part(
 /// If it is not restored until then. QEMU is of no use afterwards.
 pub fn restore(qmp: &mut Qmp, path: &Path, kind: Kind, until: Instant) -> Result<(), SavedError> {
     let failed = |source| SavedError::File { action: "open", path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
+    let file = Open::read().path(path).map_err(|error| failed(error.into()))?;
     prepare(qmp, kind, until)?;
     migrate(qmp, "migrate-incoming", "restore", &file, until, &mut || true)
 }

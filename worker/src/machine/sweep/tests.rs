@@ -104,6 +104,24 @@ fn swept(machines: &Machines, held: HeldGuests) -> CleanReport {
 }
 
 #[test]
+fn nothing_is_removed_where_others_can_put_what_they_like() {
+    let (_mount, machines, machine) = prepared();
+    let record = guest(&machines, &machine, dead_processes());
+    let volume = machine.path().parent().unwrap();
+    fs::set_permissions(volume, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut report = CleanReport::default();
+    sweep(&machines, HeldGuests::Keep, &mut report);
+    assert_eq!((report.guests, report.errors.len()), (0, 1), "{report:?}");
+    assert!(
+        report.errors[0].contains("other users can write to it (its mode is 777); hint: `chmod go-w "),
+        "{report:?}"
+    );
+    assert!(record.snapshot(&machines).exists());
+    fs::set_permissions(volume, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(swept(&machines, HeldGuests::Keep).guests, 1);
+}
+
+#[test]
 fn guests_of_the_dead_go_at_every_step_and_those_of_the_living_stay() {
     let (_mount, machines, machine) = prepared();
     let planned = |owners| {

@@ -107,8 +107,7 @@ impl Task<'_> {
                 Ok(Some(GuestEvent::Said(FromGuest::Environment { variables }))) => return Ok(variables),
                 Ok(Some(GuestEvent::Said(FromGuest::Failed { text, .. }))) => return Err(missing(text)),
                 Ok(Some(GuestEvent::Put(file))) if file == ENVIRONMENT => {
-                    let path = guest.put_file(ENVIRONMENT);
-                    let text = std::fs::read_to_string(path).map_err(|error| missing(error.to_string()))?;
+                    let text = guest.put_text(ENVIRONMENT).map_err(|error| missing(error.to_string()))?;
                     return Ending::Environment.parse(&text).map_err(|error| missing(chain(&error)));
                 }
                 Ok(Some(_)) => {}

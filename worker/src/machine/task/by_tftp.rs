@@ -1,10 +1,10 @@
 //! A task that a guest without our agent runs: it gets everything by TFTP, and puts its result when it is done.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crewboss_ground::Open;
 use crewboss_protocol::guest::ResultDocument;
 use crewboss_protocol::{Outcome, Phase, StageExit, chain};
 
@@ -99,7 +99,9 @@ impl Task<'_> {
 
     fn result_document(&self) -> Result<ResultDocument, Stop> {
         let mut text = String::new();
-        let read = File::open(self.put_file(RESULT))
+        let read = Open::read()
+            .path(&self.put_file(RESULT))
+            .map_err(std::io::Error::from)
             .and_then(|file| file.take(RESULT_BYTES_MAX).read_to_string(&mut text));
         read.map_err(|error| self.unreadable(error.to_string()))?;
         ResultDocument::parse(&text).map_err(|error| self.unreadable(chain(&error)))
@@ -137,7 +139,7 @@ impl Task<'_> {
     }
 
     fn take_log(&mut self, path: &Path, stream: Stream) -> std::io::Result<()> {
-        let Ok(mut file) = File::open(path) else { return Ok(()) };
+        let Ok(mut file) = Open::read().path(path) else { return Ok(()) };
         let mut piece = vec![0; PIECE_BYTES];
         loop {
             let len = file.read(&mut piece)?;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_ground::Replace;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{Name, Outcome, Phase, chain};
@@ -86,7 +87,7 @@ impl Task<'_> {
         for (name, text) in kept.into_iter().filter(|(_, text)| !text.is_empty()) {
             let path = self.job.dir.join(&name);
             // It is a help and no result: what is lost of it must not change the outcome, nor what the task has made.
-            if self.found.has_room_for(&name) && std::fs::write(&path, &text).is_ok() {
+            if self.found.has_room_for(&name) && Replace::with_mode(0o600).path(&path, &text).is_ok() {
                 self.found.bytes += text.len() as u64;
                 self.found.files.insert(name, path);
             }
