@@ -48,9 +48,11 @@ impl Slots {
     /// No slot held yet. `holder` is what others read in the lock files; its slot number is filled in.
     ///
     /// # Errors
-    /// If the directory of the locks cannot be made.
+    /// If the directory of the locks cannot be made, or something else has the name of one.
     pub fn new(layout: &Layout, session: &SessionId, holder: SlotHolder, total: u32) -> io::Result<Self> {
         Directory::make(&layout.locks())?;
+        // What cannot be a lock is told now, and not to one task after the other.
+        (0..total).try_for_each(|slot| open_lock(&layout.slot(slot)).map(drop))?;
         let (layout, session) = (layout.clone(), session.clone());
         Ok(Self { layout, holder, session, total, held: Vec::new(), waiting: None, next_try: None })
     }
@@ -310,6 +312,16 @@ pub fn lock_alone(layout: &Layout) -> io::Result<Option<Held>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_the_name_of_a_slot_and_is_no_file_is_told_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        std::fs::create_dir_all(layout.slot(1)).unwrap();
+        let (session, holder) = ("one.1".parse().unwrap(), slots(&layout, "one.1", 1, 1).holder.clone());
+        let text = Slots::new(&layout, &session, holder, 2).unwrap_err().to_string();
+        assert!(text.contains("locks/slot-1: it is a directory and not a file"), "{text}");
+    }
 
     #[test]
     fn nobody_is_waited_for_for_ever_and_the_holder_is_named() {

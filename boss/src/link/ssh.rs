@@ -85,7 +85,7 @@ impl Login<'_> {
         ssh.arg("--").arg(self.destination);
         ssh.stdin(Stdio::null()).stdout(Stdio::null());
         // ssh's own words go to the log by `-E`; this is for those of a ProxyCommand.
-        let words = fs::File::options().append(true).create(true).open(&log);
+        let words = Open::append().mode(0o600).path(&log);
         ssh.stderr(words.map_or_else(|_| Stdio::null(), Stdio::from));
         // The first process ends with the login; the master has left it and made a session of its own by then.
         let mut child = ssh.kill_on_drop(true).spawn().map_err(|source| LinkError::Start {
