@@ -66,7 +66,7 @@ pub(crate) fn as_stranger<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     const NOBODY: u32 = 65_534;
     let stranger = || {
         // SAFETY: changes numbers of this thread and touches no memory.
-        unsafe { libc::syscall(libc::SYS_setfsuid, NOBODY) };
+        unsafe { libc::syscall(libc::SYS_setresuid, u32::MAX, NOBODY, u32::MAX) };
         work()
     };
     std::thread::scope(|scope| scope.spawn(stranger).join())
