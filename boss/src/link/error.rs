@@ -364,7 +364,7 @@ impl ShipError {
                 "is the cache directory mounted noexec, or does a security policy forbid it? Set XDG_CACHE_HOME there",
             ),
             ShipError::Silent { limit: "shell", .. } => Some(
-                "if it is only slow, give it more time; else look into the shell's start-up files there (.bashrc, .profile): they must not wait without a terminal",
+                "if it is only slow, give it more time; else look into the shell's start-up files there (.bashrc, .profile): they must not wait without a terminal; a `command` must run the words behind it, as `[\"sh\", \"-c\", 'exec \"$@\"', \"x\"]` does",
             ),
             ShipError::Silent { .. } => Some(
                 "if it is only slow, give it more time; else see what it does there: `ps -ef | grep crewboss`",
