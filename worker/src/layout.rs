@@ -59,6 +59,7 @@ impl Layout {
     /// If it cannot be made, or may not be used.
     pub fn make(&self) -> Result<(), crewboss_ground::Error> {
         let work = Directory::make(self.work())?;
+        work.check_above()?;
         for name in [LOCKS, TASKS, SOURCES, WARM] {
             work.make_child(name)?;
         }
@@ -192,6 +193,7 @@ pub(crate) fn check(directory: &Path, names: &[&str]) -> Result<(), crewboss_gro
         Err(error) if !there(&error) => return Ok(()),
         directory => directory?,
     };
+    directory.check_above()?;
     names.iter().try_for_each(|name| match directory.child(name) {
         Err(error) if there(&error) => Err(error),
         _ => Ok(()),

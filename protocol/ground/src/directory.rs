@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, stat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Fault};
@@ -68,6 +68,33 @@ impl Directory {
         self.child(name)
     }
 
+    /// Makes sure that nobody else can put another directory in the place of this one, whose things are named by whole
+    /// paths: each directory above it belongs to this user, to root or to whoever owns `/`, and others cannot write to it,
+    /// or may not move what is not theirs there (it is sticky, as `/tmp`).
+    ///
+    /// # Errors
+    /// With the first directory above of which that is not so.
+    pub fn check_above(&self) -> Result<(), Error> {
+        const STICKY: u32 = 0o1000;
+        let path = self.path.canonicalize().map_err(|error| Error::new(&self.path, error))?;
+        for above in path.ancestors().skip(1) {
+            let checked = stat(above).map_err(Fault::from).and_then(|found| {
+                let trusted = stat("/")?.st_uid;
+                match look(above) {
+                    Ok(open) => owner::check(open.as_fd(), &found, &[trusted]),
+                    // One that may be passed and not listed: its mode has to do.
+                    Err(_) => owner::check(self.as_fd(), &found, &[trusted]),
+                }
+                .or_else(|fault| match fault {
+                    Fault::Writable { mode } if mode & STICKY != 0 => Ok(()),
+                    fault => Err(fault),
+                })
+            });
+            checked.map_err(|fault| Error::new(above, fault))?;
+        }
+        Ok(())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -88,6 +115,10 @@ impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.open.as_fd()
     }
+}
+
+fn look(directory: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn make_at(at: BorrowedFd<'_>, name: &Path) -> Result<(), Fault> {

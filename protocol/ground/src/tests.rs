@@ -214,3 +214,25 @@ fn a_file_is_replaced_whole_and_never_written_into() {
     let left = fs::read_dir(top.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(".tmp")));
 }
+
+#[test]
+fn a_directory_that_others_can_put_another_in_the_place_of_is_named() {
+    let top = tempfile::tempdir().unwrap();
+    let (above, own) = (top.path().join("project/a"), top.path().join("project/a/work"));
+    fs::create_dir_all(&own).unwrap();
+    let checked = || Directory::fixed(&own).unwrap().check_above().map_err(|error| error.to_string());
+    assert_eq!(checked(), Ok(()));
+    let project = top.path().join("project");
+    for (mode, refused) in [(0o1777, false), (0o775, false), (0o777, true), (0o711, false)] {
+        set_mode(&project, mode);
+        let told = checked().err().unwrap_or_default();
+        let named = told.contains(&format!("{}: other users can write", project.display()));
+        assert_eq!((named, told.is_empty()), (refused, !refused), "{mode:o}: {told}");
+    }
+    std::os::unix::fs::chown(&above, None, Some(STRANGER)).unwrap();
+    set_mode(&above, 0o2775);
+    assert!(checked().unwrap_err().contains("a: other users can write to it (its mode is 2775)"));
+    set_mode(&above, 0o755);
+    std::os::unix::fs::chown(&above, Some(STRANGER), None).unwrap();
+    assert!(checked().unwrap_err().contains("it belongs to the user with the number 987654"));
+}
