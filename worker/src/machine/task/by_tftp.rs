@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crewboss_ground::Open;
+use crewboss_ground::{Open, read_record};
 use crewboss_protocol::guest::ResultDocument;
 use crewboss_protocol::{Outcome, Phase, StageExit, chain};
 
@@ -18,6 +18,9 @@ use crate::runner::stage::Stream;
 
 /// A result is a few lines; a guest that puts more of them lies.
 const RESULT_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest word that names a stage.
+const STAGE_BYTES_MAX: u64 = 256;
 
 /// What is read of a log at once.
 const PIECE_BYTES: usize = 64 << 10;
@@ -78,7 +81,10 @@ impl Task<'_> {
 
     /// The guest says which stage begins. What it cannot be, since that was earlier or is none of the task's, is passed over.
     fn hear_of_stage(&mut self, told: &mut usize) {
-        let text = std::fs::read_to_string(self.put_file(STAGE)).unwrap_or_default();
+        // What is longer than any name, or cannot be read, is none.
+        let told_last =
+            read_record(&self.put_file(STAGE), STAGE_BYTES_MAX).ok().flatten().unwrap_or_default();
+        let text = String::from_utf8_lossy(&told_last);
         let stages = &self.spec.target.stages;
         let found =
             stages.iter().enumerate().skip(*told).find(|(_, stage)| stage.name.as_str() == text.trim_end());
