@@ -182,7 +182,8 @@ pub fn kill_orphans(spared: &BTreeSet<u32>) -> bool {
     }
 }
 
-/// Every process whose environment holds `name=value`. Only those that this user may look into are seen.
+/// Every process of this user whose environment holds `name=value`. Anybody can write that into the environment of a process
+/// of theirs, which root can look into and must not wait for.
 pub fn with_variable(name: &str, value: &str) -> Vec<ProcessId> {
     let wanted = format!("{name}={value}").into_bytes();
     let own = std::process::id();
@@ -190,7 +191,8 @@ pub fn with_variable(name: &str, value: &str) -> Vec<ProcessId> {
         let environment = crewboss_ground::kernel_bytes(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == wanted)
     };
-    identified(&all(), has).into_iter().filter(|process| process.pid != own).collect()
+    let marked = identified(&all(), has).into_iter().filter(|process| process.pid != own);
+    marked.filter(ProcessId::is_own).collect()
 }
 
 /// The processes that something holds of. Who they are is asked before: a number that goes to another process meanwhile then
@@ -240,6 +242,37 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_of_another_user_that_carries_a_mark_is_not_taken_for_marked() {
+        use std::os::unix::process::CommandExt as _;
+        let marker = format!("foreign-{}", std::process::id());
+        let sleeper = |uid| {
+            let mut command = Command::new("/bin/sleep");
+            command.arg("1000").env("CREWBOSS_TEST_MARK", &marker).uid(uid).spawn().unwrap()
+        };
+        let (mut foreign, mut ours) = (sleeper(65_534), sleeper(rustix::process::geteuid().as_raw()));
+        // It has started, so its environment is there to be seen, before ours has.
+        let environment = format!("/proc/{}/environ", foreign.id());
+        let wanted = format!("CREWBOSS_TEST_MARK={marker}").into_bytes();
+        let end = Instant::now() + Duration::from_secs(60);
+        while !std::fs::read(&environment).unwrap().split(|byte| *byte == 0).any(|one| one == wanted) {
+            assert!(Instant::now() < end, "it did not start");
+        }
+        loop {
+            let found = with_variable("CREWBOSS_TEST_MARK", &marker);
+            let is = |child: &std::process::Child| found.iter().any(|id| id.pid == child.id());
+            assert!(!is(&foreign), "{found:?}");
+            if is(&ours) {
+                break;
+            }
+            assert!(Instant::now() < end, "ours was not seen");
+        }
+        for child in [&mut foreign, &mut ours] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]
