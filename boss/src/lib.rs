@@ -24,6 +24,7 @@ pub mod source;
 pub mod store;
 
 pub(crate) use crewboss_protocol::chain;
+use crewboss_protocol::harmless::harmless;
 
 /// Whether something failed since this computer has no descriptors, memory or processes left: that is nobody else's fault.
 pub(crate) fn lacks_resources(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -36,10 +37,17 @@ pub(crate) fn lacks_resources(error: &(dyn std::error::Error + 'static)) -> bool
         .any(|errno| lacking.contains(&errno))
 }
 
-/// An error, its causes, and what a person can do about it.
+/// An error, its causes, and what a person can do about it, on one line: a host may have a part in what it says.
 pub(crate) fn with_hint(error: &dyn std::error::Error, hint: Option<&str>) -> String {
-    let text = chain(error);
+    let text = one_line(&chain(error));
     hint.map_or_else(|| text.clone(), |hint| format!("{text}; hint: {hint}"))
+}
+
+/// Foreign text on one line that nobody can mistake for several of ours. What was overwritten by carriage returns is kept:
+/// it would take our own words with it.
+pub(crate) fn one_line(text: &str) -> String {
+    let apart = text.trim().replace("\r\n", "\n").replace('\r', "\n");
+    harmless(&apart).trim().replace('\n', "; ").replace('\t', " ")
 }
 
 #[cfg(test)]
@@ -49,6 +57,16 @@ mod tests {
     use super::*;
     use crate::link::LinkError;
     use crate::run::SessionError;
+
+    #[test]
+    fn what_a_host_says_of_an_error_is_no_second_line() {
+        let source = io::Error::other("E\x1b[31m\r\nlab2: lost\rhidden\u{61c}");
+        let error = SessionError::Read(source);
+        assert_eq!(
+            with_hint(&error, Some("look")),
+            "reading from the worker failed: E; lab2: lost; hidden; hint: look"
+        );
+    }
 
     #[test]
     fn what_this_computer_lacks_is_found_behind_other_errors() {

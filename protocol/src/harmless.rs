@@ -38,13 +38,38 @@ pub fn one_line(text: &str) -> String {
     clean.chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).collect()
 }
 
-/// Whether a character does something else than to be seen.
+/// Whether a character does something else than to be seen: what Unicode calls a control, a format, or a separator of lines and
+/// paragraphs. Newlines and tabs are none here: whoever shows one line only has [`one_line`].
 pub fn is_harmful(c: char) -> bool {
-    let direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    (c.is_control() && c != '\n' && c != '\t')
-        || direction
-        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
+    if c < '\u{80}' {
+        return c.is_ascii_control() && c != '\n' && c != '\t';
+    }
+    c.is_control() || FORMAT_AND_SEPARATORS.iter().any(|&(first, last)| (first..=last).contains(&c))
 }
+
+/// The categories Cf, Zl and Zp of Unicode 16, and the blocks of tags and interlinear marks whole: what is not given away there
+/// would be of the same kind.
+const FORMAT_AND_SEPARATORS: [(char, char); 19] = [
+    ('\u{ad}', '\u{ad}'),
+    ('\u{600}', '\u{605}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{6dd}', '\u{6dd}'),
+    ('\u{70f}', '\u{70f}'),
+    ('\u{890}', '\u{891}'),
+    ('\u{8e2}', '\u{8e2}'),
+    ('\u{180e}', '\u{180e}'),
+    ('\u{200b}', '\u{200f}'),
+    ('\u{2028}', '\u{202e}'),
+    ('\u{2060}', '\u{206f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{fff0}', '\u{fffb}'),
+    ('\u{110bd}', '\u{110bd}'),
+    ('\u{110cd}', '\u{110cd}'),
+    ('\u{13430}', '\u{1343f}'),
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0000}', '\u{e007f}'),
+];
 
 type Chars<'a> = std::iter::Peekable<std::str::Chars<'a>>;
 
@@ -108,6 +133,7 @@ mod tests {
             ("10%\r50%\r100%\r\ndone\r\n", "100%\ndone\n"),
             ("a\u{202e}b\u{2066}c", "abc"),
             ("\x1b[\x1b[2Jx", "x"),
+            ("a\u{61c}b\u{200b}c\u{e0041}d\u{ad}e\u{2028}f", "abcdef"),
         ];
         for (hostile, clean) in cases {
             assert_eq!(harmless(hostile), clean, "{hostile:?}");

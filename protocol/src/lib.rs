@@ -14,6 +14,7 @@ pub mod guest;
 pub mod harmless;
 pub mod host;
 pub mod id;
+pub mod json;
 pub mod limits;
 pub mod machine;
 pub mod message;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crewboss_boss::bootstrap::{Bootstrapped, Line, Progress, Verdict};
 use crewboss_protocol::message::BootstrapEnd;
-use crewboss_protocol::{HostName, Name};
+use crewboss_protocol::{HostName, Name, json};
 use serde::Serialize;
 
 use super::Verbosity;
@@ -112,7 +112,7 @@ pub fn json(hosts: &[Bootstrapped]) -> serde_json::Result<String> {
             error: lines.as_ref().err().map(String::as_str),
         })
         .collect();
-    serde_json::to_string_pretty(&hosts)
+    json::pretty(&hosts)
 }
 
 fn machine_of(line: &Line) -> Machine<'_> {

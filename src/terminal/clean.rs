@@ -2,7 +2,7 @@
 
 use crewboss_protocol::clean::{CleanReport, WhyLeft};
 use crewboss_protocol::machine::HeldGuest;
-use crewboss_protocol::{HostName, SessionId};
+use crewboss_protocol::{HostName, SessionId, json};
 use serde::Serialize;
 
 use super::text::{Palette, counted, one_line, tail};
@@ -102,7 +102,7 @@ fn counted_well(count: u32, noun: &str, verb: &str) -> String {
 
 /// Everything for a program: an array with an object per host.
 pub fn json(hosts: &[CleanedHost]) -> serde_json::Result<String> {
-    serde_json::to_string_pretty(hosts)
+    json::pretty(hosts)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crewboss_boss::event::{Event, EventKind, EventSink};
 use crewboss_boss::outlet::{Kind, Outlet, Trouble, Weight};
+use crewboss_protocol::json;
 use rustix::fs::OFlags;
 
 /// What may wait for whoever follows the events, and the event that stands for what was left out.
@@ -116,9 +117,9 @@ impl EventSink for Events {
             _ => Weight::News,
         };
         // What cannot be written as JSON is not in an event.
-        let Ok(mut line) = serde_json::to_vec(event) else { return };
-        line.push(b'\n');
-        self.out.put(weight, &line);
+        let Ok(mut line) = json::line(event) else { return };
+        line.push('\n');
+        self.out.put(weight, line.as_bytes());
     }
 }
 

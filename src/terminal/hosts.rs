@@ -2,7 +2,7 @@
 
 use crewboss_protocol::host::SpeedSource;
 use crewboss_protocol::machine::{HeldGuest, MachineState};
-use crewboss_protocol::{Feature, HostFacts, HostName, Toolchain};
+use crewboss_protocol::{Feature, HostFacts, HostName, Toolchain, json};
 use serde::Serialize;
 
 use super::table::Table;
@@ -188,7 +188,7 @@ pub fn json(reports: &[HostReport]) -> serde_json::Result<String> {
             error: report.facts.as_ref().err().map(String::as_str),
         })
         .collect();
-    serde_json::to_string_pretty(&rows)
+    json::pretty(&rows)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The table of `crewboss machines`: what state each machine is in, and who uses it.
 
-use crewboss_protocol::HostName;
 use crewboss_protocol::machine::{
     CopyFacts, CopyState, Emulator, HeldGuest, MachineFacts, MachineHolder, MachineRole, MachineState,
 };
+use crewboss_protocol::{HostName, json};
 use serde::Serialize;
 
 use super::hosts::{HostReport, held};
@@ -153,7 +153,7 @@ pub fn json(reports: &[HostReport]) -> serde_json::Result<String> {
         });
         Row { host: name, machines, error: facts.as_ref().err().map(String::as_str) }
     });
-    serde_json::to_string_pretty(&rows.collect::<Vec<_>>())
+    json::pretty(&rows.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

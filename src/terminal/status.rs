@@ -1,8 +1,8 @@
 //! The overview of `crewboss status`, and the list of guests of `crewboss enter`.
 
 use crewboss_boss::report::Answer;
-use crewboss_protocol::HostName;
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
+use crewboss_protocol::{HostName, json};
 use serde::Serialize;
 
 use super::hosts::held;
@@ -143,7 +143,7 @@ pub fn json(hosts: &[Answer<Overview>]) -> serde_json::Result<String> {
         serde_json::to_value(Row { host, overview, error })
     };
     let rows: Vec<serde_json::Value> = hosts.iter().map(row).collect::<Result<_, _>>()?;
-    serde_json::to_string_pretty(&rows)
+    json::pretty(&rows)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::path::Path;
 use crewboss_ground::Open;
 use crewboss_protocol::HostName;
 
-use super::log::{one_line, outlet};
+use super::log::outlet;
+use crate::one_line;
 use crate::outlet::{Outlet, Weight};
 
 /// What is kept of one stray line.

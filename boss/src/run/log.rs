@@ -7,10 +7,10 @@ use std::io;
 use std::path::Path;
 
 use crewboss_ground::Open;
-use crewboss_protocol::harmless::harmless;
 use crewboss_protocol::{HostName, Outcome};
 
 use crate::event::{Event, EventKind, EventSink, TaskDone};
+use crate::one_line;
 use crate::outlet::{Kind, Outlet, Weight};
 use crate::store::StoreError;
 
@@ -27,13 +27,6 @@ pub(super) fn outlet(
     open: impl FnOnce() -> io::Result<File> + Send + 'static,
 ) -> io::Result<Outlet> {
     Outlet::start(path.display().to_string(), WAITING, open)
-}
-
-/// Foreign text on one line that nobody can mistake for several of ours. What was overwritten by carriage returns is kept:
-/// here it would take our own words with it.
-pub(super) fn one_line(text: &str) -> String {
-    let apart = text.trim().replace("\r\n", "\n").replace('\r', "\n");
-    harmless(&apart).trim().replace('\n', "; ").replace('\t', " ")
 }
 
 /// The log file.

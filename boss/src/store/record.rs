@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crewboss_protocol::{Attempt, HostName, Name, Outcome, RunId};
+use crewboss_protocol::{Attempt, HostName, Name, Outcome, RunId, json};
 use serde::{Deserialize, Serialize};
 
 use super::result::{MachineInputs, TaskKey};
@@ -75,7 +75,8 @@ impl Record {
     pub(super) fn write(&self, into: &mut Vec<u8>) {
         let begin = into.len();
         // Writing to memory cannot fail, and the types have string keys only.
-        if serde_json::to_writer(&mut *into, self).is_ok() {
+        if let Ok(line) = json::line(self) {
+            into.extend_from_slice(line.as_bytes());
             let sum = sum(&into[begin..]);
             into.pop();
             into.extend([SUM_BEGIN, &sum, SUM_END, b"\n"].concat());

@@ -20,7 +20,7 @@ use super::journal::{Journal, JournalError};
 use super::layout::{StoreError, remove};
 use super::record::Recorded;
 use super::result::ResultFile;
-use crewboss_protocol::{Phase, RunId, TaskId};
+use crewboss_protocol::{Phase, RunId, TaskId, json};
 
 /// Results that are brought to the disk together.
 const BATCH_MAX: usize = 512;
@@ -248,11 +248,11 @@ fn complete(submission: &mut Submission) -> Result<(), StoreError> {
     if !submission.sizes.is_empty() {
         write(part, "sizes", submission.sizes.as_bytes())?;
     }
-    let mut json = serde_json::to_vec_pretty(&submission.result)
+    let mut json = json::pretty(&submission.result)
         .map_err(io::Error::from)
         .map_err(StoreError::io("write", &part.join("result.json")))?;
-    json.push(b'\n');
-    write(part, "result.json", &json)
+    json.push('\n');
+    write(part, "result.json", json.as_bytes())
 }
 
 /// Puts a new result where an older one is: one of them is there at any time, where the filesystem can exchange names, and else
