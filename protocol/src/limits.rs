@@ -64,6 +64,9 @@ pub const ARTIFACTS_MAX: usize = 1_000_000;
 /// Bytes of all artifacts of one task, holes included, unless something else is said.
 pub const ARTIFACT_BYTES: u64 = 100 << 30;
 
+/// What a directory of artifacts takes on a disk, and counts among their bytes: deep in each other, they could fill any.
+pub const DIRECTORY_BYTES: u64 = 4096;
+
 /// Bytes of the log of one task, unless something else is said.
 pub const LOG_BYTES: u64 = 4 << 30;
 
@@ -110,8 +113,12 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// After this long without a line the other side counts as gone.
 pub const SILENCE: Duration = Duration::from_secs(20);
 
-/// After this long without a byte, a transfer that should move stands still.
+/// A transfer that should move and moves less than [`STALL_BYTES`] in this time stands still.
 pub const STALL: Duration = Duration::from_secs(30);
+
+/// See [`STALL`]; the same if a person has set another time. With 30 s it is 136 bytes in a second: a seventh of a line of 9600
+/// baud, which two transfers of results, one of source and what is said between may share.
+pub const STALL_BYTES: u64 = 4 << 10;
 
 /// How long a process of ours may do one thing without a sign of life (collect artifacts, write a disk, check a tree out)
 /// before whoever started it takes it for one that stands still.

@@ -12,7 +12,7 @@ use crewboss_protocol::codec::DecodeError;
 #[derive(Debug, thiserror::Error)]
 pub enum BulkError {
     /// The host says so.
-    #[error("host {host}: {text}")]
+    #[error("host {host}: {}", crate::one_line(text))]
     Remote {
         /// Which host.
         host: HostName,
@@ -28,7 +28,7 @@ pub enum BulkError {
         host: HostName,
     },
     /// The host does nothing on it any more.
-    #[error("host {host}: the bulk channel stood still for {} s (`{limit}` in [limits] of crew.toml)", after.as_secs())]
+    #[error("host {host}: the bulk channel stood still for {} s, or nearly so (`{limit}` in [limits] of crew.toml)", after.as_secs())]
     Stalled {
         /// Which host.
         host: HostName,

@@ -107,7 +107,7 @@ impl Bulk {
         let patience = Patience::new(timing.stall);
         let output: Output = Arc::new(Mutex::new(Box::new(patience.writer(output))));
         let input = Box::new(patience.reader(input));
-        let mut wire = Wire::new(host.clone(), input, output.clone(), timing.standstill);
+        let mut wire = Wire::new(host.clone(), input, output.clone(), timing.standstill, patience.meter());
         std::thread::Builder::new().name(format!("bulk {host}")).spawn(move || {
             for job in queue {
                 job(&mut wire);

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::HostName;
 use crewboss_protocol::bulk::{BROKEN, BulkAnswer, BulkRequest, HOLE, HOLE_BYTES_MAX};
 use crewboss_protocol::codec::{self, Line, LineDecoder};
-use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LINE_BYTES_MAX};
+use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LINE_BYTES_MAX, STALL_BYTES};
 
 use super::Output;
 use super::error::BulkError;
+use super::patience::Meter;
 
 /// One frame and its length.
 const BUFFER_BYTES: usize = BULK_CHUNK_BYTES_MAX + 4;
@@ -37,8 +38,12 @@ pub(super) struct Wire {
     end: usize,
     opened: bool,
     spoilt: bool,
-    /// How long the host may work on one answer.
+    /// How long the host may work on one request, besides moving data.
     standstill: Duration,
+    /// How long it has worked on this one.
+    worked: Duration,
+    /// What counts as moving.
+    meter: Meter,
 }
 
 impl Wire {
@@ -47,9 +52,22 @@ impl Wire {
         input: Box<dyn Read + Send>,
         output: Output,
         standstill: Duration,
+        meter: Meter,
     ) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { host, input, output, buffer, start: 0, end: 0, opened: false, spoilt: false, standstill }
+        Self {
+            host,
+            input,
+            output,
+            buffer,
+            start: 0,
+            end: 0,
+            opened: false,
+            spoilt: false,
+            standstill,
+            worked: Duration::ZERO,
+            meter,
+        }
     }
 
     pub(super) fn host(&self) -> &HostName {
@@ -68,6 +86,7 @@ impl Wire {
         if self.spoilt {
             return Err(BulkError::Spoilt { host: self.host.clone() });
         }
+        self.worked = Duration::ZERO;
         // Also if `work` panics and the thread ends: whoever comes next must not read on in the middle.
         self.spoilt = true;
         let result = work(self);
@@ -110,19 +129,24 @@ impl Wire {
         }
     }
 
-    /// The next answer. A failure that the host reports becomes an error. That it works is no answer, and only so long good.
+    /// The next answer. A failure that the host reports becomes an error. That it works is no answer, and only so long good for
+    /// one request, however many answers that has.
     pub(super) fn answer(&mut self) -> Result<BulkAnswer, BulkError> {
-        let begun = Instant::now();
+        let mut since = Instant::now();
         loop {
             let line = self.line()?;
             let text = line
                 .strip_prefix(codec::PREFIX)
                 .ok_or_else(|| self.rule("bytes between the answers of a bulk channel"))?;
             match self.judge(text)? {
-                BulkAnswer::Working if begun.elapsed() < self.standstill => {}
                 BulkAnswer::Working => {
-                    let (host, after) = (self.host.clone(), self.standstill);
-                    return Err(BulkError::Stalled { host, after, limit: "standstill" });
+                    let now = Instant::now();
+                    self.worked += now.saturating_duration_since(std::mem::replace(&mut since, now));
+                    if self.worked >= self.standstill {
+                        let (host, after) = (self.host.clone(), self.standstill);
+                        return Err(BulkError::Stalled { host, after, limit: "standstill" });
+                    }
+                    self.meter.add(STALL_BYTES);
                 }
                 answer => return Ok(answer),
             }
@@ -243,6 +267,8 @@ impl Wire {
                         );
                     }
                     total = add(self, total, hole)?;
+                    // Both ends have hashed so many zeros.
+                    self.meter.add(hole);
                     take(Piece::Hole(hole))?;
                     continue;
                 }
