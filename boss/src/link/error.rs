@@ -317,6 +317,14 @@ pub enum ShipError {
         /// The end of what was printed.
         text: String,
     },
+    /// It moves, and would go on doing so.
+    #[error("host {host}: the worker could not be brought there within {} s (`shell` and `stall` in [limits] of crew.toml)", after.as_secs())]
+    Endless {
+        /// Which host.
+        host: HostName,
+        /// How long it had.
+        after: Duration,
+    },
     /// A host without that has nothing to see processes by.
     #[error("host {host}: there is no /proc there, and crewboss cannot look after processes without")]
     NoProc {
@@ -377,7 +385,7 @@ impl ShipError {
                 "the host's `command` must keep standard input open, as `docker exec -i` and `kubectl exec -i` do",
             ),
             ShipError::Damaged { .. } => Some("try again; if it stays, check the host's disk"),
-            ShipError::OwnBinary { .. } | ShipError::Io { .. } => None,
+            ShipError::OwnBinary { .. } | ShipError::Io { .. } | ShipError::Endless { .. } => None,
         }
     }
 }

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use crewboss_protocol::SESSION_VARIABLE;
 use crewboss_protocol::codec::{Line, LineDecoder};
+use crewboss_protocol::limits::STALL_BYTES;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::channel::{Channel, Exit};
 use super::error::ShipError;
@@ -164,6 +165,12 @@ const START_MARKS: [&str; 3] =
 const HOME_PLACE: &str = r#""${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/crewboss""#;
 const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
 
+/// All of these.
+const PLACES: usize = 3;
+
+/// Kept of what a host says of a place that it cannot use.
+const SKIPPED_CHARS_MAX: usize = 400;
+
 /// Shell that asks whether nobody else can have changed what lies below the place `$1`, nor can until it is started: the
 /// place and the named things in it belong to us, and neither our group nor others may write to them; nobody may rename
 /// the place, either. One `ls`, whose lines come in any order, costs a millisecond. The file's content is not hashed
@@ -290,8 +297,22 @@ fn check_platform(link: &Link, theirs: &str) -> Result<(), ShipError> {
     Err(ShipError::Platform { host: link.host().clone(), theirs: theirs.to_owned(), ours })
 }
 
-/// Brings the binary to the first place on the host that takes it.
+/// Brings the binary to the first place on the host that takes it, or gives up once that takes too long, whatever moves meanwhile.
 async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
+    let within = upload_within(link.timing(), binary.bytes);
+    let endless = |_| Err(ShipError::Endless { host: link.host().clone(), after: within });
+    timeout(within, to_some_place(link, binary)).await.unwrap_or_else(endless)
+}
+
+/// For each place a shell that begins, and a check; and the whole of the file once at four times the least that counts as moving.
+/// By default an hour for 7 MB.
+fn upload_within(timing: &Timing, bytes: u64) -> Duration {
+    let pieces = u32::try_from(bytes / (4 * STALL_BYTES)).unwrap_or(u32::MAX);
+    let places = u32::try_from(PLACES).unwrap_or(u32::MAX);
+    (timing.shell + timing.stall).saturating_mul(places).saturating_add(timing.stall.saturating_mul(pieces))
+}
+
+async fn to_some_place(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
     let mut tried = Vec::new();
     let mut first = 0;
     loop {
@@ -304,7 +325,8 @@ async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
             Upload::Stored => return Ok(()),
             Upload::Nowhere => {
                 let hint = Skipped::hint(tried.last());
-                let tried = tried.iter().map(|skip| skip.text.as_str()).collect::<Vec<_>>().join("; ");
+                let tried =
+                    tried.iter().map(|skip: &Skipped| skip.text.as_str()).collect::<Vec<_>>().join("; ");
                 return Err(ShipError::NoPlace { host: link.host().clone(), tried, hint });
             }
             Upload::Full(place) => first = place,
@@ -331,7 +353,8 @@ impl Skipped {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, ' ');
         let (number, why, text) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(Self { number: number.parse().ok()?, why: why.to_owned(), text: text.to_owned() })
+        let text = text.chars().take(SKIPPED_CHARS_MAX).collect();
+        Some(Self { number: number.parse().ok()?, why: why.to_owned(), text })
     }
 
     fn hint(last: Option<&Self>) -> &'static str {
@@ -372,6 +395,11 @@ async fn upload_once(
             ("skip", text) => {
                 let Some(skipped) = Skipped::parse(text) else { continue };
                 let number = skipped.number;
+                // Else it could go on for ever with places that it has had.
+                if number > PLACES || number <= tried.last().map_or(0, |last| last.number) {
+                    let text = format!("it skips place {number} of {PLACES} out of turn");
+                    return Err(ShipError::Damaged { host: talk.link.host().clone(), text });
+                }
                 tried.push(skipped);
                 if sending {
                     return Ok(Upload::Full(number));
@@ -486,16 +514,19 @@ impl Talk {
         let failed = |source| ShipError::OwnBinary { path: path.to_owned(), source };
         let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
         let mut buffer = vec![0; 256 << 10];
-        loop {
+        'all: loop {
             let count = file.read(&mut buffer).await.map_err(failed)?;
             if count == 0 {
                 break;
             }
-            self.limit_stall("the upload");
-            match timeout_at(self.deadline, self.channel.stdin.write_all(&buffer[..count])).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => break,
-                Err(_) => return Err(self.silent()),
+            // As little as counts as moving.
+            for piece in buffer[..count].chunks(STALL_BYTES as usize) {
+                self.limit_stall("the upload");
+                match timeout_at(self.deadline, self.channel.stdin.write_all(piece)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => break 'all,
+                    Err(_) => return Err(self.silent()),
+                }
             }
         }
         self.close_input()
