@@ -429,18 +429,26 @@ fn a_worker_that_stands_still_is_ended_once_its_boss_is_gone_and_a_guardian_is_w
 #[test]
 fn what_a_task_may_leave_is_limited() {
     let mut worker = Worker::start_with("limits", |hello| {
-        (hello.limits.log_bytes, hello.limits.artifacts, hello.limits.artifact_bytes) = (100_000, 3, 1 << 20);
+        (hello.limits.log_bytes, hello.limits.artifacts, hello.limits.artifact_bytes) = (100_000, 4, 1 << 20);
     });
     let done = worker.run(shell("echo fine; while :; do echo on and on; done"));
     assert_eq!(done.outcome, Outcome::Failure);
     assert!(done.message.contains("its log has more than 100000 bytes (`log`"), "{}", done.message);
     assert!(done.log.bytes <= 100_000 + (1 << 20), "{done:?}");
     for (line, words) in [
-        ("cd $CREWBOSS_OUT; touch 1.x 2.x 3.x 4.x", "it has left more than 3 artifacts (`artifacts`"),
+        ("cd $CREWBOSS_OUT; touch 1.x 2.x 3.x 4.x 5.x", "it has left more than 4 artifacts (`artifacts`"),
+        (
+            "cd $CREWBOSS_OUT; mkdir -p a/b; touch a/b/1.x a/b/2.x a/b/3.x",
+            "it has left 3 artifacts in 2 directories; the limit of all is 4 (`artifacts`",
+        ),
+        (
+            "cd $CREWBOSS_OUT; mkdir a; truncate -s 1M a/1.x",
+            "it has left artifacts of 1048576 bytes in 1 directories; the limit is 1048576 (`artifact_bytes`",
+        ),
         // A hole takes no space here, and may take it elsewhere.
         ("truncate -s 1T $CREWBOSS_OUT/1.x", "1099511627776 bytes; the limit is 1048576 (`artifact_bytes`"),
     ] {
-        let done = worker.run(Target { artifacts: vec!["*.x".to_owned()], ..shell(line) });
+        let done = worker.run(Target { artifacts: vec!["**/*.x".to_owned()], ..shell(line) });
         assert_eq!((done.outcome, done.artifacts.files), (Outcome::Failure, 0), "{done:?}");
         assert!(done.message.contains(words), "{}", done.message);
     }

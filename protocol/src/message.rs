@@ -11,9 +11,9 @@ use crate::guest::GuestLoad;
 use crate::host::{HostFacts, Load};
 use crate::id::{HostName, Name, RunId, SessionId, TaskRef, TreeId};
 use crate::limits::{
-    ARTIFACT_BYTES, ARTIFACTS_MAX, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, LOG_BYTES, MACHINES_MAX,
-    NUMBER_MAX, STAGES_MAX, TARGET_BYTES_MAX, TARGETS_MAX, TASKS_PER_MESSAGE_MAX, TEXT_BYTES_MAX,
-    VERSIONS_MAX, WORD_BYTES_MAX,
+    ARTIFACT_BYTES, ARTIFACTS_MAX, DIRECTORY_BYTES, INLINE_LOG_BYTES_MAX, LIVE_CHUNK_BYTES_MAX, LOG_BYTES,
+    MACHINES_MAX, NUMBER_MAX, STAGES_MAX, TARGET_BYTES_MAX, TARGETS_MAX, TASKS_PER_MESSAGE_MAX,
+    TEXT_BYTES_MAX, VERSIONS_MAX, WORD_BYTES_MAX,
 };
 use crate::machine::{AccelChoice, HeldGuest, MachineResult};
 use crate::outcome::{Outcome, StageResult};
@@ -146,9 +146,9 @@ pub struct Hello {
 pub struct TaskLimits {
     /// Bytes of its log.
     pub log_bytes: u64,
-    /// Its artifacts.
+    /// Its artifacts, and the directories that they lie in.
     pub artifacts: u32,
-    /// Bytes of all of them, holes included.
+    /// Bytes of all of them, holes included, and [`DIRECTORY_BYTES`] for each of these directories.
     pub artifact_bytes: u64,
 }
 
@@ -165,13 +165,23 @@ impl Default for TaskLimits {
 impl TaskLimits {
     /// What is wrong with so many artifacts, if anything is.
     pub fn refuse(&self, count: ArtifactCount) -> Option<String> {
-        let ArtifactCount { files, bytes } = count;
+        let ArtifactCount { files, directories, bytes } = count;
+        let whole = bytes.saturating_add(u64::from(directories) * DIRECTORY_BYTES);
+        let below = match directories {
+            0 => String::new(),
+            _ => format!(" in {directories} directories"),
+        };
         if files > self.artifacts {
             Some(self.refuse_artifacts())
-        } else if bytes > self.artifact_bytes {
+        } else if files.saturating_add(directories) > self.artifacts {
+            let limit = self.artifacts;
+            Some(format!(
+                "it has left {files} artifacts{below}; the limit of all is {limit} (`artifacts` in [limits] of crew.toml)"
+            ))
+        } else if whole > self.artifact_bytes {
             let limit = self.artifact_bytes;
             Some(format!(
-                "it has left artifacts of {bytes} bytes; the limit is {limit} (`artifact_bytes` in [limits] of crew.toml)"
+                "it has left artifacts of {bytes} bytes{below}; the limit is {limit} (`artifact_bytes` in [limits] of crew.toml)"
             ))
         } else {
             None
@@ -518,8 +528,15 @@ pub struct LogEnd {
 pub struct ArtifactCount {
     /// Files.
     pub files: u32,
-    /// Bytes in all.
+    /// The directories that they lie in, and those that these lie in.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub directories: u32,
+    /// Bytes of all files.
     pub bytes: u64,
+}
+
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 impl ArtifactCount {
@@ -761,7 +778,8 @@ impl Validate for Done {
     fn validate(&self) -> Result<(), Invalid> {
         Invalid::at_most("stages", self.stages.len(), STAGES_MAX + 1)?;
         Invalid::at_most("phases", self.phases.len(), Phases::MAX)?;
-        Invalid::at_most("artifacts", self.artifacts.files as usize, ARTIFACTS_MAX)?;
+        let entries = self.artifacts.files.saturating_add(self.artifacts.directories);
+        Invalid::at_most("artifacts", entries as usize, ARTIFACTS_MAX)?;
         Invalid::at_most("message", self.message.len(), TEXT_BYTES_MAX)?;
         Invalid::at_most("sizes", self.sizes.len(), TEXT_BYTES_MAX)?;
         let times = self.stages.iter().flat_map(|stage| [stage.wall_ms, stage.cpu_ms]);

@@ -18,7 +18,9 @@ use super::wire::{Piece, Wire};
 pub struct ArtifactLimits {
     /// Files.
     pub files: u64,
-    /// Bytes of all together.
+    /// The directories that they need.
+    pub directories: u64,
+    /// Bytes of all files together.
     pub bytes: u64,
 }
 
@@ -29,7 +31,7 @@ const NEW_FILE: OFlags =
 
 /// Receives all artifacts of a request that was sent. Nothing is kept of them here: there may be a million.
 pub(super) fn receive(wire: &mut Wire, directory: &Path, limits: ArtifactLimits) -> Result<u64, BulkError> {
-    let mut target = Target::open(directory)?;
+    let mut target = Target::open(directory, limits.directories)?;
     let mut stored = 0;
     let mut room = limits.bytes;
     loop {
@@ -61,6 +63,9 @@ fn one(
 ) -> Result<(), BulkError> {
     let mut file = target.create(&path, mode).map_err(|refusal| match refusal {
         Refusal::Double => wire.rule(format!("artifact {path} came twice, or is also a directory")),
+        Refusal::Deep => {
+            wire.rule(format!("artifact {path} needs more directories than were announced for all"))
+        }
         Refusal::Io(errno) => cannot_store(wire.host(), target.path, &path, errno),
     })?;
     let mut hash = blake3::Hasher::new();
@@ -105,6 +110,8 @@ fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
 
 enum Refusal {
     Double,
+    /// One directory more than there may be.
+    Deep,
     Io(Errno),
 }
 
@@ -131,15 +138,17 @@ fn cannot_store(host: &HostName, directory: &Path, path: &RelPath, errno: Errno)
 struct Target<'a> {
     path: &'a Path,
     root: OwnedFd,
+    /// Directories that may still be made.
+    room: u64,
     /// The parent of the last file: files of one directory mostly come one after the other.
     last: Option<(String, OwnedFd)>,
 }
 
 impl<'a> Target<'a> {
-    fn open(path: &'a Path) -> Result<Self, BulkError> {
+    fn open(path: &'a Path, room: u64) -> Result<Self, BulkError> {
         let local = |error: Errno| BulkError::Local { path: path.to_owned(), source: error.into() };
         let root = openat(CWD, path, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty()).map_err(local)?;
-        Ok(Self { path, root, last: None })
+        Ok(Self { path, root, room, last: None })
     }
 
     /// Its owner may read it, whatever the host says: who else could look at the result?
@@ -164,7 +173,7 @@ impl<'a> Target<'a> {
         if self.last.as_ref().is_none_or(|(known, _)| known != parent) {
             let mut at: Option<OwnedFd> = None;
             for name in parent.split('/') {
-                at = Some(step(at.as_ref().unwrap_or(&self.root), name)?);
+                at = Some(step(at.as_ref().unwrap_or(&self.root), name, &mut self.room)?);
             }
             self.last = at.map(|at| (parent.to_owned(), at));
         }
@@ -172,12 +181,15 @@ impl<'a> Target<'a> {
     }
 }
 
-/// One directory further down, made if need be.
-fn step(at: &OwnedFd, name: &str) -> Result<OwnedFd, Refusal> {
+/// One directory further down, made if need be and there is room for it.
+fn step(at: &OwnedFd, name: &str, room: &mut u64) -> Result<OwnedFd, Refusal> {
     let opened = openat(at, name, DIRECTORY, Mode::empty());
     let opened = match opened {
-        Err(Errno::NOENT) => mkdirat(at, name, Mode::from_raw_mode(0o755))
-            .and_then(|()| openat(at, name, DIRECTORY, Mode::empty())),
+        Err(Errno::NOENT) => {
+            *room = room.checked_sub(1).ok_or(Refusal::Deep)?;
+            mkdirat(at, name, Mode::from_raw_mode(0o755))
+                .and_then(|()| openat(at, name, DIRECTORY, Mode::empty()))
+        }
         other => other,
     };
     opened.map_err(|error| match error {

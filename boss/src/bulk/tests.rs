@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 
 const AT: TaskRef = TaskRef { task: TaskId(3), attempt: Attempt(1) };
-const LIMITS: ArtifactLimits = ArtifactLimits { files: 10, bytes: 1 << 20 };
+const LIMITS: ArtifactLimits = ArtifactLimits { files: 10, directories: 3, bytes: 1 << 20 };
 
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_secs(1),
@@ -297,6 +297,13 @@ fn a_hostile_host_is_refused() {
         far.announce("one more", 0);
     });
     assert!(matches!(too_many, Err(BulkError::Rule { .. })), "{too_many:?}");
+    let (too_deep, directory) = fetch(|far| {
+        far.artifact("a/b/c", b"");
+        far.artifact("a/d/e", b"");
+        far.announce("a/b/f/g", 0);
+    });
+    assert!(matches!(too_deep, Err(BulkError::Rule { .. })), "{too_deep:?}");
+    assert!(!directory.path().join("a/b/f").exists());
     let (damaged, _directory) = fetch(|far| {
         far.announce("a", 1);
         far.frame(b"x");
@@ -377,6 +384,63 @@ fn a_host_that_stands_still_is_noticed_wherever_it_does() {
     };
     expect_stalled(run(bulk.pack(endless)), "`stall`");
     drop((bulk, tell));
+}
+
+#[test]
+fn a_byte_now_and_then_is_no_progress_and_a_slow_line_is() {
+    let (tell, told) = mpsc::channel::<()>();
+    let (mut bulk, server) = serve(move |far| {
+        far.line();
+        while told.try_recv() == Err(mpsc::TryRecvError::Empty) {
+            std::thread::sleep(TIMING.stall / 20);
+            // Once it is given up, nobody reads.
+            if far.output.write_all(&[0, 0, 0, 1, b'x']).is_err() {
+                return;
+            }
+        }
+    });
+    expect_stalled(run(bulk.log(AT, LogStream::Log, LogEnd::Known(1 << 30), Vec::new())), "`stall`");
+    drop((bulk, tell));
+    server.join().unwrap();
+    // Some times what has to move, for longer than a transfer may stand still.
+    let (mut bulk, server) = serve(move |far| {
+        far.line();
+        far.line();
+        for _ in 0..40 {
+            std::thread::sleep(TIMING.stall / 20);
+            far.frame(&[b'x'; 512]);
+        }
+        far.frame(b"");
+    });
+    let (_, bytes) = run(bulk.log(AT, LogStream::Log, LogEnd::Known(40 * 512), Vec::new())).unwrap();
+    assert_eq!(bytes, 40 * 512);
+    server.join().unwrap();
+}
+
+#[test]
+fn working_on_each_of_many_answers_has_an_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tell, told) = mpsc::channel::<()>();
+    let (mut bulk, server) = serve(move |far| {
+        far.line();
+        let mut number = 0;
+        while told.try_recv() == Err(mpsc::TryRecvError::Empty) && number < LIMITS.files {
+            for _ in 0..5 {
+                std::thread::sleep(TIMING.stall / 10);
+                let mut line = Vec::new();
+                codec::encode(&BulkAnswer::Working, &mut line);
+                if far.output.write_all(&line).is_err() {
+                    return;
+                }
+            }
+            far.artifact(&number.to_string(), b"");
+            number += 1;
+        }
+    });
+    expect_stalled(run(bulk.artifacts(AT, directory.path().to_owned(), LIMITS)), "`standstill`");
+    drop((bulk, tell));
+    // The channel has ended in the middle of what it says.
+    let _torn = server.join();
 }
 
 #[test]

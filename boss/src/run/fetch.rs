@@ -196,7 +196,11 @@ impl Channels {
         if let Some(count) = fetch.artifacts {
             let directory = fetch.part.join("artifacts");
             make(&directory).await?;
-            let limits = ArtifactLimits { files: count.files.into(), bytes: count.bytes };
+            let limits = ArtifactLimits {
+                files: count.files.into(),
+                directories: count.directories.into(),
+                bytes: count.bytes,
+            };
             bulk.artifacts(fetch.at, directory, limits).await?;
         }
         let bytes =

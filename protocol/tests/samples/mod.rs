@@ -374,7 +374,7 @@ pub fn from_worker() -> Vec<FromWorker> {
             log: LogEnd { bytes: 6, text: Some("oops!\n".to_owned()) },
             err: LogEnd { bytes: 90_000, text: None },
             sizes: String::new(),
-            artifacts: ArtifactCount { files: 1, bytes: 650_000 },
+            artifacts: ArtifactCount { files: 1, directories: 0, bytes: 650_000 },
             toolchain: Some("aarch64-linux-gnu-gcc (Debian 12.2.0-14) 12.2.0".to_owned()),
             warm: true,
             machine: None,

@@ -45,7 +45,8 @@ impl Found {
 
     /// The numbers for the result.
     pub fn count(&self) -> ArtifactCount {
-        ArtifactCount { files: u32::try_from(self.files.len()).unwrap_or(u32::MAX), bytes: self.bytes }
+        let files = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
+        ArtifactCount { files, directories: directories(self.files.keys()), bytes: self.bytes }
     }
 
     /// Takes note of something that is wrong.
@@ -85,6 +86,19 @@ impl Found {
         }
         list.flush()
     }
+}
+
+/// How many directories these names need, which must be in order: what lies in one comes in a row.
+fn directories<'a>(names: impl Iterator<Item = &'a String>) -> u32 {
+    let parent = |name: &'a str| name.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let (mut count, mut last) = (0_u32, "");
+    for name in names {
+        let parts = || parent(name).split('/').filter(|part| !part.is_empty());
+        let known = parts().zip(last.split('/')).take_while(|(one, other)| one == other).count();
+        count = count.saturating_add(u32::try_from(parts().count() - known).unwrap_or(u32::MAX));
+        last = parent(name);
+    }
+    count
 }
 
 /// Names that are also directories of other names, each with the first one of these.
@@ -242,6 +256,18 @@ mod tests {
         let of = |wanted| find(&["old".to_owned()], &[base.path()], wanted).unwrap();
         assert_eq!((of(at(0)).files.len(), of(at(1)).files.len()), (1, 0));
         assert!(of(at(1)).problems.is_empty());
+    }
+
+    #[test]
+    fn the_directories_of_artifacts_are_counted_once() {
+        let count = |names: &[&str]| {
+            let files = names.iter().map(|name| ((*name).to_owned(), PathBuf::new())).collect();
+            Found { files, ..Found::default() }.count().directories
+        };
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&["a", "b"]), 0);
+        assert_eq!(count(&["a/b/c/d", "a/b/c/e", "a/b-c/d", "a/x", "a-b/c", "b/a/b/c"]), 8);
+        assert_eq!(count(&["a/b", "a!/b", "a/c/d", "a0/b"]), 4);
     }
 
     #[test]
