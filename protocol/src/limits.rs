@@ -118,7 +118,7 @@ pub const STALL: Duration = Duration::from_secs(30);
 
 /// See [`STALL`]; the same if a person has set another time. With 30 s it is 136 bytes in a second: a seventh of a line of 9600
 /// baud, which two transfers of results, one of source and what is said between may share.
-pub const STALL_BYTES: u64 = 4 << 10;
+pub const STALL_BYTES: u32 = 4 << 10;
 
 /// How long a process of ours may do one thing without a sign of life (collect artifacts, write a disk, check a tree out)
 /// before whoever started it takes it for one that stands still.

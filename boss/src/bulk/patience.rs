@@ -132,8 +132,6 @@ impl Patience {
 
     /// The time that so many bytes may take.
     fn worth(&self, bytes: u64) -> Duration {
-        const WHOLE: u32 = 4 << 10;
-        const _: () = assert!(WHOLE as u64 == STALL_BYTES);
-        self.stall * u32::try_from(bytes).unwrap_or(WHOLE).min(WHOLE) / WHOLE
+        self.stall * u32::try_from(bytes).unwrap_or(STALL_BYTES).min(STALL_BYTES) / STALL_BYTES
     }
 }

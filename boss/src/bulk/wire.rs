@@ -146,7 +146,7 @@ impl Wire {
                         let (host, after) = (self.host.clone(), self.standstill);
                         return Err(BulkError::Stalled { host, after, limit: "standstill" });
                     }
-                    self.meter.add(STALL_BYTES);
+                    self.meter.add(STALL_BYTES.into());
                 }
                 answer => return Ok(answer),
             }

@@ -305,9 +305,9 @@ async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
 }
 
 /// For each place a shell that begins, and a check; and the whole of the file once at four times the least that counts as moving.
-/// By default an hour for 7 MB.
+/// By default some 30 minutes for each MB.
 fn upload_within(timing: &Timing, bytes: u64) -> Duration {
-    let pieces = u32::try_from(bytes / (4 * STALL_BYTES)).unwrap_or(u32::MAX);
+    let pieces = u32::try_from(bytes / u64::from(4 * STALL_BYTES)).unwrap_or(u32::MAX);
     let places = u32::try_from(PLACES).unwrap_or(u32::MAX);
     (timing.shell + timing.stall).saturating_mul(places).saturating_add(timing.stall.saturating_mul(pieces))
 }

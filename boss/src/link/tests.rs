@@ -223,6 +223,57 @@ fn a_slow_way_names_its_limit() {
     });
 }
 
+/// A host whose answers to the upload are all lies.
+fn lies(answers: &str) -> ShipError {
+    let before = format!(
+        "case $* in *'@cb-ship send'*) echo >>$HOME/asked; {answers}; exit ;; \
+         *) echo '@cb-ship absent '\"$(uname -s -m)\"; exit ;; esac"
+    );
+    let lab = Lab::new(Box::leak(before.into_boxed_str()));
+    let error = run(async {
+        let role = Role::new(&["worker"], None);
+        start(&lab.link().await, &lab.binary(), role, b"").await.unwrap_err()
+    });
+    let asked = fs::read_to_string(lab.home.path().join("asked")).unwrap();
+    assert!(asked.lines().count() <= 3, "{asked:?}");
+    error
+}
+
+#[test]
+fn a_host_that_has_the_upload_begun_again_and_again_is_given_up() {
+    for answers in [
+        "echo '@cb-ship send 1 /x'; echo '@cb-ship skip 0 full x'",
+        "echo '@cb-ship send 1 /x'; echo '@cb-ship skip 1 full x'",
+        "echo '@cb-ship send 4 /x'; echo '@cb-ship skip 4 full x'",
+        "while :; do echo '@cb-ship skip 1 create x'; done",
+        "echo '@cb-ship skip 3 create x'; echo '@cb-ship skip 2 create x'; cat",
+    ] {
+        let error = lies(answers);
+        assert!(matches!(&error, ShipError::Damaged { text, .. } if text.contains("out of turn")), "{error}");
+    }
+    let long =
+        "echo '@cb-ship skip 1 create '$(head -c 100000 /dev/zero | tr '\\0' x); echo '@cb-ship nowhere'";
+    let ShipError::NoPlace { tried, .. } = lies(long) else { panic!() };
+    assert_eq!(tried.len(), 400);
+}
+
+#[test]
+fn an_upload_that_moves_has_an_end_all_the_same() {
+    let lab = Lab::new(
+        "case $* in *'@cb-ship send'*) echo '@cb-ship send 1 /x'; while :; do echo noise; head -c 1 >/dev/null; done ;; \
+         *) echo '@cb-ship absent '\"$(uname -s -m)\"; exit ;; esac",
+    );
+    let second = Duration::from_secs(1);
+    let timing = Timing { shell: second, stall: second, ..Timing::default() };
+    let own = lab.home.path().join("own");
+    // More than all pipes on the way hold.
+    fs::write(&own, vec![b'#'; 4 << 20]).unwrap();
+    let binary = OwnBinary::of(&own).unwrap();
+    let role = Role::new(&["worker"], None);
+    let error = run(async { start(&lab.link_within(&timing).await, &binary, role, b"").await.unwrap_err() });
+    assert!(matches!(error, ShipError::Silent { .. } | ShipError::Endless { .. }), "{error}");
+}
+
 #[test]
 fn a_host_without_proc_is_told_as_such_whether_the_binary_is_there_or_not() {
     run(async {
