@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::guest::GuestStream;
+use crate::limits::WORD_BYTES_MAX;
 use crate::message::{Invalid, Validate};
 
 /// Longest piece of typed or shown bytes in one message.
@@ -49,6 +50,13 @@ pub enum FromPerson {
         /// Characters in a line.
         columns: u16,
     },
+    /// A stage that runs again is to have this variable. On the command line of the role everybody on that host would see it.
+    Variable {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
 }
 
 /// To the person's crewboss.
@@ -76,7 +84,11 @@ pub enum ToPerson {
 
 impl Validate for FromPerson {
     fn validate(&self) -> Result<(), Invalid> {
-        if let Self::Typed(bytes) = self { fits("typed", bytes.0.len(), PIECE_MAX) } else { Ok(()) }
+        match self {
+            Self::Typed(bytes) => fits("typed", bytes.0.len(), PIECE_MAX),
+            Self::Variable { name, value } => fits("variable", name.len() + value.len(), WORD_BYTES_MAX),
+            Self::Here | Self::Size { .. } => Ok(()),
+        }
     }
 }
 

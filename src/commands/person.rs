@@ -1,5 +1,6 @@
 //! `crewboss enter`, `release` and `retry`: a person and a guest on some host.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 
 use crewboss_boss::crew::Crew;
@@ -43,7 +44,7 @@ fn try_enter(arguments: &EnterArgs) -> Result<Exit, CommandError> {
         options.extend(ssh.into_iter().flat_map(|ssh| ["--forward".to_owned(), ssh]));
         [vec![ENTER.to_owned(), found.guest.to_string()], options].concat()
     };
-    at_guest(&arguments.common, guest, Keyboard::Guests, words)
+    at_guest(&arguments.common, guest, Keyboard::Guests, Vec::new(), words)
 }
 
 fn list(common: &CommonArgs) -> Result<Exit, CommandError> {
@@ -62,7 +63,7 @@ fn list(common: &CommonArgs) -> Result<Exit, CommandError> {
 /// Ends a guest, or lets its task go on.
 pub fn release(arguments: &ReleaseArgs) -> Exit {
     let words = |found: &Found, _| vec![RELEASE.to_owned(), found.guest.to_string()];
-    finish(at_guest(&arguments.common, &arguments.guest, Keyboard::Ours, words))
+    finish(at_guest(&arguments.common, &arguments.guest, Keyboard::Ours, Vec::new(), words))
 }
 
 /// Runs a stage again.
@@ -76,26 +77,30 @@ fn try_retry(arguments: &RetryArgs) -> Result<Exit, CommandError> {
         .stage
         .parse()
         .map_err(|_| usage(format!("--stage: {:?} cannot be the name of a stage", arguments.stage)))?;
+    let mut variables = BTreeMap::new();
     for variable in &arguments.variables {
-        let named = variable.split_once('=').is_some_and(|(name, _)| is_variable(name));
-        if !named || variable.contains(['\n', '\0']) {
+        let named = variable.split_once('=').filter(|(name, _)| is_variable(name));
+        let Some((name, value)) = named.filter(|_| !variable.contains(['\n', '\0'])) else {
             return Err(usage(format!("--set: {variable:?} is not NAME=VALUE on one line")));
-        }
+        };
+        variables.insert(name.to_owned(), value.to_owned());
         if variable.starts_with(RESERVED) {
             let hint = format!("variables of your own do not begin with {RESERVED}");
             return Err(usage(format!("--set: {variable:?} is set by crewboss itself\n  hint: {hint}")));
         }
     }
+    let count = variables.len().to_string();
     let words = |found: &Found, _| {
         let mut words = vec![RETRY.to_owned(), found.guest.to_string(), "--stage".to_owned()];
         words.push(stage.to_string());
-        for variable in &arguments.variables {
-            words.extend(["--set".to_owned(), variable.clone()]);
-        }
+        words.extend(["--variables".to_owned(), count.clone()]);
         words.extend(arguments.wipe.then(|| "--wipe".to_owned()));
         words
     };
-    at_guest(&arguments.common, &arguments.guest, Keyboard::Ours, words)
+    // A command line is for everybody on that host to see.
+    let variable = |(name, value)| FromPerson::Variable { name, value };
+    let first = variables.into_iter().map(variable).collect();
+    at_guest(&arguments.common, &arguments.guest, Keyboard::Ours, first, words)
 }
 
 /// Whose the keyboard is.
@@ -107,11 +112,12 @@ enum Keyboard {
     Ours,
 }
 
-/// Finds the guest and runs a role beside it, with the person's keyboard and screen.
+/// Finds the guest and runs a role beside it, with the person's keyboard and screen. It is told what comes `first`.
 fn at_guest(
     common: &CommonArgs,
     wanted: &str,
     keyboard: Keyboard,
+    first: Vec<FromPerson>,
     words: impl FnOnce(&Found, Option<String>) -> Vec<String>,
 ) -> Result<Exit, CommandError> {
     let (host, _) = parts(wanted);
@@ -123,7 +129,8 @@ fn at_guest(
         let (visit, found) = reach(&crew, wanted).await?;
         let words = words(&found, visit.ssh());
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let talk = visit.talk(&words, &whoami()).await?;
+        let mut talk = visit.talk(&words, &whoami()).await?;
+        first.iter().for_each(|message| talk.tell(message));
         Seat::take(talk, keyboard)?.stay(stop).await
     })
 }

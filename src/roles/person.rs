@@ -1,6 +1,5 @@
 //! The roles that bring a person to a guest of this host. They speak to the person's crewboss, as `protocol::visit` says.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,7 +68,7 @@ struct Given {
     way: Option<Way>,
     forward: Option<String>,
     stage: Option<Name>,
-    variables: BTreeMap<String, String>,
+    variables: usize,
     wipe: bool,
 }
 
@@ -101,10 +100,9 @@ pub fn wish(role: &'static str, words: Vec<OsString>) -> Result<(Call, Wish), Ro
             (ENTER, "--forward") => given.forward = Some(value("--forward")?),
             (RETRY, "--stage") => given.stage = Some(name(value("--stage")?)?),
             (RETRY, "--wipe") => given.wipe = true,
-            (RETRY, "--set") => {
-                let text = value("--set")?;
-                let (name, value) = text.split_once('=').ok_or_else(|| unexpected(text.clone()))?;
-                given.variables.insert(name.to_owned(), value.to_owned());
+            (RETRY, "--variables") => {
+                let text = value("--variables")?;
+                given.variables = text.parse().map_err(|_| unexpected(text))?;
             }
             (_, guest) if given.guest.is_none() && !guest.starts_with('-') => {
                 given.guest = Some(name(guest.to_owned())?);
@@ -244,10 +242,9 @@ mod tests {
             ))
         );
         assert_eq!(of(RELEASE, "tiny-default-abc123"), Ok((call(), Wish::Release(guest()))));
-        let variables = BTreeMap::from([("A".to_owned(), "b=c".to_owned()), ("D".to_owned(), String::new())]);
-        let again = Again { guest: guest(), stage: "build".parse().unwrap(), variables, wipe: true };
+        let again = Again { guest: guest(), stage: "build".parse().unwrap(), variables: 2, wipe: true };
         assert_eq!(
-            of(RETRY, "tiny-default-abc123 --stage build --set A=b=c --set D= --wipe"),
+            of(RETRY, "tiny-default-abc123 --stage build --variables 2 --wipe"),
             Ok((call(), Wish::Retry(again)))
         );
     }
@@ -266,7 +263,8 @@ mod tests {
             (RETRY, "a"),
             (RETRY, "a --stage"),
             (RETRY, "a --stage ../x"),
-            (RETRY, "a --stage build --set X"),
+            (RETRY, "a --stage build --variables X"),
+            (RETRY, "a --stage build --set X=1"),
         ] {
             assert!(of(role, line).is_err(), "{role} {line}");
         }

@@ -504,6 +504,7 @@ pub fn from_person() -> Vec<FromPerson> {
     vec![
         FromPerson::Here,
         FromPerson::Size { rows: 24, columns: 80 },
+        FromPerson::Variable { name: "TOKEN".to_owned(), value: "a=b".to_owned() },
         FromPerson::Typed(Bytes(b"echo \xc3\xa9\r".to_vec())),
     ]
 }

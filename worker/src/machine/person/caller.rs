@@ -3,6 +3,7 @@
 //! Both ends say all the time that they are there. A link that was cut, and a process that was killed or stopped, look alike
 //! from here: nothing is heard any more, and then nobody is there for whom a guest should run.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -16,6 +17,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
+use super::PersonError;
 use super::bridge::SIGNALS;
 use crate::sys::{self, Signals};
 
@@ -50,6 +52,8 @@ pub struct Caller {
     pulse: Pulse,
     heard: Instant,
     gone: Option<Gone>,
+    /// What a stage is to have besides.
+    variables: BTreeMap<String, String>,
     /// Lines and characters in a line of the person's terminal.
     pub(super) size: Option<(u16, u16)>,
     /// Ends the beats when it is dropped.
@@ -114,7 +118,17 @@ impl Caller {
         std::thread::Builder::new().name("beats".to_owned()).spawn(beat)?;
         output.say(&ToPerson::Here);
         let (input, heard) = (LineDecoder::new(), Instant::now());
-        Ok(Self { input, output, signals, pulse, heard, gone: None, size: None, _beats: beats })
+        Ok(Self {
+            input,
+            output,
+            signals,
+            pulse,
+            heard,
+            gone: None,
+            variables: BTreeMap::new(),
+            size: None,
+            _beats: beats,
+        })
     }
 
     /// What is to be polled besides standard input, which is always: standard output, if something waits.
@@ -177,10 +191,28 @@ impl Caller {
             match codec::parse(text) {
                 Ok(FromPerson::Typed(bytes)) => typed.extend(bytes.0),
                 Ok(FromPerson::Size { rows, columns }) => self.size = Some((rows, columns)),
+                Ok(FromPerson::Variable { name, value }) => drop(self.variables.insert(name, value)),
                 Ok(FromPerson::Here) | Err(_) => {}
             }
         }
         typed
+    }
+
+    /// The variables that the person has announced so many of, once all are there.
+    ///
+    /// # Errors
+    /// If nobody is there before that.
+    pub(super) fn variables(&mut self, count: usize) -> Result<BTreeMap<String, String>, PersonError> {
+        while self.variables.len() < count {
+            if self.gone.is_some() {
+                return Err(PersonError::Alone);
+            }
+            let mut fds = self.fds();
+            sys::poll(&mut fds, Some(self.patience())).map_err(PersonError::system("wait"))?;
+            drop(fds);
+            self.look();
+        }
+        Ok(std::mem::take(&mut self.variables))
     }
 
     /// Whether nobody is there any more, as of the last look.

@@ -37,8 +37,8 @@ pub struct Again {
     pub guest: Name,
     /// Which stage.
     pub stage: Name,
-    /// Variables on top of those of the task.
-    pub variables: BTreeMap<String, String>,
+    /// How many variables the person gives on top of those of the task.
+    pub variables: usize,
     /// Unpack the source anew and empty the output first.
     pub wipe: bool,
 }
@@ -63,6 +63,7 @@ pub fn retry(
     caller: &mut Caller,
 ) -> Result<Retried, PersonError> {
     sys::forget_variable(MARK);
+    let variables = caller.variables(again.variables)?;
     let claimed = claim(machines, &again.guest, who)?;
     if claimed.record.held.is_none() {
         return Err(PersonError::NotHeld { guest: again.guest.clone() });
@@ -81,7 +82,7 @@ pub fn retry(
         return Err(PersonError::NoStage { guest: again.guest.clone(), stage: again.stage.clone(), stages });
     }
     let mut visit = Visit::begin(machines, claimed, caller)?;
-    let retried = Talk::begin(&mut visit, who, caller).and_then(|mut talk| talk.run(again));
+    let retried = Talk::begin(&mut visit, who, caller).and_then(|mut talk| talk.run(again, variables));
     match retried {
         Err(Stopped::Terminated) => {
             visit.abandon();
@@ -151,7 +152,7 @@ impl<'a, 'b> Talk<'a, 'b> {
         self.visit.guest().clone()
     }
 
-    fn run(&mut self, again: &Again) -> Result<StageResult, Stopped> {
+    fn run(&mut self, again: &Again, variables: BTreeMap<String, String>) -> Result<StageResult, Stopped> {
         if self.visit.goes_on {
             self.quiet_down()?;
         } else {
@@ -161,7 +162,7 @@ impl<'a, 'b> Talk<'a, 'b> {
             self.prepare()?;
         }
         self.caller.say(&format!("runs stage {} again", again.stage));
-        let Again { stage, variables, wipe, .. } = again.clone();
+        let Again { stage, wipe, .. } = again.clone();
         self.tell(&ToGuest::Stage { name: stage, variables, wipe })?;
         self.stage_end()
     }
