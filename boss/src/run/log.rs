@@ -34,10 +34,20 @@ pub(super) fn outlet(
 pub struct BossLog {
     out: Outlet,
     hosts: BTreeMap<HostName, HostStatus>,
+    /// Bytes that a host may say of its own accord.
+    room: u64,
 }
+
+/// What is said of a host in place of more that it says.
+const FULL: &str =
+    "the rest of what it says is not written down: that is as much as it may be (`host_log` in [limits])";
 
 #[derive(Debug, Default)]
 struct HostStatus {
+    /// Bytes of what it said of its own accord.
+    said: u64,
+    /// Lines of that which are not here.
+    left_out: u64,
     running: u32,
     done: u32,
     failed: u32,
@@ -45,16 +55,40 @@ struct HostStatus {
 }
 
 impl BossLog {
-    /// Opens `boss.log` in the result directory for appending.
-    pub fn open(root: &Path) -> Result<Self, StoreError> {
+    /// Opens `boss.log` in the result directory for appending. A host can say as much as it likes; no more than `room` bytes of
+    /// it are written down.
+    pub fn open(root: &Path, room: u64) -> Result<Self, StoreError> {
         let path = root.join("boss.log");
         let file = Open::append().path(&path)?;
         let out = outlet(&path, || Ok(file)).map_err(StoreError::io("start a thread for", &path))?;
-        Ok(Self::into(out))
+        Ok(Self::into(out, room))
     }
 
-    fn into(out: Outlet) -> Self {
-        Self { out, hosts: BTreeMap::new() }
+    fn into(out: Outlet, room: u64) -> Self {
+        Self { out, hosts: BTreeMap::new(), room }
+    }
+
+    /// A line that a host has caused of its own accord, as often as it likes.
+    fn said(&mut self, time_ms: u64, host: &HostName, text: fmt::Arguments<'_>) {
+        let text = text.to_string();
+        let status = self.hosts.entry(host.clone()).or_default();
+        status.said = status.said.saturating_add(text.len() as u64);
+        if status.said <= self.room {
+            return self.line(time_ms, format_args!("{text}"));
+        }
+        status.left_out += 1;
+        if status.left_out == 1 {
+            self.line(time_ms, format_args!("{host}: {FULL}"));
+        }
+    }
+
+    /// Says at the end what is not here.
+    fn tell_left_out(&mut self, time_ms: u64) {
+        let left_out = |(host, status): (&HostName, &HostStatus)| (host.clone(), status.left_out);
+        let all: Vec<_> = self.hosts.iter().map(left_out).filter(|(_, lines)| *lines > 0).collect();
+        for (host, lines) in all {
+            self.line(time_ms, format_args!("{host}: {lines} lines of what it said were not written down"));
+        }
     }
 
     fn line(&mut self, time_ms: u64, text: fmt::Arguments<'_>) {
@@ -132,7 +166,7 @@ impl EventSink for BossLog {
                 self.line(at, format_args!("{host}: paused for {pause_ms} ms: {reason}"));
             }
             EventKind::Notice { text } => self.line(at, format_args!("{text}")),
-            EventKind::HostNotice { host, text } => self.line(at, format_args!("{host}: {text}")),
+            EventKind::HostNotice { host, text } => self.said(at, host, format_args!("{host}: {text}")),
             EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms } => self.line(
                 at,
                 format_args!(
@@ -158,14 +192,16 @@ impl EventSink for BossLog {
             EventKind::TaskDone(done) => self.done(at, done),
             EventKind::Stopping { reason } => self.line(at, format_args!("stopping: {reason}")),
             EventKind::RunFinished(summary) => {
+                self.tell_left_out(at);
                 self.line(at, format_args!("finished after {} ms", summary.wall_ms));
             }
             kind @ EventKind::HostLoad { .. } => self.status(at, kind),
             EventKind::TaskPhase { host, at: task, text, .. } if !text.is_empty() => {
-                self.line(at, format_args!("{host}: task {task}: {text}"));
+                self.said(at, host, format_args!("{host}: task {task}: {text}"));
             }
             EventKind::TaskWaiting { host, target, commit, guest, .. } => {
-                self.line(at, format_args!("{target} @ {commit} waits for a person in {host}/{guest}"));
+                let text = format_args!("{target} @ {commit} waits for a person in {host}/{guest}");
+                self.said(at, host, text);
             }
             EventKind::HostConnecting { .. }
             | EventKind::TaskPhase { .. }
@@ -182,7 +218,7 @@ mod tests {
     /// What a log becomes of these events.
     fn logged(kinds: impl IntoIterator<Item = EventKind>) -> String {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = BossLog::open(dir.path()).unwrap();
+        let mut log = BossLog::open(dir.path(), 1000).unwrap();
         kinds.into_iter().for_each(|kind| log.event(&Event { time_ms: 0, kind }));
         assert!(log.out.settle(&mut |still| still.as_secs() > 60).is_none());
         std::fs::read_to_string(dir.path().join("boss.log")).unwrap()
@@ -204,10 +240,27 @@ mod tests {
     }
 
     #[test]
+    fn what_one_host_says_without_end_is_cut_and_counted_and_leaves_room_for_others() {
+        let [talker, other]: [HostName; 2] = ["lab1", "lab2"].map(|name| name.parse().unwrap());
+        let notice = |host: &HostName| EventKind::HostNotice { host: host.clone(), text: "x".repeat(94) };
+        let flood = (0..5000).map(|_| notice(&talker));
+        let lost = EventKind::HostLost { host: talker.clone(), reason: "gone".to_owned(), retry_ms: None };
+        let end = EventKind::RunFinished(Box::default());
+        let text = logged(flood.chain([notice(&other), lost, end]));
+        assert_eq!(text.matches("lab1: xxx").count(), 10, "{text}");
+        assert_eq!(text.matches("(`host_log` in [limits])").count(), 1, "{text}");
+        for words in
+            ["lab2: xxx", "lab1: lost: gone", "lab1: 4990 lines of what it said were not written down"]
+        {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+
+    #[test]
     fn a_disk_that_stands_still_holds_up_nobody() {
         let (reader, writer) = io::pipe().unwrap();
         let out = Outlet::start("boss.log", Kind { room: 10_000, ..WAITING }, move || Ok(writer)).unwrap();
-        let mut log = BossLog::into(out);
+        let mut log = BossLog::into(out, 1 << 30);
         let host: HostName = "lab1".parse().unwrap();
         for _ in 0..2000 {
             let kind = EventKind::HostNotice { host: host.clone(), text: "x".repeat(100) };

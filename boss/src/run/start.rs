@@ -171,8 +171,9 @@ pub(super) async fn start(
     let Sessions { hosts, reports, work, supervisors } = Sessions::start(&request.crew, common.clone());
     let plan = plan.with_guests(request.guests);
     let (place, force, this) = (request.out, request.force, run.clone());
+    let log_room = request.crew.limits.host_log;
     // The disk may stand still, and hosts are told meanwhile that we are there.
-    let opened = tokio::task::spawn_blocking(move || Record::open(&place, &this, plan, force));
+    let opened = tokio::task::spawn_blocking(move || Record::open(&place, &this, plan, force, log_room));
     let opened = tokio::select! {
         biased;
         Ok(_) = stop.wait_for(|&asked| asked) => return Err(RunError::Interrupted),
@@ -207,11 +208,11 @@ struct Record {
 }
 
 impl Record {
-    fn open(place: &Path, run: &RunId, plan: Plan, force: Force) -> Result<Self, RunError> {
+    fn open(place: &Path, run: &RunId, plan: Plan, force: Force, log_room: u64) -> Result<Self, RunError> {
         let out = OutDir::open(place, run)?;
         let (mut journal, History { recorded, damage }) = Journal::open(out.root())?;
         journal.begin(run, unix_ms())?;
-        let log = BossLog::open(out.root())?;
+        let log = BossLog::open(out.root(), log_room)?;
         // Reads a result of each task that is done.
         let division = divide(&plan, &recorded, out.root(), force);
         Ok(Self { out, journal, log, plan, division, damage })
