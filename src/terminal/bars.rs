@@ -162,12 +162,9 @@ fn overall(progress: &Progress, idle_ms: u64) -> String {
         _ => String::new(),
     };
     format!(
-        "{}/{}  ok {}  warn {}  fail {}  {}  {}{left}",
+        "{}/{}  {tally}  {}  {}{left}",
         tally.done(),
         progress.total,
-        tally.ok,
-        tally.warn,
-        tally.fail,
         bytes(progress.bytes),
         clock(progress.elapsed_ms().saturating_add(idle_ms)),
     )
@@ -184,8 +181,12 @@ fn host_line(name: &HostName, host: &HostProgress, width: usize) -> String {
         }
         state => state.word().to_owned(),
     };
+    let cancelled = match tally.cancelled {
+        0 => String::new(),
+        count => format!("cancelled {count} "),
+    };
     format!(
-        "{name:<width$}  {:>3}/{:<3}  ok {:<5} warn {:<4} fail {:<4} {what}",
+        "{name:<width$}  {:>3}/{:<3}  ok {:<5} warn {:<4} fail {:<4} {cancelled}{what}",
         host.running.len(),
         host.slots,
         tally.ok,
@@ -273,6 +274,7 @@ mod tests {
     use crate::terminal::text::Palette;
     use crewboss_boss::event::EventKind;
     use crewboss_boss::outlet::Kind;
+    use crewboss_protocol::Outcome;
 
     fn view(events: usize, host_lines: usize) -> View {
         let mut progress = Progress::default();
@@ -288,6 +290,22 @@ lab1    2/4    ok 0     warn 0    fail 0    aarch64@1a2b3c4d booting, native@1a2
 lab2    0/0    ok 0     warn 0    fail 0    connecting
 2/6  ok 0  warn 0  fail 2  2.0 KiB  0:01
 ");
+    }
+
+    #[test]
+    fn what_was_cancelled_is_no_failure() {
+        let mut progress = Progress::default();
+        for mut event in run().into_iter().take(15) {
+            if let EventKind::TaskDone(done) = &mut event.kind
+                && done.outcome != Outcome::Skipped
+            {
+                (done.outcome, done.host) = (Outcome::Cancelled, Some(host("lab2")));
+            }
+            progress.note(&event);
+        }
+        let view = View::new(&progress, Duration::ZERO, 20);
+        assert!(view.overall.starts_with("2/6  ok 0  warn 0  fail 1  cancelled 1  "), "{}", view.overall);
+        assert!(view.hosts[1].ends_with("fail 0    cancelled 1 connecting"), "{}", view.hosts[1]);
     }
 
     #[test]

@@ -37,18 +37,29 @@ pub struct Tally {
     pub warn: u32,
     /// Everything else that is a result.
     pub fail: u32,
+    /// Those that were cancelled, and have none.
+    pub cancelled: u32,
+}
+
+/// Those of the last kind are named only where there are any.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ok {}  warn {}  fail {}", self.ok, self.warn, self.fail)?;
+        if self.cancelled > 0 { write!(f, "  cancelled {}", self.cancelled) } else { Ok(()) }
+    }
 }
 
 impl Tally {
     /// All of them.
     pub fn done(self) -> u32 {
-        self.ok + self.warn + self.fail
+        self.ok + self.warn + self.fail + self.cancelled
     }
 
     fn count(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Success | Outcome::Skipped => self.ok += 1,
             Outcome::Warning => self.warn += 1,
+            Outcome::Cancelled => self.cancelled += 1,
             _ => self.fail += 1,
         }
     }
@@ -235,7 +246,7 @@ mod tests {
             progress.note(&event);
         }
         assert_eq!((progress.total, progress.tally.done(), progress.ran), (6, 6, 4));
-        assert_eq!(progress.tally, Tally { ok: 2, warn: 1, fail: 3 });
+        assert_eq!(progress.tally, Tally { ok: 2, warn: 1, fail: 3, cancelled: 0 });
         assert_eq!(progress.running(), 0);
         assert_eq!(progress.hosts[&host("lab2")].state, HostState::Failed);
         assert_eq!(progress.remaining_ms(), Some(0));
