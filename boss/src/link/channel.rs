@@ -2,13 +2,18 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
+};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
+use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How a process on a host ended, as far as it can be known from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +46,44 @@ pub(super) struct ExitWatch {
 /// A child process of ours that leads a process group, and all that it started there.
 #[derive(Debug)]
 pub(super) struct ChildGroup {
-    pub(super) leader: Pid,
-    pub(super) pidfd: OwnedFd,
+    leader: Pid,
+    pidfd: OwnedFd,
 }
 
 impl ChildGroup {
+    /// The group of a child that was just started, and leads one.
+    pub(super) fn of(child: &Child) -> Option<Self> {
+        let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)?;
+        Some(Self { leader, pidfd: pidfd_open(leader, PidfdFlags::empty()).ok()? })
+    }
+
+    /// Waits until the leader has ended, and leaves it to be reaped.
+    pub(super) async fn ended(&self) {
+        // Without the news of ends it is not known before it is reaped.
+        let Ok(mut ends) = signal(SignalKind::child()) else { return };
+        let has_ended = || {
+            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+        };
+        while !has_ended() {
+            ends.recv().await;
+        }
+    }
+
+    /// Whether the leader has ended well, as far as it is not reaped.
+    pub(super) fn is_good(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let ended = waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
+        ended.is_ok_and(|ended| ended.and_then(|ended| ended.exit_status()) == Some(0))
+    }
+
+    /// Kills all of it, unless the leader is reaped.
+    pub(super) fn kill(&self) {
+        if pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
+            let _gone_already = kill_process_group(self.leader, Signal::KILL);
+        }
+    }
+
     /// Asks all of it to end, unless the leader is reaped: as long as it is not, its number, which is also the group's, can
     /// be nobody else's. To be called by the thread that reaps.
     pub(super) fn end(&self) {

@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::channel::{Exit, ExitWatch};
+use super::channel::{ChildGroup, Exit, ExitWatch};
 use super::error::{LinkError, SshFailure, excerpt};
 use super::quote;
 use super::ssh_config::Written;
@@ -93,7 +93,12 @@ impl Login<'_> {
             program: "ssh".to_owned(),
             source,
         })?;
-        let Ok(ended) = timeout(self.limit + LOGIN_GRACE, child.wait()).await else {
+        let mut login = Unfinished(ChildGroup::of(&child));
+        let ended = async {
+            login.end().await;
+            child.wait().await
+        };
+        let Ok(ended) = timeout(self.limit + LOGIN_GRACE, ended).await else {
             return Err(self.failed(SshFailure::Timeout, excerpt(&self.read_log(&log))));
         };
         match ended {
@@ -106,6 +111,31 @@ impl Login<'_> {
                 let text = self.read_log(&log);
                 Err(self.failed(SshFailure::read(&text), excerpt(&text)))
             }
+        }
+    }
+}
+
+/// The process of a login, with what it has started: commands of `Match exec` and `ProxyCommand`. Dropped, all of it is killed.
+/// After a good login the group holds what the connection goes through, and is the master's.
+struct Unfinished(Option<ChildGroup>);
+
+impl Unfinished {
+    /// Waits for the end of the login, and lets go of one that has ended well.
+    async fn end(&mut self) {
+        if let Some(group) = &self.0 {
+            group.ended().await;
+            if !group.is_good() {
+                group.kill();
+            }
+            self.0 = None;
+        }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(group) = &self.0 {
+            group.kill();
         }
     }
 }

@@ -104,6 +104,57 @@ fn a_local_channel_carries_both_ways_and_tells_its_end() {
 }
 
 #[test]
+fn what_ssh_has_started_for_a_login_that_is_given_up_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let script = |name: &str, end: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, format!("sleep 1000 >/dev/null & echo $! >>{}; {end}", said.display())).unwrap();
+        format!("sh {}", path.display())
+    };
+    let (stays, fails) = (script("stays", "wait"), script("fails", "exit 3"));
+    let runs = || {
+        let text = fs::read_to_string(&said).unwrap_or_default();
+        let lives = |pid: &&str| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+        };
+        (text.lines().count(), text.lines().filter(lives).count())
+    };
+    for (line, ends) in [
+        (format!("Match host lab1 exec \"{stays}\"\n"), false),
+        (format!("Host *\nProxyCommand {stays}\n"), false),
+        (format!("Host *\nProxyCommand {fails}\n"), true),
+    ] {
+        fs::write(&said, "").unwrap();
+        run(async {
+            let config = SshConfig { path: dir.path().join("config"), content: line.into_bytes() };
+            let connect_timeout = Duration::from_secs(60);
+            let ssh = Ssh { config: Some(config), connect_timeout, ..Ssh::default() };
+            let connector = Connector::new(&ssh, &Timing::default()).unwrap();
+            let target = host(Transport::Ssh("lab1".to_owned()));
+            let login = connector.connect(&target);
+            let begun = async {
+                while runs().0 == 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            if ends {
+                login.await.unwrap_err();
+            } else {
+                tokio::select! {
+                    ended = login => panic!("{ended:?}"),
+                    () = begun => {}
+                }
+            }
+            while runs().1 > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+}
+
+#[test]
 fn the_binary_is_brought_once_and_then_found() {
     run(async {
         let lab = Lab::new("echo Welcome; echo 'to the lab'");

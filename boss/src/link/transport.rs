@@ -9,10 +9,7 @@ use std::time::Duration;
 
 use crewboss_ground::program;
 use crewboss_protocol::HostName;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -256,15 +253,10 @@ fn spawn(
     command.args(argv).stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     let failed = |source| LinkError::Start { host: host.clone(), program: name.to_owned(), source };
     let mut child = command.spawn().map_err(failed)?;
-    let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    let group = || {
-        let leader = leader?;
-        Some(ChildGroup { leader, pidfd: pidfd_open(leader, PidfdFlags::empty()).ok()? })
-    };
-    let (ours, theirs) = (group(), group());
+    let (ours, theirs) = (ChildGroup::of(&child), ChildGroup::of(&child));
     let wait = async move {
         if let Some(group) = theirs {
-            ended(&group.pidfd).await;
+            group.ended().await;
             // What a command leaves behind, such as a tunnel, ends with it.
             group.end();
         }
@@ -278,17 +270,4 @@ fn spawn(
         }
     };
     Ok(ExitWatch::child(wait, ours))
-}
-
-/// Waits until a process has ended, and leaves it to be reaped.
-async fn ended(pidfd: &OwnedFd) {
-    // Without the news of ends it is not known before it is reaped.
-    let Ok(mut ends) = signal(SignalKind::child()) else { return };
-    let has_ended = || {
-        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
-    };
-    while !has_ended() {
-        ends.recv().await;
-    }
 }
