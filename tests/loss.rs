@@ -259,3 +259,30 @@ fn a_full_disk_puts_a_host_out_of_the_run() {
     assert!(out.iter().any(|event| event["host"] == "host2" && told(event)), "{ended:#?}");
     assert!(ended.stdout.contains("No space left"), "{ended:#?}");
 }
+
+#[test]
+fn a_stage_that_kills_the_worker_costs_nobody_a_result_and_forges_none() {
+    let scene = Scene::new("");
+    let at = |name: &str| scene.path(name).display().to_string();
+    let kill = "p=$$; while [ $p -gt 1 ]; do p=$(cut -d' ' -f4 /proc/$p/stat); \
+                grep -q proper /proc/$p/cmdline && kill -9 $p; done; sleep 1000";
+    let evil = format!(
+        "[ -e {killed} ] && exec touch {over}; until [ -e {begun} ]; do sleep 0.1; done; touch {killed}; {kill}",
+        killed = at("killed"),
+        over = at("over"),
+        begun = at("begun"),
+    );
+    let honest =
+        format!("touch {}; until [ -e {} ]; do sleep 0.1; done; echo real; exit 3", at("begun"), at("over"));
+    let build = format!(
+        "commits = 'HEAD'\n[target.evil]\nstages.run = {evil:?}\n[target.honest]\nstages.run = {honest:?}\n"
+    );
+    scene.commit(&[("build.toml", &build)], "Build");
+    let crew = scene.crew_file(&format!("[host.here]\nlocal = true\nslots = 2\nwork = {:?}\n", at("work")));
+    let mut boss = scene.build_local();
+    boss.arg("--crew").arg(crew);
+    let ended = boss.run().expect_civil();
+    assert_eq!((ended.outcome_of("evil"), ended.outcome_of("honest")), ("success".into(), "failure".into()));
+    assert_eq!(ended.results.file("honest", "log"), "real\n");
+    assert_eq!(ended.of_kind("task_retried").len(), 2, "{ended:#?}");
+}

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -20,6 +21,8 @@ use rustix::process::Signal;
 use support::clock::FairClock;
 
 const WITHIN: Duration = Duration::from_secs(120);
+/// A user and a group without rights.
+const NOBODY: u32 = 65_534;
 const TREE: TreeId = TreeId([7; 20]);
 
 struct Worker {
@@ -53,7 +56,8 @@ fn hello(session: &str) -> Hello {
         protocol: PROTOCOL_VERSION,
         build: String::new(),
         boss: "me@here".to_owned(),
-        run: "run".parse().unwrap(),
+        // Another session of the same run would take the place of this one.
+        run: session.split('.').next().unwrap().parse().unwrap(),
         session: session.parse().unwrap(),
         host: "lab".parse().unwrap(),
         priority: 0,
@@ -97,10 +101,33 @@ impl Worker {
     }
 
     fn start_in(work: tempfile::TempDir, name: &str, change: impl FnOnce(&mut Hello)) -> Self {
+        Self::start_by(Command::new(binary()), work, name, change)
+    }
+
+    /// As a user who has no rights at all. The program has to be where that one finds it.
+    fn start_plain(name: &str) -> Self {
+        let work = tempfile::tempdir().unwrap();
+        let program = work.path().join("program");
+        std::fs::copy(binary(), &program).unwrap();
+        std::fs::create_dir_all(work.path().join("sources").join(TREE.to_string())).unwrap();
+        for path in ["", "sources", &format!("sources/{TREE}")] {
+            std::os::unix::fs::chown(work.path().join(path), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let mut command = Command::new(program);
+        command.uid(NOBODY).gid(NOBODY);
+        Self::start_by(command, work, name, |_| ())
+    }
+
+    fn start_by(
+        mut command: Command,
+        work: tempfile::TempDir,
+        name: &str,
+        change: impl FnOnce(&mut Hello),
+    ) -> Self {
         let session = format!("{name}-{}.1", std::process::id());
         let mut hello = hello(&session);
         change(&mut hello);
-        let mut child = Command::new(binary())
+        let mut child = command
             .args(["worker", "--work"])
             .arg(work.path())
             .stdin(Stdio::piped())
@@ -207,7 +234,7 @@ impl Worker {
             let all = descendants(self.child.id(), &Default::default());
             let mut ours = all.into_iter().filter(|pid| {
                 std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| {
-                    text.ends_with(b"runner\0") || text.windows(8).any(|part| part == b"--proper")
+                    text.windows(8).any(|part| part == b"\0runner\0" || part == b"--proper")
                 })
             });
             Some((ProcessId::of(ours.next()?)?, ProcessId::of(ours.next()?)?))
@@ -588,4 +615,153 @@ fn old_sources_go_when_a_worker_starts_and_nobody_else_is_there() {
     until("old sources are gone (more of them if the disk is full)", || (count() <= 64).then_some(()));
     assert_eq!(three.run(shell("true")).outcome, Outcome::Success, "the last one used is kept");
     leave(&mut three);
+}
+
+/// Puts the processes of ours that a stage runs below into `all`: guardian, worker proper and runner.
+const ABOVE: &str = "all=; p=$$; while [ $p -gt 1 ]; do p=$(cut -d' ' -f4 /proc/$p/stat); \
+    case $(tr '\\0' ' ' </proc/$p/cmdline) in *' worker --'[wp]*|*' runner --s'*) all=\"$p $all\";; esac; done; ";
+
+#[test]
+fn a_stage_can_look_into_its_own_processes_and_not_into_ours() {
+    let mut worker = Worker::start_plain("look");
+    let look = "sleep 1000 & sleep 1000 & for p in $! $all; do for what in fd/0 fd/1 environ mem; do \
+        (: </proc/$p/$what) 2>/dev/null && echo $p $what; done; done; echo own $!; for p in $all; do echo ours $p; done";
+    let done = worker.run(shell(&format!("{ABOVE}{look}")));
+    let text = done.log.text.unwrap();
+    let own = text.lines().find_map(|line| line.strip_prefix("own ")).unwrap();
+    let (proper, _) = worker.roles();
+    assert_eq!(text.lines().filter(|line| line.starts_with("ours ")).count(), 3, "{text}");
+    let opened: Vec<&str> =
+        text.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_digit())).collect();
+    assert!(opened.contains(&format!("{own} environ").as_str()), "{text}");
+    assert!(opened.iter().all(|line| line.starts_with(own)), "{text}");
+    // The worker proper could open its own end of the pipe to the guardian all the same.
+    let pipes = |pid: u32| -> Vec<String> {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap());
+        let number = |name: std::ffi::OsString| name.to_str()?.parse::<u32>().ok();
+        let open = open.filter(|entry| number(entry.file_name()) > Some(2)).map(|entry| entry.path());
+        let named = open.filter_map(|path| Some(std::fs::read_link(path).ok()?.to_str()?.to_owned()));
+        named.filter(|name| name.starts_with("pipe:")).collect()
+    };
+    let of_guardian = pipes(worker.child.id());
+    let shared = pipes(proper.pid).into_iter().filter(|pipe| of_guardian.contains(pipe)).count();
+    assert_eq!(shared, 2, "what it was passed, and what it has opened by that");
+}
+
+/// A worker whose stage has stopped it with all that is above the stage, and does so again and again.
+fn stopped(name: &str, slots: u32) -> (Worker, [ProcessId; 3]) {
+    let mut worker = Worker::start_with(name, |hello| hello.slots = Some(slots));
+    let stop = "setsid sh -c \"while :; do kill -STOP $all; sleep 0.01; done\" 2>/dev/null & sleep 1000";
+    worker.order(shell(&format!("{ABOVE}{stop}")));
+    worker.wait_for_marked(2);
+    let (proper, runner) = worker.roles();
+    let all = [ProcessId::of(worker.child.id()).unwrap(), proper, runner];
+    until("all of them are stopped", || all.iter().all(ProcessId::is_stopped).then_some(()));
+    (worker, all)
+}
+
+/// As if its boss had not been heard for long.
+fn forsake(worker: &Worker) {
+    let alive = std::fs::File::options().append(true).open(worker.directory().join("alive")).unwrap();
+    alive.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    // It is touched no more: whoever did that is stopped.
+}
+
+#[test]
+fn a_stage_that_stops_its_worker_goes_with_it_when_another_worker_or_a_person_comes() {
+    for way in ["lost", "forsaken", "clean"] {
+        let (mut worker, all) = stopped(way, 1);
+        let run = || format!("{way}-{}", std::process::id()).parse().unwrap();
+        forsake(&worker);
+        if way == "clean" {
+            let report = clean(worker.work.path(), false);
+            assert_eq!((report.ended.len(), report.errors.len()), (1, 0), "{report:?}");
+        } else {
+            let mut next = beside(&worker, &format!("{way}-next"), |hello| {
+                hello.slots = Some(1);
+                if way == "lost" {
+                    hello.run = run();
+                }
+            });
+            assert_eq!(next.run(shell("true")).outcome, Outcome::Success);
+            leave(&mut next);
+        }
+        worker.child.wait().unwrap();
+        assert!(!all.iter().any(ProcessId::is_alive), "{way}");
+        worker.nothing_is_left();
+    }
+}
+
+#[test]
+fn who_has_all_slots_and_stands_still_is_named_and_ended_while_another_waits() {
+    let mut worker = Worker::start_with("holder", |hello| hello.slots = Some(1));
+    worker.order(shell("sleep 1000"));
+    worker.wait_for_marked(1);
+    let mut next = beside(&worker, "waiter", |hello| hello.slots = Some(1));
+    let at = next.order(shell("true"));
+    next.hear("it waits", |message| matches!(message, FromWorker::Slots { .. }).then_some(()));
+    let guardian = ProcessId::of(worker.child.id()).unwrap();
+    let (proper, runner) = worker.roles();
+    let all = [guardian, proper, runner];
+    let wanted = format!("slot 0 is held by me@here (run holder-{}, process", std::process::id());
+    next.hear("who has it", |message| match message {
+        FromWorker::Notice { text } => text.contains(&wanted).then_some(()),
+        _ => None,
+    });
+    assert!(all.iter().all(|process| process.signal(Signal::STOP)));
+    forsake(&worker);
+    assert_eq!(next.done(at).outcome, Outcome::Success);
+    worker.child.wait().unwrap();
+    leave(&mut next);
+    worker.nothing_is_left();
+}
+
+/// The unified hierarchy of control groups, for as long as the test lasts.
+struct Unified(Option<tempfile::TempDir>);
+
+impl Unified {
+    fn mount() -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        if mounts.contains(" - cgroup2 ") {
+            return Self(None);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount").args(["-t", "cgroup2", "none"]).arg(dir.path()).status().unwrap();
+        assert!(mounted.success());
+        Self(Some(dir))
+    }
+}
+
+impl Drop for Unified {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0 {
+            drop(Command::new("umount").arg("--lazy").arg(dir.path()).status());
+        }
+    }
+}
+
+#[test]
+fn what_escapes_from_all_of_ours_is_found_by_its_control_group() {
+    let _unified = Unified::mount();
+    let mut worker = Worker::start("escape");
+    let told = worker.work.path().join("escaped");
+    let escape = format!(
+        "(setsid sh -c 'kill -9 '\"$all\"'; echo $$ >{}; exec env -i sleep 1000' &) ; sleep 1000",
+        told.display()
+    );
+    worker.order(shell(&format!("{ABOVE}{escape}")));
+    let escaped = until("somebody escapes", || {
+        let pid = std::fs::read_to_string(&told).ok()?.trim().parse().ok()?;
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        line.starts_with("sleep").then(|| ProcessId::of(pid)).flatten()
+    });
+    worker.child.wait().unwrap();
+    let record = std::fs::read_to_string(worker.directory().join("owner.json")).unwrap();
+    let owner: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let group = owner["cgroup"].as_str().map(PathBuf::from).expect("a control group");
+    assert!(escaped.is_alive() && group.exists());
+    let report = clean(worker.work.path(), false);
+    assert_eq!((report.removed.len(), report.errors.len()), (1, 0), "{report:?}");
+    assert!(!escaped.is_alive() && !group.exists());
+    worker.nothing_is_left();
 }

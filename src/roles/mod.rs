@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use crewboss_protocol::SessionId;
 use crewboss_worker::sweep::Thoroughly;
-use crewboss_worker::{agent, bulk, core, guardian, overview as overview_of_host, runner, sweep, verify};
+use crewboss_worker::{
+    agent, bulk, core, guardian, overview as overview_of_host, runner, sweep, sys, verify,
+};
 
 use crate::exit::Exit;
 use crate::output::complain;
@@ -29,7 +31,7 @@ pub enum Role {
         /// Where the guardian listens.
         pulse: Option<PathBuf>,
     },
-    /// Runs the tasks of one slot.
+    /// Runs the tasks of one slot. It is told its session for those who look for its processes.
     Runner,
     /// Carries source and results.
     Bulk {
@@ -121,7 +123,7 @@ pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result
                 .map(|options| Role::WorkerProper { work: options.work, pulse: options.pulse })
         }
         "worker" => options("worker", &["--work"], rest).map(|options| Role::Worker { work: options.work }),
-        "runner" => options("runner", &[], rest).map(|_| Role::Runner),
+        "runner" => options("runner", &["--session"], rest).map(|_| Role::Runner),
         "bulk" => options("bulk", &["--work", "--session"], rest).and_then(bulk),
         "clean" => {
             options("clean", &["--work", "--machines", "--force", "--purge", "--by"], rest).and_then(clean)
@@ -192,6 +194,10 @@ fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> 
 
 /// Does what a role is for.
 pub fn run(role: Result<Role, RoleError>) -> ExitCode {
+    // Before anything else: a build may look at whatever starts. In a guest nobody else is there, and people may look.
+    if !matches!(role, Ok(Role::Guest(_) | Role::Person(..))) {
+        sys::keep_to_itself();
+    }
     match role {
         Ok(Role::Worker { work }) => guardian::main(work),
         Ok(Role::WorkerProper { work, pulse }) => core::main(work, pulse),
@@ -227,7 +233,7 @@ mod tests {
             of("worker --proper --work /w --pulse /p"),
             Some(Ok(Role::WorkerProper { work: work(), pulse }))
         );
-        assert_eq!(of("runner"), Some(Ok(Role::Runner)));
+        assert_eq!(of("runner --session s"), Some(Ok(Role::Runner)));
         assert_eq!(
             of("bulk --session s --work /w"),
             Some(Ok(Role::Bulk { session: "s".parse().unwrap(), work: work() }))

@@ -36,7 +36,8 @@ pub fn main(work: Option<PathBuf>) -> ExitCode {
     let Ok(mut listener) = Listener::new() else { return ExitCode::FAILURE };
     // Of its own session, so that a Ctrl-C at a terminal comes to it only through us.
     let mut command = program("/proc/self/exe");
-    command.args(["worker", "--proper", "--pulse"]).arg(listener.name());
+    let pulse = listener.pass_to(&mut command);
+    command.args(["worker", "--proper", "--pulse"]).arg(pulse);
     if let Some(work) = &work {
         command.arg("--work").arg(work);
     }

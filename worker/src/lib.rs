@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod core;
 pub mod doing;
 pub mod environment;
+pub mod family;
 pub mod guardian;
 pub mod layout;
 pub mod machine;

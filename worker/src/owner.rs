@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use crewboss_ground::{Directory, Open, Replace, age, read_record};
+use crewboss_protocol::message::Hello;
 use crewboss_protocol::{HostName, RunId, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -89,9 +90,24 @@ impl Owner {
         [&self.guardian, &self.worker].into_iter().filter(|process| process.is_alive()).collect()
     }
 
+    /// Whether the boss has given this session up: it has another one on this host now.
+    pub fn is_replaced_by(&self, new: &Hello) -> bool {
+        let ours = (&self.boss, &self.run, &self.host);
+        ours == (&new.boss, &new.run, &new.host) && self.session != new.session
+    }
+
+    /// How long the boss has been silent, as far as that can be known.
+    pub fn silent_for(&self, layout: &Layout, now: SystemTime) -> Option<Duration> {
+        age(self.heard(layout).ok()?, now)
+    }
+
+    fn heard(&self, layout: &Layout) -> io::Result<SystemTime> {
+        std::fs::symlink_metadata(layout.alive(&self.session)).and_then(|meta| meta.modified())
+    }
+
     /// Whether the boss has been silent for longer than it said it would ever be.
     pub fn is_forsaken(&self, layout: &Layout, now: SystemTime) -> bool {
-        let touched = std::fs::symlink_metadata(layout.alive(&self.session)).and_then(|meta| meta.modified());
+        let touched = self.heard(layout);
         // Twice, since the file is touched only now and then and the worker itself gets the first chance.
         let limit = Duration::from_millis(self.silence_ms.saturating_mul(2));
         touched.is_ok_and(|at| age(at, now).is_none_or(|silent| silent > limit))

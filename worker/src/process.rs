@@ -45,8 +45,13 @@ impl ProcessId {
         Stat::read(self.pid).is_some_and(|stat| stat.start == self.start && !stat.dead)
     }
 
+    /// Whether it was stopped, and waits for somebody who lets it go on.
+    pub fn is_stopped(&self) -> bool {
+        Stat::read(self.pid).is_some_and(|stat| stat.start == self.start && stat.stopped)
+    }
+
     /// Whether it is a process of this user. A record, whoever has written it, names no others that we would end.
-    fn is_own(&self) -> bool {
+    pub(crate) fn is_own(&self) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         let owner = std::fs::metadata(format!("/proc/{}", self.pid)).map(|found| found.uid());
         owner.is_ok_and(|owner| owner == rustix::process::geteuid().as_raw())
@@ -54,12 +59,17 @@ impl ProcessId {
 
     /// Sends a signal if it is still the same process, and this user's; says whether it was delivered.
     pub fn signal(&self, signal: Signal) -> bool {
+        self.is_own() && self.deliver(signal)
+    }
+
+    /// The same whosever it is, for one of which it is known otherwise that it is to be ended.
+    pub(crate) fn deliver(&self, signal: Signal) -> bool {
         // The descriptor pins the process, so it cannot be replaced between the check and the signal.
         let Some(pid) = raw_pid(self.pid) else { return false };
         let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
             return false;
         };
-        self.is_alive() && self.is_own() && rustix::process::pidfd_send_signal(fd, signal).is_ok()
+        self.is_alive() && rustix::process::pidfd_send_signal(fd, signal).is_ok()
     }
 }
 
@@ -77,6 +87,7 @@ struct Stat {
     parent: u32,
     start: u64,
     dead: bool,
+    stopped: bool,
 }
 
 impl Stat {
@@ -90,7 +101,8 @@ impl Stat {
         let parent = fields.next()?.parse().ok()?;
         // The start time is field 22 of the line; state was field 3 and parent field 4.
         let start = fields.nth(17)?.parse().ok()?;
-        Some(Self { parent, start, dead: matches!(state, "Z" | "X" | "x") })
+        let (dead, stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
+        Some(Self { parent, start, dead, stopped })
     }
 }
 

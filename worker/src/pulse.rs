@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::STANDSTILL;
@@ -23,7 +24,7 @@ const BYTES: usize = 8;
 #[derive(Debug)]
 pub struct Listener {
     pipe: OwnedFd,
-    /// Kept open: the worker proper opens it by its name, so no other process gets it.
+    /// Kept open until the worker proper has it, and after.
     theirs: OwnedFd,
     left: Duration,
 }
@@ -38,9 +39,14 @@ impl Listener {
         Ok(Self { pipe, theirs, left: STANDSTILL })
     }
 
-    /// The name by which the worker proper finds its end.
-    pub fn name(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.theirs.as_raw_fd()).into()
+    /// Passes the worker proper its end. Returns the name by which it finds that: one of its own, as it cannot look into us.
+    #[expect(unsafe_code, reason = "what a child inherits is decided between fork and exec")]
+    pub fn pass_to(&self, worker: &mut Command) -> PathBuf {
+        use std::os::unix::process::CommandExt as _;
+        let number = self.theirs.as_raw_fd();
+        // SAFETY: it makes system calls alone.
+        unsafe { worker.pre_exec(move || crewboss_ground::pass(&[number])) };
+        own_name(number)
     }
 
     /// The descriptor, to be polled.
@@ -66,6 +72,11 @@ impl Listener {
         self.left = self.left.saturating_sub(after);
         self.left.is_zero()
     }
+}
+
+/// How a process opens what it has open already, to have it in another mode.
+fn own_name(number: i32) -> PathBuf {
+    format!("/proc/self/fd/{number}").into()
 }
 
 /// The worker proper's end.
@@ -122,7 +133,7 @@ mod tests {
     fn what_is_promised_last_counts_and_only_looks_wear_it_out() {
         let mut listener = Listener::new().unwrap();
         let own = Some(rustix::process::getpid());
-        let mut pulse = Pulse::open(Some(listener.name()), own);
+        let mut pulse = Pulse::open(Some(own_name(listener.theirs.as_raw_fd())), own);
         pulse.promise(STANDSTILL);
         pulse.promise(2 * EVERY);
         listener.hear();

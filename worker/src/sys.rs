@@ -6,6 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, Timespec};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 /// A blocked set of signals that is read from a descriptor instead.
 #[derive(Debug)]
@@ -107,6 +108,14 @@ pub fn pass_on(pid: i32, signal: i32, sender: Sender) -> io::Result<()> {
     let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(value as usize) };
     // SAFETY: passes plain numbers, of which none is used as an address.
     if unsafe { libc::sigqueue(pid, signal, value) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Keeps others of this user, above all what a build starts, from looking into this process: they can neither trace it nor open
+/// what it has open by way of `/proc`, where they would find the pipe that results go through. What is started by it is not
+/// concerned, and root is not kept from anything.
+pub fn keep_to_itself() {
+    // Without it everything else is as it was.
+    let _open = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Takes a variable out of the environment of this process and its children to come.

@@ -6,9 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crewboss_protocol::TreeId;
+use crewboss_protocol::message::Hello;
 use git2::{ObjectType, Oid, Repository};
 
 use crate::layout::Layout;
+
+/// What a boss says first.
+pub(crate) fn hello(session: &str) -> Hello {
+    let text = format!(
+        r#"{{"protocol":1,"build":"","boss":"a@b","run":"r","session":"{session}","host":"h","heartbeat_ms":10,"silence_ms":20}}"#
+    );
+    serde_json::from_str(&text).unwrap()
+}
 
 /// A file system of the test's own. Unmounted when dropped, also by a panic.
 #[derive(Debug)]

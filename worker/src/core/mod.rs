@@ -5,6 +5,7 @@
 pub mod machine;
 pub mod output;
 pub mod pool;
+pub mod queue;
 pub mod runners;
 pub mod session;
 pub mod shell;

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::Refusal;
-use crewboss_protocol::{TaskRef, chain};
+use crewboss_protocol::{SessionId, TaskRef, chain};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::environment::{EnvRequest, Prepared, Preparer};
+use crate::layout::Layout;
 use crate::machine::directory::Machines;
 use crate::machine::sweep;
 use crate::process::ProcessId;
 use crate::prune::Aside;
+use crate::sweep::end_abandoned;
 
 /// Snapshots that are taken at the same time share a commit of the file system; more threads than this gain nothing.
 const THREADS: usize = 4;
@@ -34,6 +36,8 @@ pub enum Work {
     Remove(TaskRef, Box<Prepared>, bool),
     /// Remove guests.
     Guests(Machines, Guests),
+    /// End who stands in the way of this session, and whose boss is gone.
+    Abandoned(Layout, SessionId),
 }
 
 /// Which guests are to be removed.
@@ -54,8 +58,8 @@ pub enum Finished {
     Kept(TaskRef, Box<Prepared>, Option<String>),
     /// Removing it went wrong.
     NotRemoved(TaskRef, String),
-    /// Removing guests went wrong.
-    GuestsLeft(Vec<String>),
+    /// Removing guests, or what others have left, went wrong.
+    Left(Vec<String>),
     /// Removing what nobody needs any more went wrong.
     NotPruned(Vec<String>),
 }
@@ -123,7 +127,7 @@ impl Pool {
     pub fn submit(&self, work: Work) {
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         match work {
-            Work::Remove(..) | Work::Guests(..) => queues.idle.push_back(work),
+            Work::Remove(..) | Work::Guests(..) | Work::Abandoned(..) => queues.idle.push_back(work),
             work => queues.urgent.push_back(work),
         }
         drop(queues);
@@ -177,7 +181,7 @@ impl Drop for Pool {
 impl Shared {
     fn run(&self) {
         while let Some(work) = self.next() {
-            let removes = matches!(work, Work::Remove(..) | Work::Guests(..));
+            let removes = matches!(work, Work::Remove(..) | Work::Guests(..) | Work::Abandoned(..));
             let finished = self.work(work);
             let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
             queues.busy -= 1;
@@ -266,7 +270,11 @@ impl Shared {
                     Guests::Of(runner) => sweep::sweep_runner(&machines, &runner, &mut report),
                     Guests::Expired => sweep::expire(&machines, &mut report),
                 }
-                (!report.errors.is_empty()).then_some(Finished::GuestsLeft(report.errors))
+                (!report.errors.is_empty()).then_some(Finished::Left(report.errors))
+            }
+            Work::Abandoned(layout, own) => {
+                let errors = end_abandoned(&layout, &own);
+                (!errors.is_empty()).then_some(Finished::Left(errors))
             }
         }
     }
@@ -275,7 +283,6 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::Layout;
     use crewboss_protocol::{Environment, TreeId};
     use std::fs;
 

@@ -9,7 +9,9 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crewboss_ground::program;
+use crewboss_protocol::SessionId;
 
+use crate::family;
 use crate::process::ProcessId;
 use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
 
@@ -35,11 +37,14 @@ impl Runner {
     ///
     /// # Errors
     /// If no process can be started.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(session: &SessionId) -> io::Result<Self> {
         let (own, theirs) = UnixStream::pair()?;
         own.set_write_timeout(Some(WRITE_WITHIN))?;
         let mut command = program("/proc/self/exe");
-        command.arg("runner").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        command
+            .args(["runner", family::OPTION, session.as_str()])
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null());
         let child = command.spawn()?;
         let id = ProcessId::of(child.id());
         let socket = File::from(OwnedFd::from(own));

@@ -84,7 +84,7 @@ impl Session {
         machines
             .check()
             .map_err(|error| unusable(format!("the machine directory cannot be used: {error}")))?;
-        let swept = sweep_dead(layout, &machines);
+        let swept = sweep_dead(layout, &machines, hello);
         if layout.session(&hello.session).exists() {
             return Err(unusable(format!("session {} is in use on this host already", hello.session)));
         }

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::machine::MachineState;
 use crewboss_protocol::message::{BootstrapOrder, Ending, Hello, TaskOrder};
 use crewboss_protocol::{
-    Environment, FromWorker, HostFacts, Load, Outcome, Phases, SlotHolder, TaskRef, ToWorker, chain,
+    Environment, FromWorker, HostFacts, Load, Outcome, Phases, SessionId, SlotHolder, TaskRef, ToWorker,
+    chain,
 };
 use rustix::event::{PollFd, PollFlags};
 
 use super::output::FULL_BYTES;
 use super::pool::{Finished, Guests, Pool, Work};
+use super::queue::Queue;
 use super::runners::Runner;
 use super::session::Session;
 use super::state::{Action, Core, Event, Offer};
@@ -57,6 +59,7 @@ pub struct Shell {
     keys: BTreeMap<u32, WarmKey>,
     load: Option<(Instant, Load)>,
     share: Share,
+    queue: Queue,
     next_look: Instant,
     next_sources: Instant,
     next_expiry: Instant,
@@ -115,6 +118,7 @@ impl Shell {
             keys: BTreeMap::new(),
             load: None,
             share: Share { slots: total, pass_on: false },
+            queue: Queue::default(),
             next_look: now,
             next_sources: now,
             // The sweep at the beginning has just looked.
@@ -299,8 +303,16 @@ impl Shell {
                 self.events.push_back(Event::Slots { held: slots.held(), share });
             }
         }
+        let waits = slots.held() == 0 && slots.is_waiting();
         if slots.next_try().is_some_and(|next| now >= next) {
             self.aim(self.core.wanted_slots(), now);
+        }
+        if self.queue.is_due(waits, now) {
+            if let Some(pool) = &self.pool {
+                pool.submit(Work::Abandoned(self.layout.clone(), self.hello.session.clone()));
+            }
+            let told = self.queue.tell(&self.layout, self.facts.slots);
+            self.events.extend(told.map(Event::Trouble));
         }
     }
 
@@ -388,7 +400,7 @@ impl Shell {
                     self.events.push_back(Event::Kept { at, problem });
                 }
                 Finished::NotRemoved(_, problem) => self.events.push_back(Event::Trouble(problem)),
-                Finished::GuestsLeft(problems) | Finished::NotPruned(problems) => {
+                Finished::Left(problems) | Finished::NotPruned(problems) => {
                     self.events.extend(problems.into_iter().map(Event::Trouble));
                 }
             }
@@ -479,7 +491,7 @@ impl Shell {
             cwd: if in_out { prepared.out.clone() } else { prepared.src.clone() },
             machine: machine::job(order, target, prepared, &self.layout, &self.hello, &self.facts),
         };
-        if let Err(error) = have_runner(&mut self.runners[index]) {
+        if let Err(error) = have_runner(&mut self.runners[index], &self.hello.session) {
             return self.no_runner(index, &error);
         }
         let Some(runner) = &mut self.runners[index] else { return };
@@ -492,7 +504,7 @@ impl Shell {
         let job = machine::bootstrap_job(order, &self.layout, &self.hello, &self.facts);
         let none = "this host has no QEMU that can be used";
         let Some(job) = job else { return self.lose(index, Outcome::Infrastructure, none) };
-        if let Err(error) = have_runner(&mut self.runners[index]) {
+        if let Err(error) = have_runner(&mut self.runners[index], &self.hello.session) {
             return self.no_runner(index, &error);
         }
         if let Some(runner) = &mut self.runners[index]
@@ -529,9 +541,9 @@ impl Shell {
     }
 }
 
-fn have_runner(place: &mut Option<Runner>) -> io::Result<()> {
+fn have_runner(place: &mut Option<Runner>, session: &SessionId) -> io::Result<()> {
     if place.is_none() {
-        *place = Some(Runner::start()?);
+        *place = Some(Runner::start(session)?);
     }
     Ok(())
 }

@@ -12,22 +12,24 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
+use crewboss_protocol::message::Hello;
 use crewboss_protocol::{SessionId, codec};
 use rustix::process::Signal;
 
 use crate::cgroup;
+use crate::family;
 use crate::layout::Layout;
 use crate::machine;
 use crate::machine::directory::Machines;
 use crate::machine::sweep::HeldGuests;
 use crate::owner::{Owner, sessions};
-use crate::process::{KILL_WITHIN, ProcessId, with_variable};
+use crate::process::{KILL_WITHIN, ProcessId};
 use crate::short;
+use crate::slots::lock_alone;
 use crate::storage::remove_tree;
 use crewboss_ground::{Directory, Held, Open, is_younger};
 
-/// The variable that every process of a task or a bulk channel carries.
-pub const MARK: &str = crewboss_protocol::SESSION_VARIABLE;
+pub use crate::family::MARK;
 
 /// How long a worker that was asked to end may take before it is killed. Its own limit for stopping is below this.
 pub(crate) const END_WITHIN: Duration = Duration::from_secs(6);
@@ -83,7 +85,7 @@ pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
         match load(layout, &session, &mut report) {
-            Found::Living(owner) => clean_session(layout, &session, owner, force, &mut report),
+            Found::Living(owner) => clean_session(layout, &session, &owner, force, &mut report),
             Found::Dead(owner) => remove_dead(layout, &session, owner.as_ref(), &mut report),
             Found::Unknown => {}
         }
@@ -94,17 +96,47 @@ pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     report
 }
 
-/// Removes what dead sessions left, and touches nothing that lives nor is held: for the start of a worker.
-pub fn sweep_dead(layout: &Layout, machines: &Machines) -> CleanReport {
+/// Removes what dead sessions left, and ends those that nobody can want any more: those that stand still while their boss is
+/// gone, and those that `new`, another of the same boss, takes the place of. Touches nothing else that lives, nor what is held:
+/// for the start of a worker.
+pub fn sweep_dead(layout: &Layout, machines: &Machines, new: &Hello) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
-        if let Found::Dead(owner) = load(layout, &session, &mut report) {
-            remove_dead(layout, &session, owner.as_ref(), &mut report);
+        match load(layout, &session, &mut report) {
+            Found::Dead(owner) => remove_dead(layout, &session, owner.as_ref(), &mut report),
+            Found::Living(owner) if owner.is_replaced_by(new) || is_abandoned(layout, &owner) => {
+                end_session(layout, &session, &owner, &mut report);
+            }
+            Found::Living(_) | Found::Unknown => {}
         }
     }
     remove_stale_waiters(layout, &mut report);
     machine::sweep::sweep(machines, HeldGuests::Keep, &mut report);
     report
+}
+
+/// Ends the sessions of others that stand still while their boss is gone: what they hold is in the way. Returns what could not
+/// be done.
+pub fn end_abandoned(layout: &Layout, own: &SessionId) -> Vec<String> {
+    let (mut report, mut unread) = (CleanReport::default(), CleanReport::default());
+    for session in sessions(layout).into_iter().filter(|session| session != own) {
+        match load(layout, &session, &mut unread) {
+            Found::Living(owner) if is_abandoned(layout, &owner) => {
+                end_session(layout, &session, &owner, &mut report);
+            }
+            _ => {}
+        }
+    }
+    report.errors
+}
+
+/// A worker ends itself when its boss is gone, and its guardian ends it if it cannot. Those that somebody has stopped do not.
+fn is_abandoned(layout: &Layout, owner: &Owner) -> bool {
+    owner.is_forsaken(layout, SystemTime::now()) && stands_still(&owner.living())
+}
+
+fn stands_still(processes: &[&ProcessId]) -> bool {
+    processes.iter().any(|process| process.is_stopped())
 }
 
 /// What is known of a session.
@@ -131,7 +163,7 @@ fn load(layout: &Layout, session: &SessionId, report: &mut CleanReport) -> Found
     }
 }
 
-fn clean_session(layout: &Layout, session: &SessionId, owner: Owner, force: bool, report: &mut CleanReport) {
+fn clean_session(layout: &Layout, session: &SessionId, owner: &Owner, force: bool, report: &mut CleanReport) {
     let mut leave = |why| {
         let (boss, run) = (owner.boss.clone(), owner.run.clone());
         report.left.push(LeftAlone { session: session.clone(), boss, run, why });
@@ -142,10 +174,15 @@ fn clean_session(layout: &Layout, session: &SessionId, owner: Owner, force: bool
     if !may_signal(owner.living()) {
         return leave(WhyLeft::OtherUser);
     }
-    end(&owner, report);
+    end_session(layout, session, owner, report);
+}
+
+/// Ends a session that lives, and removes what is left of it.
+fn end_session(layout: &Layout, session: &SessionId, owner: &Owner, report: &mut CleanReport) {
+    end(owner, report);
     if owner.living().is_empty() {
         report.ended.push(session.clone());
-        remove_leftovers(layout, session, Some(&owner), report);
+        remove_leftovers(layout, session, Some(owner), report);
     } else {
         report
             .errors
@@ -160,18 +197,21 @@ fn may_signal(processes: Vec<&ProcessId>) -> bool {
     })
 }
 
-/// Asks a live worker to end; kills it when it does not.
+/// Asks a live worker to end; kills it, and all that it has started, when it does not. One that was stopped is not asked: it
+/// hears nothing, and whoever has stopped it, such as a build, would do so again.
 fn end(owner: &Owner, report: &mut CleanReport) {
-    // Whoever of the two gets the signal stops the other as well.
-    if !owner.guardian.signal(Signal::TERM) {
-        owner.worker.signal(Signal::TERM);
+    if !stands_still(&owner.living()) {
+        // Whoever of the two gets the signal stops the other as well.
+        if !owner.guardian.signal(Signal::TERM) {
+            owner.worker.signal(Signal::TERM);
+        }
+        if wait_until(END_WITHIN, || owner.living().is_empty()) {
+            return;
+        }
     }
-    if wait_until(END_WITHIN, || owner.living().is_empty()) {
-        return;
-    }
-    for process in owner.living() {
-        report.processes += u32::from(process.signal(Signal::KILL));
-    }
+    let living: Vec<ProcessId> =
+        owner.living().into_iter().filter(|process| process.is_own()).cloned().collect();
+    report.processes += u32::try_from(family::kill(&living)).unwrap_or(u32::MAX);
     wait_until(KILL_WITHIN, || owner.living().is_empty());
 }
 
@@ -188,7 +228,8 @@ pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> boo
 
 fn remove_dead(layout: &Layout, session: &SessionId, owner: Option<&Owner>, report: &mut CleanReport) {
     let directory = layout.session(session);
-    if owner.is_none() && is_young(&directory) {
+    // Whoever is about to write one uses the work directory already.
+    if owner.is_none() && is_young(&directory) && !is_unused(layout) {
         return;
     }
     if remove_leftovers(layout, session, owner, report) {
@@ -199,6 +240,10 @@ fn remove_dead(layout: &Layout, session: &SessionId, owner: Option<&Owner>, repo
 fn is_young(directory: &Path) -> bool {
     let modified = std::fs::symlink_metadata(directory).and_then(|meta| meta.modified());
     modified.is_ok_and(|at| is_younger(at, YOUNG, SystemTime::now()))
+}
+
+fn is_unused(layout: &Layout) -> bool {
+    lock_alone(layout).is_ok_and(|alone| alone.is_some())
 }
 
 /// Kills what is left of a session whose worker is dead, and removes its guests and its directory.
@@ -282,12 +327,12 @@ fn count_subvolumes(directory: &Path) -> u32 {
     u32::try_from(found).unwrap_or(u32::MAX)
 }
 
-/// Kills every process that carries the session's id, again and again, since they may fork.
+/// Kills every process that says that it belongs to the session, again and again, since they may fork.
 pub(crate) fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool {
     let mut killed = std::collections::BTreeSet::new();
     let gone = wait_until(KILL_WITHIN, || {
         let living: Vec<ProcessId> =
-            with_variable(MARK, session.as_str()).into_iter().filter(ProcessId::is_alive).collect();
+            family::of_session(session).into_iter().filter(ProcessId::is_alive).collect();
         for process in &living {
             if process.signal(Signal::KILL) {
                 killed.insert((process.pid, process.start));
@@ -319,7 +364,8 @@ pub(crate) fn remove_stale_waiters(layout: &Layout, report: &mut CleanReport) {
 mod tests {
     use super::*;
     use crate::owner::tests::owner_of;
-    use crate::process::boot_id;
+    use crate::process::{boot_id, with_variable};
+    use crate::testing::hello;
     use std::process::Command;
 
     fn dead_process() -> ProcessId {
@@ -381,6 +427,44 @@ mod tests {
     }
 
     #[test]
+    fn a_starting_worker_ends_who_stands_still_without_a_boss_and_whose_place_it_takes() {
+        // How long its boss is silent, whether it stands still, whether the new one is of the same boss.
+        for (silent, stopped, same, ends) in [
+            (60, true, false, true),
+            (60, false, false, false),
+            (0, true, false, false),
+            (0, false, true, true),
+        ] {
+            let work = tempfile::tempdir().unwrap();
+            let layout = Layout::new(work.path());
+            let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+            let process = ProcessId::of(child.id()).unwrap();
+            let owner = owner_of(&session_name("standing"), &process);
+            owner.write(&layout).unwrap();
+            let alive = std::fs::File::options().append(true).open(layout.alive(&owner.session)).unwrap();
+            alive.set_modified(SystemTime::now() - Duration::from_secs(silent)).unwrap();
+            if stopped {
+                process.signal(Signal::STOP);
+                assert!(wait_until(Duration::from_secs(10), || process.is_stopped()));
+            }
+            let mut new = hello(&session_name("new"));
+            (new.boss, new.host) = (owner.boss.clone(), owner.host.clone());
+            new.run = if same { owner.run.clone() } else { "other".parse().unwrap() };
+            let reaper = std::thread::spawn(move || child.wait().unwrap());
+            let report = sweep_dead(&layout, &Machines::new(layout.machines()), &new);
+            let case = (silent, stopped, same);
+            assert_eq!(report.ended.len(), usize::from(ends), "{case:?}: {report:?}");
+            assert_eq!(
+                (process.is_alive(), layout.session(&owner.session).exists()),
+                (!ends, !ends),
+                "{case:?}"
+            );
+            process.signal(Signal::KILL);
+            reaper.join().unwrap();
+        }
+    }
+
+    #[test]
     fn what_may_be_another_s_is_left_alone_and_named() {
         let work = tempfile::tempdir().unwrap();
         let layout = Layout::new(work.path());
@@ -391,7 +475,7 @@ mod tests {
         std::os::unix::fs::chown(layout.owner(&theirs.session), Some(987_654), None).unwrap();
         std::os::unix::fs::symlink(&precious, layout.tasks().join("evil.1")).unwrap();
         let machines = Machines::new(layout.machines());
-        for report in [clean(&layout, &machines, true), sweep_dead(&layout, &machines)] {
+        for report in [clean(&layout, &machines, true), sweep_dead(&layout, &machines, &hello("other.1"))] {
             assert!(report.removed.is_empty() && report.ended.is_empty());
             let told = report.errors.join("\n");
             assert!(told.contains("evil.1: it is a symbolic link and not a directory"), "{told}");
