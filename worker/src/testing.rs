@@ -19,6 +19,31 @@ pub(crate) fn hello(session: &str) -> Hello {
     serde_json::from_str(&text).unwrap()
 }
 
+/// A file on btrfs that is swapped to: even root can neither remove nor change it. It can be removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Swap(PathBuf);
+
+impl Swap {
+    /// Makes the file and swaps to it; panics with the reason if that cannot be done.
+    pub(crate) fn on(path: &Path) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        fs::write(path, "").unwrap();
+        // No hole may be in it, and nothing of it may be copied on write.
+        run(Command::new("chattr").arg("+C").arg(path));
+        fs::write(path, vec![0; 1 << 20]).unwrap();
+        fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+        run(Command::new("mkswap").arg("-q").arg(path));
+        run(Command::new("swapon").arg(path));
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        drop(Command::new("swapoff").arg(&self.0).status());
+    }
+}
+
 /// A file system of the test's own. Unmounted when dropped, also by a panic.
 #[derive(Debug)]
 pub(crate) struct Mount {

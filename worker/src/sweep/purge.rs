@@ -5,7 +5,9 @@ use std::io;
 
 use crewboss_protocol::clean::CleanReport;
 
+use super::remove_but_record;
 use crate::layout::Layout;
+use crate::owner::sessions;
 use crate::slots::lock_alone;
 use crate::storage::remove_tree;
 
@@ -33,6 +35,10 @@ fn purge_alone(layout: &Layout, report: &mut CleanReport) -> io::Result<bool> {
         return Ok(true);
     }
     let Some(_alone) = lock_alone(layout)? else { return Ok(false) };
+    // What cannot be removed stays with the record that says whose it is.
+    for session in sessions(layout) {
+        remove_but_record(&layout.session(&session))?;
+    }
     for path in layout.all() {
         remove_tree(&path)?;
     }
@@ -51,8 +57,14 @@ fn purge_alone(layout: &Layout, report: &mut CleanReport) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clean;
     use super::*;
+    use crate::machine::directory::Machines;
+    use crate::owner::Owner;
+    use crate::owner::tests::owner_of;
+    use crate::process::ProcessId;
     use crate::slots::lock_as_user;
+    use crate::testing::{Mount, Swap};
 
     fn used() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().unwrap();
@@ -84,6 +96,48 @@ mod tests {
             assert_eq!(report.purged, layout.work().display().to_string());
             assert!(!layout.work().exists());
         }
+    }
+
+    #[test]
+    fn what_cannot_be_removed_stays_with_its_record_and_is_named_every_time() {
+        let disk = Mount::btrfs();
+        let layout = Layout::new(disk.path().join("work"));
+        let owner = owner_of("stuck.1", &ProcessId { pid: 1, start: 0 });
+        owner.write(&layout).unwrap();
+        let attempt = layout.session(&owner.session).join("1.1");
+        fs::create_dir_all(&attempt).unwrap();
+        let swap = Swap::on(&attempt.join("file"));
+        let reports = [true, false].map(|purges| {
+            let mut report = clean(&layout, &Machines::new(layout.machines()), false);
+            if purges {
+                purge(&layout, &mut report);
+            }
+            report
+        });
+        assert_eq!(Owner::load(&layout, &owner.session).unwrap(), Some(owner));
+        drop(swap);
+        for report in reports {
+            assert!(report.errors.iter().any(|error| error.contains("stuck.1/1.1/file")), "{report:?}");
+        }
+        let mut report = clean(&layout, &Machines::new(layout.machines()), false);
+        purge(&layout, &mut report);
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert!(!layout.tasks().exists());
+    }
+
+    #[test]
+    fn a_directory_without_a_record_goes_at_once_if_nobody_can_be_about_to_write_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        layout.make().unwrap();
+        let nameless = layout.tasks().join("nameless.1");
+        fs::create_dir_all(nameless.join("1.1")).unwrap();
+        let machines = Machines::new(layout.machines());
+        let user = lock_as_user(&layout).unwrap();
+        assert!(clean(&layout, &machines, true).removed.is_empty() && nameless.exists());
+        drop(user);
+        assert_eq!(clean(&layout, &machines, false).removed, ["nameless.1".parse().unwrap()]);
+        assert!(!nameless.exists());
     }
 
     #[test]
