@@ -53,7 +53,7 @@ impl Private {
     /// # Errors
     /// If there is no place for it, with the place.
     pub(crate) fn new() -> Result<Self, (PathBuf, io::Error)> {
-        let places = places();
+        let places = places(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
         places.iter().for_each(|place| sweep(place));
         let place = &places[0];
         let (path, lock) = make(place).map_err(|error| (place.clone(), error))?;
@@ -96,12 +96,14 @@ pub fn abandon() {
 
 /// Where they may be, the place for a new one first: the user's runtime directory if its name is short enough for a
 /// socket, and `/tmp`, where those are that were made without it.
-fn places() -> Vec<PathBuf> {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+fn places(runtime: Option<PathBuf>) -> Vec<PathBuf> {
     let longest = PREFIX.len() + "/XXXXXX/m4294967295".len();
+    // After `su` it may be another user's, who could put other sockets and settings in the place of ours.
+    let is_own = |path: &Path| Directory::open(path).is_ok_and(|found| found.check_above().is_ok());
     let usable = |path: &PathBuf| {
         path.is_absolute()
             && path.as_os_str().len() + longest <= SOCKET_PATH_MAX
+            && is_own(path)
             && rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
     };
     runtime.into_iter().filter(usable).chain([PathBuf::from("/tmp")]).collect()
@@ -113,7 +115,10 @@ fn make(place: &Path) -> io::Result<(PathBuf, Held)> {
         .prefix(PREFIX)
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(place)?;
+    // Whatever the umask, here and below.
+    fs::set_permissions(made.path(), Permissions::from_mode(0o700))?;
     let record = Open::lock().within(&Directory::fixed(made.path())?, RECORD)?;
+    record.set_permissions(Permissions::from_mode(0o600))?;
     record.lock()?;
     (&record).write_all(WORDS.as_bytes())?;
     Ok((made.keep(), Held::new(record)))
@@ -176,6 +181,18 @@ mod tests {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
+
+    #[test]
+    fn nothing_of_ours_lies_where_another_user_could_put_something_else() {
+        let runtime = tempfile::Builder::new().prefix("r").tempdir_in("/tmp").unwrap();
+        let first = || places(Some(runtime.path().to_owned()))[0].clone();
+        assert_eq!(first(), runtime.path());
+        std::os::unix::fs::chown(runtime.path(), Some(987_654), None).unwrap();
+        assert_eq!(first(), Path::new("/tmp"));
+        for odd in ["", "run", "/dev/null", "/nonexistent"] {
+            assert_eq!(places(Some(odd.into())), [Path::new("/tmp")], "{odd}");
+        }
+    }
 
     #[test]
     fn a_directory_that_is_being_made_is_swept_by_nobody() {
