@@ -217,10 +217,10 @@ stages.run = ["/bin/true"]
     // Hand-outs that came to nothing before they started have numbers too.
     let story = poison["message"].as_str().unwrap_or_default();
     assert_eq!(story.matches("attempt ").count() - story.matches("every attempt").count(), 3, "{ended:#?}");
-    // Nobody was left to tell of it but the boss.
+    // The boss tells of it, unless the worker has heard of its guardian's end before its own.
     let result: Value = serde_json::from_str(&ended.results.file("poison", "result.json")).expect("JSON");
     let stage = &result["stages"][0];
-    assert_eq!((&stage["name"], &stage["exit"]), (&"run".into(), &"lost".into()), "{result:#}");
+    assert!(stage["name"] == "run" && (stage["exit"] == "lost" || stage["exit"] == "stopped"), "{result:#}");
     let phase = serde_json::json!({ "stage": "run" });
     assert!(support::phase_ms(&result, &phase).is_some(), "{result:#}");
     lab.expect_clean(&HOSTS);

@@ -13,8 +13,8 @@ const NAME_CHARS_MAX: usize = 100;
 /// The option by which `crewboss clean` is told who wants it. It is there to be read by [`story`].
 pub const BY: &str = "--by";
 
-/// For a worker that got a signal. Looked up at once: most who send one end soon after.
-pub fn story(sender: Option<Sender>) -> String {
+/// For a worker that got a signal, and has this guardian. Looked up at once: most who send one end soon after.
+pub fn story(sender: Option<Sender>, guardian: Option<u32>) -> String {
     let Some(sender) = sender.filter(|sender| sender.pid != 0) else {
         return "the kernel; `dmesg` there may say why".to_owned();
     };
@@ -22,6 +22,10 @@ pub fn story(sender: Option<Sender>) -> String {
     let user = sender.uid.or_else(|| fs::metadata(&place).ok().map(|found| found.uid()));
     let user = user.map_or_else(|| "an unknown user".to_owned(), user_name);
     let process = format!("process {} of {user}", sender.pid);
+    // The kernel tells of its end in its name. By then it may be gone, and its place as a parent taken by another.
+    if guardian == Some(sender.pid) {
+        return format!("its guardian there ({process}), which was ended itself; `dmesg` there may say why");
+    }
     let Ok(name) = kernel_text(format!("{place}/comm")) else {
         return format!("{process}, which has ended; ask them");
     };
@@ -30,11 +34,6 @@ pub fn story(sender: Option<Sender>) -> String {
     }
     match sender.pid {
         1 => "process 1, as when the host is shut down; wait until it is back".to_owned(),
-        pid if rustix::process::getppid()
-            .is_some_and(|own| own.as_raw_nonzero().get().unsigned_abs() == pid) =>
-        {
-            format!("its guardian there ({process}), which was ended itself; `dmesg` there may say why")
-        }
         _ => format!("{process} ({}); ask them", shown(&name)),
     }
 }
@@ -59,7 +58,7 @@ mod tests {
     #[test]
     fn whoever_sends_a_signal_is_named_as_far_as_can_be_seen() {
         let uid = rustix::process::geteuid().as_raw();
-        let of = |pid, uid| story(Some(Sender { pid, uid }));
+        let of = |pid, uid| story(Some(Sender { pid, uid }), None);
         let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let pid = child.id();
         let expected = format!("process {pid} of {} (sleep); ask them", user_name(uid));
@@ -75,10 +74,10 @@ mod tests {
             format!("process {pid} of {}, which has ended; ask them", user_name(uid))
         );
         assert!(of(pid, None).contains("an unknown user"));
-        assert!(story(None).starts_with("the kernel"));
+        assert!(story(None, None).starts_with("the kernel"));
         assert!(of(1, Some(0)).starts_with("process 1, as when"));
-        let guardian = rustix::process::getppid().unwrap().as_raw_nonzero().get().unsigned_abs();
-        assert!(of(guardian, Some(uid)).starts_with("its guardian there"));
+        let of_guardian = story(Some(Sender { pid, uid: Some(uid) }), Some(pid));
+        assert!(of_guardian.starts_with("its guardian there (process"), "{of_guardian}");
     }
 
     #[test]

@@ -124,6 +124,11 @@ impl Session {
         self.layout.session(&self.owner.session)
     }
 
+    /// The number of our guardian's process.
+    pub fn guardian(&self) -> u32 {
+        self.owner.guardian.pid
+    }
+
     /// The directory with short ways to attempts, if there is one.
     pub fn short(&self) -> Option<&Path> {
         self.owner.short.as_deref()

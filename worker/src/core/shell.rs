@@ -219,7 +219,7 @@ impl Shell {
         if ready[0]
             && let Some((signal, sender)) = channel.signals.take_with_sender()
         {
-            let by = sender::story(sender);
+            let by = sender::story(sender, self.session.as_ref().map(Session::guardian));
             self.events.push_back(Event::Stop(Ending::Signal { number: signal.unsigned_abs(), by }));
         }
         // Runners first: what they say may make room for what the boss says.
