@@ -241,7 +241,7 @@ fn a_stage_that_is_stopped_or_whose_runner_is_killed_is_in_the_result_with_its_t
                 drop(status.run().expect_code(0).expect_said("of root@").expect_said(": stage second, for "));
                 running.signal("INT");
             } else {
-                lab.on("host1", "pkill -KILL -f '[/]exe runner$'");
+                lab.on("host1", "pkill -KILL -f '[/]exe runner '");
             }
         }
         let ended = running.end(A_RUN).expect_code(if stopped { 130 } else { 102 }).expect_civil();
