@@ -105,12 +105,20 @@ impl Owner {
         std::fs::symlink_metadata(layout.alive(&self.session)).and_then(|meta| meta.modified())
     }
 
-    /// Whether the boss has been silent for longer than it said it would ever be.
+    /// Whether the boss has been silent for so long that it must be gone.
     pub fn is_forsaken(&self, layout: &Layout, now: SystemTime) -> bool {
-        let touched = self.heard(layout);
         // Twice, since the file is touched only now and then and the worker itself gets the first chance.
-        let limit = Duration::from_millis(self.silence_ms.saturating_mul(2));
-        touched.is_ok_and(|at| age(at, now).is_none_or(|silent| silent > limit))
+        self.is_silent(layout, now, self.silence_ms.saturating_mul(2))
+    }
+
+    /// Whether the boss has been silent for longer than it said it would ever be, so that a worker that goes on ends.
+    pub fn is_given_up(&self, layout: &Layout, now: SystemTime) -> bool {
+        self.is_silent(layout, now, self.silence_ms)
+    }
+
+    fn is_silent(&self, layout: &Layout, now: SystemTime, limit_ms: u64) -> bool {
+        let limit = Duration::from_millis(limit_ms);
+        self.heard(layout).is_ok_and(|at| age(at, now).is_none_or(|silent| silent > limit))
     }
 }
 

@@ -132,7 +132,8 @@ pub fn end_abandoned(layout: &Layout, own: &SessionId) -> Vec<String> {
 
 /// A worker ends itself when its boss is gone, and its guardian ends it if it cannot. Those that somebody has stopped do not.
 fn is_abandoned(layout: &Layout, owner: &Owner) -> bool {
-    owner.is_forsaken(layout, SystemTime::now()) && stands_still(&owner.living())
+    let nobody_serves = || owner.is_given_up(layout, SystemTime::now()) || !owner.worker.is_alive();
+    stands_still(&owner.living()) && nobody_serves()
 }
 
 fn stands_still(processes: &[&ProcessId]) -> bool {
@@ -168,7 +169,7 @@ fn clean_session(layout: &Layout, session: &SessionId, owner: &Owner, force: boo
         let (boss, run) = (owner.boss.clone(), owner.run.clone());
         report.left.push(LeftAlone { session: session.clone(), boss, run, why });
     };
-    if !force && !owner.is_forsaken(layout, SystemTime::now()) {
+    if !force && !owner.is_forsaken(layout, SystemTime::now()) && !is_abandoned(layout, owner) {
         return leave(WhyLeft::BossAlive);
     }
     if !may_signal(owner.living()) {
@@ -428,18 +429,24 @@ mod tests {
 
     #[test]
     fn a_starting_worker_ends_who_stands_still_without_a_boss_and_whose_place_it_takes() {
-        // How long its boss is silent, whether it stands still, whether the new one is of the same boss.
-        for (silent, stopped, same, ends) in [
-            (60, true, false, true),
-            (60, false, false, false),
-            (0, true, false, false),
-            (0, false, true, true),
+        // How long its boss is silent, whether it stands still, whether its worker proper is dead, whether the new one is of
+        // the same boss.
+        for (silent, stopped, dead, same, ends) in [
+            (30, true, false, false, true),
+            (60, false, false, false, false),
+            (0, true, false, false, false),
+            (0, true, true, false, true),
+            (0, false, true, false, false),
+            (0, false, false, true, true),
         ] {
             let work = tempfile::tempdir().unwrap();
             let layout = Layout::new(work.path());
             let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
             let process = ProcessId::of(child.id()).unwrap();
-            let owner = owner_of(&session_name("standing"), &process);
+            let mut owner = owner_of(&session_name("standing"), &process);
+            if dead {
+                owner.worker = dead_process();
+            }
             owner.write(&layout).unwrap();
             let alive = std::fs::File::options().append(true).open(layout.alive(&owner.session)).unwrap();
             alive.set_modified(SystemTime::now() - Duration::from_secs(silent)).unwrap();
@@ -452,7 +459,7 @@ mod tests {
             new.run = if same { owner.run.clone() } else { "other".parse().unwrap() };
             let reaper = std::thread::spawn(move || child.wait().unwrap());
             let report = sweep_dead(&layout, &Machines::new(layout.machines()), &new);
-            let case = (silent, stopped, same);
+            let case = (silent, stopped, dead, same);
             assert_eq!(report.ended.len(), usize::from(ends), "{case:?}: {report:?}");
             assert_eq!(
                 (process.is_alive(), layout.session(&owner.session).exists()),
