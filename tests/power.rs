@@ -15,7 +15,7 @@ use rustix::thread::UnshareFlags;
 use serde_json::Value;
 use support::boss::{Boss, Results};
 use support::scene::Scene;
-use support::{A_RUN, read, run};
+use support::{A_RUN, SOON, read, run, wait_for};
 
 /// Cuts for each filesystem, unless it is asked for more.
 const CUTS: usize = 16;
@@ -110,7 +110,10 @@ impl Power {
     }
 
     fn unmount(&self, at: &str) {
-        run(Command::new("umount").arg(self.scene.path(at)));
+        // What the other test is just starting has our open files as well, until it is executed.
+        let unmounted =
+            || Command::new("umount").arg(self.scene.path(at)).status().is_ok_and(|status| status.success());
+        wait_for("nobody to use a disk", SOON, || unmounted().then_some(()));
     }
 
     fn build(&self, disk: &str) -> Boss {
