@@ -189,6 +189,8 @@ impl Sources {
     /// [`SourceError::Missing`] if an object is not there; what is there in part is removed.
     pub fn check_out(&self, tree: TreeId, near: Option<TreeId>) -> Result<(), SourceError> {
         if !self.has(tree) {
+            // What is no directory has nobody checked out. There is mostly nothing, and nothing of a directory is removed so.
+            let _nothing = fs::remove_file(self.layout.source(tree));
             let unfinished = self.unfinished();
             let result = self.write(&unfinished, tree, near).and_then(|()| self.publish(&unfinished, tree));
             if result.is_err() || unfinished.exists() {
@@ -284,7 +286,8 @@ pub fn apply(
 
 /// Whether a tree is checked out below a work directory.
 pub fn has(layout: &Layout, tree: TreeId) -> bool {
-    layout.source(tree).is_dir()
+    // A link could lead anywhere.
+    layout.source(tree).symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
 /// The file whose time says when a tree was last used.
@@ -297,6 +300,7 @@ pub fn list(layout: &Layout) -> Vec<(TreeId, SystemTime)> {
     let Ok(entries) = fs::read_dir(layout.sources()) else { return Vec::new() };
     let trees = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<TreeId>().ok());
     let mut trees: Vec<_> = trees
+        .filter(|tree| has(layout, *tree))
         .map(|tree| {
             let time = fs::metadata(used(layout, tree)).and_then(|found| found.modified());
             (tree, time.unwrap_or(SystemTime::UNIX_EPOCH))

@@ -62,6 +62,8 @@ pub enum Finished {
     Left(Vec<String>),
     /// Removing what nobody needs any more went wrong.
     NotPruned(Vec<String>),
+    /// A fault of ours, which the log tells of: nobody knows how far it came.
+    Panicked,
 }
 
 #[derive(Debug, Default)]
@@ -178,11 +180,16 @@ impl Drop for Pool {
     }
 }
 
+/// Whoever waits for the end of a work must hear of it, however it ends.
+fn caught(work: impl FnOnce() -> Option<Finished>) -> Option<Finished> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(Some(Finished::Panicked))
+}
+
 impl Shared {
     fn run(&self) {
         while let Some(work) = self.next() {
             let removes = matches!(work, Work::Remove(..) | Work::Guests(..) | Work::Abandoned(..));
-            let finished = self.work(work);
+            let finished = caught(|| self.work(work));
             let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
             queues.busy -= 1;
             queues.removing -= usize::from(removes);
@@ -285,6 +292,12 @@ mod tests {
     use super::*;
     use crewboss_protocol::{Environment, TreeId};
     use std::fs;
+
+    #[test]
+    fn a_fault_of_ours_is_heard_of() {
+        assert!(matches!(caught(|| panic!("as a test wants it")), Some(Finished::Panicked)));
+        assert!(caught(|| None).is_none());
+    }
 
     #[test]
     fn after_the_wait_nothing_is_being_made() {

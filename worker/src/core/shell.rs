@@ -400,6 +400,10 @@ impl Shell {
                     self.events.push_back(Event::Kept { at, problem });
                 }
                 Finished::NotRemoved(_, problem) => self.events.push_back(Event::Trouble(problem)),
+                Finished::Panicked => {
+                    let text = "crewboss has a fault there, which the host's log tells of".to_owned();
+                    self.events.push_back(Event::Broken { full: false, text });
+                }
                 Finished::Left(problems) | Finished::NotPruned(problems) => {
                     self.events.extend(problems.into_iter().map(Event::Trouble));
                 }

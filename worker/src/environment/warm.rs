@@ -232,7 +232,8 @@ fn numbers(root: &Path) -> Vec<u64> {
     let number = |entry: io::Result<fs::DirEntry>| {
         entry.ok()?.file_name().to_str()?.strip_prefix("good-")?.parse().ok()
     };
-    entries.filter_map(number).collect()
+    // After the last of all numbers none is left.
+    entries.filter_map(number).filter(|number| *number < u64::MAX).collect()
 }
 
 /// Removes good directories that are neither current nor read. What cannot be removed is tried again next time.

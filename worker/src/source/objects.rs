@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crewboss_ground::Open;
 use crewboss_protocol::limits::LONG_FILE_BYTES;
 use crewboss_protocol::{TreeId, tree};
 use git2::{ObjectType, Odb, OdbObject, OdbReader, Oid, Repository};
@@ -54,6 +56,15 @@ impl Objects {
     /// # Errors
     /// If it can be neither opened nor made.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
+        // libgit2 would wait for a FIFO.
+        for name in ["config", "HEAD", "packed-refs", "objects/info/alternates"] {
+            match Open::read().path(&path.join(name)) {
+                Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                    return Err(SourceError::at(&error.path.clone())(error.into()));
+                }
+                _ => {}
+            }
+        }
         let repository = Repository::open_bare(path).or_else(|_| Repository::init_bare(path));
         match repository {
             Ok(repository) => Ok(Self { repository, path: path.to_owned() }),
@@ -177,6 +188,33 @@ mod tests {
 
     fn entry(mode: &str, name: &[u8]) -> Vec<u8> {
         [mode.as_bytes(), b" ", name, b"\0", &[7; 20]].concat()
+    }
+
+    #[test]
+    fn what_a_build_put_in_the_place_of_ours_is_replaced_or_named() {
+        use crate::layout::Layout;
+        use crate::source::{Sources, has, list};
+        use std::fs;
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let tree = crate::testing::store(&layout, &[("a", 0o100_644, "text")]);
+        let sources = Sources::new(layout.clone(), crate::storage::Way::Plain).unwrap();
+        let place = layout.source(tree);
+        for put in
+            [|place: &Path| fs::write(place, "x"), |place: &Path| std::os::unix::fs::symlink("/", place)]
+        {
+            put(&place).unwrap();
+            assert!(!has(&layout, tree) && list(&layout).is_empty());
+            sources.check_out(tree, None).unwrap();
+            assert_eq!(fs::read(place.join("a")).unwrap(), b"text");
+            crate::storage::remove_tree(&place).unwrap();
+        }
+        let config = layout.objects().join("config");
+        fs::remove_file(&config).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let text = crewboss_protocol::chain(&Objects::open(&layout.objects()).unwrap_err());
+        assert!(text.contains("objects.git/config: it is a FIFO and not a file; hint: `mv "), "{text}");
     }
 
     #[test]
