@@ -51,9 +51,11 @@ fn a_git_that_stands_still_is_ended_and_named() {
 #[test]
 fn whoever_waits_for_a_host_is_told_which() {
     let scene = Scene::with_commits(GOOD, 1);
-    let crew = scene.crew_file(
-        "[limits]\nshell = \"1h\"\n[host.quick]\nlocal = true\n[host.slow]\ncommand = ['sh', '-c', 'sleep 1000']\n",
-    );
+    let pids = scene.path("pids");
+    let slow = format!("echo $$ >>{}; exec sleep 1000", pids.display());
+    let crew = scene.crew_file(&format!(
+        "[limits]\nshell = \"1h\"\n[host.quick]\nlocal = true\n[host.slow]\ncommand = ['sh', '-c', '{slow}']\n"
+    ));
     for command in ["status", "kill-workers", "hosts", "machines"] {
         let boss = scene.crewboss(None, &[command, "--crew", crew.to_str().expect("a plain name")]);
         let mut running = boss.start();
@@ -62,6 +64,8 @@ fn whoever_waits_for_a_host_is_told_which() {
             running.story().contains("still waiting for slow\n").then_some(())
         });
     }
+    // What does not read its input does not hear that nobody is there any more.
+    run(Command::new("kill").args(read(&pids).split_whitespace()));
 }
 
 #[test]
