@@ -162,7 +162,9 @@ const START_MARKS: [&str; 3] =
 /// A directory in the user's home comes first. The others are for homes that are full, read-only or `noexec`; since
 /// everybody may write beside them, they count only if they belong to us, and are no links: another user's link may lead to
 /// a directory that is ours and in which everybody may write, such as root's `/tmp`.
-const HOME_PLACE: &str = r#""${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/crewboss""#;
+///
+/// Without a home, nothing can be made in its place.
+const HOME_PLACE: &str = r#""${XDG_CACHE_HOME:-${HOME:-/dev/null}/.cache}/crewboss""#;
 const FURTHER_PLACES: &str = "/var/tmp/crewboss-$u /dev/shm/crewboss-$u";
 
 /// All of these.
