@@ -26,6 +26,7 @@ use crate::process::{kill_all_descendants, kill_orphans};
 use crate::runner::message::{FromRunner, Job};
 use crate::sender;
 use crate::slots::{LOOK, Share, Slots};
+use crate::source;
 use crate::storage::is_no_space;
 use crate::sys;
 
@@ -276,7 +277,7 @@ impl Shell {
     }
 
     fn see_source(&mut self, order: &TaskOrder) {
-        if !self.core.has_source(order.tree) && self.layout.source(order.tree).is_dir() {
+        if !self.core.has_source(order.tree) && source::has(&self.layout, order.tree) {
             self.events.push_back(Event::Source(order.tree));
         }
     }
@@ -287,7 +288,7 @@ impl Shell {
         }
         self.next_sources = now + SOURCES_EVERY;
         for tree in self.core.missing_sources() {
-            if self.layout.source(tree).is_dir() {
+            if source::has(&self.layout, tree) {
                 self.events.push_back(Event::Source(tree));
             }
         }

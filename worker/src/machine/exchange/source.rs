@@ -132,7 +132,7 @@ pub fn prune(layout: &Layout) -> usize {
         let name = entry.ok()?.file_name();
         name.to_str()?.strip_suffix(".tar")?.parse::<TreeId>().ok()
     });
-    let orphans: Vec<TreeId> = trees.filter(|tree| !layout.source(*tree).exists()).collect();
+    let orphans: Vec<TreeId> = trees.filter(|tree| !crate::source::has(layout, *tree)).collect();
     for tree in &orphans {
         forget(layout, *tree);
         drop(fs::remove_file(used(layout, *tree)));
