@@ -25,7 +25,7 @@ impl Place {
     fn new() -> Self {
         let top = tempfile::tempdir().expect("this test runs as root");
         let place = Self { top };
-        std::fs::create_dir_all(place.at("repo/work")).expect("this test runs as root");
+        std::fs::create_dir_all(place.at("repo/inner")).expect("this test runs as root");
         std::fs::create_dir(place.at("home")).expect("this test runs as root");
         git(&place.at("repo"), &["init", "-q"]);
         place
@@ -47,12 +47,12 @@ impl Place {
     /// What `crewboss` says in the directory, which must be an error.
     fn said(&self, arguments: &[&str], variables: &[(&str, &str)]) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_crewboss"));
-        command.args(arguments).current_dir(self.at("repo/work")).env("HOME", self.at("home"));
+        command.args(arguments).current_dir(self.at("repo/inner")).env("HOME", self.at("home"));
         command.env_remove("XDG_CONFIG_HOME").env_remove("SUDO_UID").stdin(Stdio::null());
         let output = command.envs(variables.iter().copied()).output().expect("this test runs as root");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(!self.at("repo/ran").exists() && !self.at("repo/work/ran").exists());
+        assert!(!self.at("repo/ran").exists() && !self.at("repo/inner/ran").exists());
         text
     }
 
@@ -74,7 +74,7 @@ fn files_that_others_could_have_written_are_not_used_unless_named() {
         [("crew.toml", CREW, CREW_READ, "--crew"), ("build.toml", BUILD, BUILD_READ, "--file")]
     {
         let place = Place::new();
-        let (path, command) = (format!("repo/work/{name}"), "build");
+        let (path, command) = (format!("repo/inner/{name}"), "build");
         std::fs::write(place.at("repo/build.toml"), "[target.x]\nstages.build = \"make\"\n").unwrap();
         std::fs::write(place.at(&path), text).unwrap();
         place.expect(&[command], read);
@@ -86,12 +86,12 @@ fn files_that_others_could_have_written_are_not_used_unless_named() {
 
         // Whoever owns the directory that one works in may have laid it out.
         place.give_away(&path);
-        place.give_away("repo/work");
+        place.give_away("repo/inner");
         place
             .expect(&[command], "it belongs to the user with the number 987654, who could have anything run");
         place.expect(&[command, option, name], read);
 
-        std::fs::rename(place.at(&path), place.at("repo/work/other.toml")).unwrap();
+        std::fs::rename(place.at(&path), place.at("repo/inner/other.toml")).unwrap();
         symlink("other.toml", place.at(&path)).unwrap();
         place.expect(&[command], "it is a symbolic link and not a file");
         std::fs::remove_file(place.at(&path)).unwrap();
