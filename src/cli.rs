@@ -87,7 +87,8 @@ pub enum Command {
 /// Options that every command has.
 #[derive(Debug, Clone, Args)]
 pub struct CommonArgs {
-    /// The crew [default: crew.toml in this directory or above, then in the user's configuration, else this computer]
+    /// The crew [default: crew.toml in this directory or above, then in the user's configuration,
+    /// else this computer]
     #[arg(long, value_name = "FILE")]
     pub crew: Option<PathBuf>,
     /// No colours (also by a non-empty $NO_COLOR)
@@ -107,7 +108,8 @@ pub struct BuildArgs {
     /// The build file [default: build.toml in this directory or above, within the repository]
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// A git revision or range [default: `commits` of build.toml, else the working tree as it is on disk]
+    /// A git revision or range [default: `commits` of build.toml, else the working tree as it is on
+    /// disk]
     #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
     pub commits: Option<String>,
     /// Where results go [default: crewboss-results beside build.toml]
@@ -128,12 +130,13 @@ pub struct BuildArgs {
     /// Build again what is done already and did not succeed
     #[arg(long)]
     pub force_failed: bool,
-    /// Keep the guests of failed tasks too, and all for so long [default: `hold` of build.toml, for guests of tasks that
-    /// ran into their time limit or ended strangely]
+    /// Keep the guests of failed tasks too, and all for so long [default: `hold` of build.toml, for
+    /// guests of tasks that ran into their time limit or ended strangely]
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true)]
     pub hold: Option<Option<String>>,
-    /// Let a person into the guest of the one TARGET: before its first stage, before STAGE, or, as `failure`, when a
-    /// stage has failed. Builds again what is done already, with `failure` only what did not succeed
+    /// Let a person into the guest of the one TARGET: before its first stage, before STAGE, or, as
+    /// `failure`, when a stage has failed. Builds again what is done already, with `failure` only
+    /// what did not succeed
     #[arg(long, value_name = "STAGE|failure", num_args = 0..=1, require_equals = true)]
     pub interactive: Option<Option<String>>,
     /// How long the task then waits for that person [default: 1h]
@@ -142,7 +145,8 @@ pub struct BuildArgs {
     /// Exit with 101 if nothing failed but there were warnings
     #[arg(long)]
     pub fail_on_warnings: bool,
-    /// Shown to others who use the same hosts; in this version it does not yet change who goes first
+    /// Shown to others who use the same hosts; in this version it does not yet change who goes
+    /// first
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=PRIORITY_MAX))]
     pub priority: u32,
     /// Say only what went wrong, and the counts at the end
@@ -249,7 +253,8 @@ pub struct StatusArgs {
 /// Arguments of `enter`.
 #[derive(Debug, Args)]
 pub struct EnterArgs {
-    /// The guest: its name or its target, with the host before it if that is known [default: list them]
+    /// The guest: its name or its target, with the host before it if that is known [default: list
+    /// them]
     #[arg(value_name = "[HOST/]GUEST")]
     pub guest: Option<String>,
     /// Options that every command has.
@@ -312,8 +317,8 @@ pub struct KillWorkersArgs {
     /// End also the work of live bosses
     #[arg(long)]
     pub force: bool,
-    /// Remove also what is kept in the work directory for later runs: sources, objects, warm build directories. Machines
-    /// stay. A host on which a worker lives is left as it is
+    /// Remove also what is kept in the work directory for later runs: sources, objects, warm build
+    /// directories. Machines stay. A host on which a worker lives is left as it is
     #[arg(long)]
     pub purge: bool,
     /// Print JSON: an array with an object per host

@@ -35,8 +35,8 @@ impl Exit {
         }
     }
 
-    /// What a run came to. A skipped task counts by the outcome that stands recorded for it. That a task could not be run
-    /// weighs more than that one failed: the results are then incomplete.
+    /// What a run came to. A skipped task counts by the outcome that stands recorded for it. That a
+    /// task could not be run weighs more than that one failed: the results are then incomplete.
     pub fn of_run(summary: &Summary, fail_on_warnings: bool) -> Self {
         match &summary.stopped {
             Some(Stopped::Interrupted) => return Exit::Interrupted,

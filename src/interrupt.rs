@@ -1,5 +1,6 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. A terminal that is closed asks
-//! as well, but insists on nothing: SIGHUP comes more than once then, and together with others.
+//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once. A
+//! terminal that is closed asks as well, but insists on nothing: SIGHUP comes more than once then,
+//! and together with others.
 
 use std::sync::{OnceLock, mpsc};
 
@@ -43,9 +44,9 @@ pub enum Hangup {
     Asks,
 }
 
-/// Begins to listen. The value becomes true with the first signal. With the second the process ends; workers notice that
-/// their boss is gone and clean up by themselves. A thread of its own does it, so that the second signal also works when
-/// the rest of the boss hangs.
+/// Begins to listen. The value becomes true with the first signal. With the second the process
+/// ends; workers notice that their boss is gone and clean up by themselves. A thread of its own
+/// does it, so that the second signal also works when the rest of the boss hangs.
 pub fn listen(hangup: Hangup) -> std::io::Result<watch::Receiver<bool>> {
     let heeded = (hangup == Hangup::Asks || !ignores_hangup()).then(SignalKind::hangup);
     let (asked, receiver) = watch::channel(false);
@@ -82,7 +83,8 @@ fn signals(heeded: Option<SignalKind>) -> std::io::Result<(Runtime, Vec<Signal>)
     Ok((runtime, signals))
 }
 
-/// Whether SIGHUP was ignored when this process was started. Nothing here has changed it before that is asked.
+/// Whether SIGHUP was ignored when this process was started. Nothing here has changed it before
+/// that is asked.
 fn ignores_hangup() -> bool {
     let status = crewboss_ground::kernel_text("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -141,8 +143,9 @@ mod tests {
         });
     }
 
-    /// Starts this program anew with one test that listens, sends the first signals when it does and the others when it was
-    /// asked; returns how it ended. `before` is a shell's words before it.
+    /// Starts this program anew with one test that listens, sends the first signals when it does
+    /// and the others when it was asked; returns how it ended. `before` is a shell's words before
+    /// it.
     fn ended_by(test: &str, before: &str, first: &[&str], then: &[&str]) -> ExitStatus {
         let name = format!("interrupt::tests::{test}");
         let program = std::env::current_exe().unwrap();

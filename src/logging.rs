@@ -1,13 +1,16 @@
-//! crewboss's own diagnostics, for finding faults in crewboss itself: off unless asked for by `$CREWBOSS_LOG`.
+//! crewboss's own diagnostics, for finding faults in crewboss itself: off unless asked for by
+//! `$CREWBOSS_LOG`.
 
 use tracing_subscriber::EnvFilter;
 
 use crate::output::Stream;
 
-/// The variable that says what is logged, as in `CREWBOSS_LOG=debug` or `CREWBOSS_LOG=crewboss_boss::session=trace`.
+/// The variable that says what is logged, as in `CREWBOSS_LOG=debug` or
+/// `CREWBOSS_LOG=crewboss_boss::session=trace`.
 pub const VARIABLE: &str = "CREWBOSS_LOG";
 
-/// Begins to log to standard error. A filter that cannot be understood is an error, since it would look like silence.
+/// Begins to log to standard error. A filter that cannot be understood is an error, since it would
+/// look like silence.
 pub fn start() -> Result<(), LoggingError> {
     let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else { return Ok(()) };
     let text = value.to_str().ok_or(LoggingError::NotUtf8)?;

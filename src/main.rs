@@ -43,7 +43,8 @@ fn main() -> ExitCode {
     if !output::finish() && !is_run && exit == Exit::Good {
         exit = Exit::CouldNotRun;
     }
-    // Threads that still wait for something keep what they have until they are gone, and nobody drops it then.
+    // Threads that still wait for something keep what they have until they are gone, and nobody
+    // drops it then.
     crewboss_boss::link::abandon();
     exit.into()
 }

@@ -1,5 +1,5 @@
-//! The only way to standard output and standard error. Unlike `println!` it does not panic when nobody reads any more, and
-//! it never holds up a run: what is printed goes through an [`Outlet`].
+//! The only way to standard output and standard error. Unlike `println!` it does not panic when
+//! nobody reads any more, and it never holds up a run: what is printed goes through an [`Outlet`].
 
 use std::error::Error;
 use std::fs::File;
@@ -22,8 +22,8 @@ const LIVE: Kind = Kind {
     gap: |lines| format!("... ({} left out: nobody read in time)\n", counted(lines, "line")),
 };
 
-/// At the end of a run a reader that stands still for so long is given up: it is a pager that somebody has left, or a
-/// program that hangs. What it misses is in the result directory.
+/// At the end of a run a reader that stands still for so long is given up: it is a pager that
+/// somebody has left, or a program that hangs. What it misses is in the result directory.
 const STILL_MAX: Duration = Duration::from_secs(30);
 
 /// The same for the next reader once one was given up: most often they are the same.
@@ -32,7 +32,8 @@ const STILL_AGAIN: Duration = Duration::from_secs(1);
 /// How long a run that was asked to stop waits for its readers.
 const STOPPED_MAX: Duration = Duration::from_millis(400);
 
-/// Standard output and standard error. Text that is written to one goes into its queue, in whole lines, and never waits.
+/// Standard output and standard error. Text that is written to one goes into its queue, in whole
+/// lines, and never waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     /// For what a command is called for.
@@ -44,7 +45,8 @@ pub enum Stream {
 static OUT: OnceLock<Outlet> = OnceLock::new();
 static ERR: OnceLock<Outlet> = OnceLock::new();
 
-/// Begins to print through queues. Roles on hosts do without: they have nobody to answer while they print.
+/// Begins to print through queues. Roles on hosts do without: they have nobody to answer while they
+/// print.
 pub fn start() -> io::Result<()> {
     for stream in [Stream::Out, Stream::Err] {
         let file = File::from(match stream {
@@ -113,8 +115,8 @@ fn directly(mut stream: impl Write, text: &[u8]) -> io::Result<()> {
     stream.write_all(text).and_then(|()| stream.flush())
 }
 
-/// Writes text to standard output, behind all that went to standard error. That nobody reads it any more, as behind
-/// `| head`, is no error; anything else is told at the end.
+/// Writes text to standard output, behind all that went to standard error. That nobody reads it any
+/// more, as behind `| head`, is no error; anything else is told at the end.
 pub fn print(text: &str) {
     // Only the order counts here: what could not be written to standard error cannot be told there.
     let _untold = Stream::Err.settle();
@@ -132,8 +134,9 @@ pub fn waiting_for(hosts: &[HostName]) {
     Stream::Err.put(Weight::Live, format!("crewboss: still waiting for {}\n", names.join(", ")).as_bytes());
 }
 
-/// Waits until everything is written that can be, logs included, and says what could not be. To be called once, at
-/// the end. Gives whether standard output has all that it should have, or a reader that wanted no more.
+/// Waits until everything is written that can be, logs included, and says what could not be. To be
+/// called once, at the end. Gives whether standard output has all that it should have, or a reader
+/// that wanted no more.
 #[must_use]
 pub fn finish() -> bool {
     outlet::settle_all(&mut patience()).into_iter().for_each(|trouble| tell(Some(trouble)));
@@ -150,7 +153,8 @@ pub fn patience() -> impl FnMut(Duration) -> bool {
     let begun = Instant::now();
     move |still| {
         let enough = match interrupt::asked() {
-            // Whoever waits can be ended by the first Ctrl-C, like any program behind which nobody reads.
+            // Whoever waits can be ended by the first Ctrl-C, like any program behind which nobody
+            // reads.
             Asked::Nobody => false,
             Asked::Yes => begun.elapsed() >= STOPPED_MAX,
             Asked::No if GAVE_UP.load(Ordering::Relaxed) => still >= STILL_AGAIN,

@@ -1,4 +1,5 @@
-//! The binary as a person or a script calls it: exit codes and messages of everything that ends before a run.
+//! The binary as a person or a script calls it: exit codes and messages of everything that ends
+//! before a run.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The guest agent, driven as a host drives it: over a socket, with files in place of disks, in a directory in place of `/`.
-//! Needs root, since an agent is root in its guest.
+//! The guest agent, driven as a host drives it: over a socket, with files in place of disks, in a
+//! directory in place of `/`. Needs root, since an agent is root in its guest.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
@@ -410,7 +410,8 @@ fn a_service_says_what_the_task_needs_and_is_missed_when_it_ends() {
         guest.mark
     );
     fs::create_dir_all(service.parent().unwrap()).unwrap();
-    // By a child: while another thread starts a program, that has open what this process writes, and nobody can run it.
+    // By a child: while another thread starts a program, that has open what this process writes,
+    // and nobody can run it.
     let script = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
     support::run(Command::new("sh").args(["-c", script]).arg(&service).arg(text));
     let fifo = guest.root().join("crewboss/fifo");

@@ -1,5 +1,5 @@
-//! A worker that speaks the protocol and means harm. The boss never panics, never writes outside its result directory,
-//! and ends with an error that says which host it was.
+//! A worker that speaks the protocol and means harm. The boss never panics, never writes outside
+//! its result directory, and ends with an error that says which host it was.
 
 mod support;
 
@@ -13,8 +13,8 @@ use support::{run, write};
 
 const BUILD: &str = "commits = 'HEAD'\n[target.t]\nstages.run = ['/bin/true']\n";
 
-/// Answers like a worker. `$1` is the tree that it claims to have; what else it is given is put in by the tests:
-/// lines to say instead of `ready`, when a task comes, and on a bulk channel.
+/// Answers like a worker. `$1` is the tree that it claims to have; what else it is given is put in
+/// by the tests: lines to say instead of `ready`, when a task comes, and on a bulk channel.
 const WORKER: &str = r#"
 tree=$1
 say() { printf '@cb %s\n' "$1"; }

@@ -1,4 +1,5 @@
-//! Bad input and bad circumstances: a clear error or a correct result, the right exit code, nothing lost, nothing left.
+//! Bad input and bad circumstances: a clear error or a correct result, the right exit code, nothing
+//! lost, nothing left.
 
 mod support;
 
@@ -89,7 +90,8 @@ fn commits_that_are_not_there_are_refused() {
     for range in ["nothing-like-this", "HEAD~99..HEAD", "", "--all", "HEAD..", "\u{7}"] {
         let scene = Scene::with_commits(GOOD, 1);
         let ended = scene.build_local().args(&["--commits", range]).run();
-        // An empty range is nothing to do, which is either said or refused; all others name nothing.
+        // An empty range is nothing to do, which is either said or refused; all others name
+        // nothing.
         if range == "HEAD.." {
             assert!(matches!(ended.status.code(), Some(0 | 2)), "{ended:#?}");
         } else {

@@ -63,7 +63,8 @@ async fn holds(link: &Link, line: &str) -> bool {
 fn what_is_printed_after_the_news_of_the_end_is_not_lost() {
     let lab = Lab::shared();
     let (text, exit) = with_link(&lab, "host1", async |link| {
-        // ssh sends the exit code of the shell before what its child prints, as it may with the last words of any process.
+        // ssh sends the exit code of the shell before what its child prints, as it may with the
+        // last words of any process.
         let script =
             "echo $$ >/tmp/shell; (until rm /tmp/go; do sleep 0.01; done; echo late) 2>/dev/null & exit 3";
         let mut channel = link.open(script).await.expect("a channel");

@@ -67,7 +67,8 @@ fn a_worker_that_is_killed_loses_nothing() {
         let running = busy(&scene, &lab, user);
         lab.on("host2", "pkill -9 -f '[c]rewboss worker'");
         expect_complete(end(&lab, running));
-        // What the dead worker left is swept by the next one that starts there, or was by its guardian.
+        // What the dead worker left is swept by the next one that starts there, or was by its
+        // guardian.
         scene
             .build(&lab, &scene.path("crew.toml"))
             .args(&["--force", "--host", "host2", "t0"])
@@ -84,7 +85,8 @@ fn a_link_that_is_cut_loses_nothing() {
     let running = busy(&scene, &lab, User::Root);
     lab.lab("cut", &["host2"]);
     expect_complete(end(&lab, running));
-    // The worker there notices by itself that its boss is gone, and ends everything. The link is still down.
+    // The worker there notices by itself that its boss is gone, and ends everything. The link is
+    // still down.
     wait_for("the cut-off host to be clean", SOON, || {
         let left = lab.leftovers("host2");
         // Its sshd may wait for the other end as long as it likes.

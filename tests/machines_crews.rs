@@ -1,5 +1,5 @@
-//! Several bosses use the machines of one host at once: one bootstrap is made, no machine has more guests than it may have,
-//! and nobody waits for ever.
+//! Several bosses use the machines of one host at once: one bootstrap is made, no machine has more
+//! guests than it may have, and nobody waits for ever.
 
 mod support;
 
@@ -40,7 +40,8 @@ fn scene() -> Scene {
     Scene::with_commits(&format!("commits = 'HEAD'\nhold = '0'\n{targets}"), 1)
 }
 
-/// Looks at the records of guests until all have ended. A record is there before its guest and goes after it.
+/// Looks at the records of guests until all have ended. A record is there before its guest and goes
+/// after it.
 fn watch_guests(place: &Place, bosses: &mut [Running]) {
     let (mut most, start) = ([0, 0], Instant::now());
     while bosses.iter_mut().any(Running::is_running) {
@@ -102,7 +103,8 @@ fn four_crews_share_the_machines_of_a_host_and_none_waits_for_ever() {
     }
     let begun = begun(&ended);
     assert_eq!(begun.len(), CREWS.len(), "{ended:#?}");
-    // Between two stages lie the first one, the end of its guest and a boot, so the way of the news does not matter.
+    // Between two stages lie the first one, the end of its guest and a boot, so the way of the news
+    // does not matter.
     assert!(begun.windows(2).all(|pair| pair[1] - pair[0] >= STAGE_MS), "two at once: {begun:?}");
     assert!(!steps(&ended, "waits for a place in single").is_empty(), "nobody had to wait: {ended:#?}");
     for (crew, _) in &crews {

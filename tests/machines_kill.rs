@@ -1,8 +1,9 @@
-//! Whoever is killed, or stands still, at whatever step of a guest's life: the run ends right, and the next worker or `kill-workers` leaves
-//! nothing on the host.
+//! Whoever is killed, or stands still, at whatever step of a guest's life: the run ends right, and
+//! the next worker or `kill-workers` leaves nothing on the host.
 //!
-//! Each case has a work directory and machines of its own on one btrfs, and a host that is this computer, so that variables
-//! reach the runner: it stands still at a step, as if that took for ever, until somebody has been killed.
+//! Each case has a work directory and machines of its own on one btrfs, and a host that is this
+//! computer, so that variables reach the runner: it stands still at a step, as if that took for
+//! ever, until somebody has been killed.
 
 mod support;
 
@@ -24,7 +25,8 @@ use Way::{Bootstrap, Hold, Interactive, Save, Served, Task, Tftp, Warm};
 /// As many cases at once: most of their time they wait.
 const AT_ONCE: usize = 3;
 
-/// Long enough for a boot or two, beside other cases, on a machine that is busy with other things and has no KVM.
+/// Long enough for a boot or two, beside other cases, on a machine that is busy with other things
+/// and has no KVM.
 const A_WHILE: Duration = Duration::from_secs(900);
 
 /// With this, only cases in whose names it occurs are tried: `CREWBOSS_TEST_ONLY=Hold-saving`.
@@ -74,8 +76,8 @@ struct Case {
 const EVERYBODY: &[Victim] = &[Runner, Qemu, Worker, Guardian, Boss, All];
 const WITHOUT_QEMU: &[Victim] = &[Runner, Worker, Guardian, Boss, All];
 
-/// What takes long comes first, so that all threads end at about the same time. Once it is up a guest is the same however
-/// it came up: most start warm, which saves a boot.
+/// What takes long comes first, so that all threads end at about the same time. Once it is up a
+/// guest is the same however it came up: most start warm, which saves a boot.
 const TABLE: [(Way, &str, &[Victim]); 26] = [
     (Bootstrap, "bootstrapping", EVERYBODY),
     (Bootstrap, "stopping", &[Runner, Qemu, All]),
@@ -141,14 +143,15 @@ impl Case {
         format!("{:?}-{}-{:?}", self.way, self.step, self.victim)
     }
 
-    /// Whether the run goes on to its end after somebody was killed whom it can do without; the others are stopped as soon
-    /// as the task is to be run again, which saves a boot.
+    /// Whether the run goes on to its end after somebody was killed whom it can do without; the
+    /// others are stopped as soon as the task is to be run again, which saves a boot.
     fn goes_on(&self) -> bool {
         matches!((self.way, self.step), (Task | Tftp, "running") | (Bootstrap, "bootstrapping"))
             || matches!((self.way, self.step, self.victim), (Save, "saving", Runner))
     }
 
-    /// Whether the task is lost with its guest, and is tried again, since it may have been anything that killed that.
+    /// Whether the task is lost with its guest, and is tried again, since it may have been anything
+    /// that killed that.
     fn needs_qemu(&self) -> bool {
         matches!(self.step, "preparing" | "running" | "waiting" | "collecting")
     }
@@ -165,7 +168,8 @@ impl Case {
         boss.env("CREWBOSS_HALT_AT", halt).start()
     }
 
-    /// Machines as at the beginning. A bootstrap finds no copy, and who saves a guest none that is saved.
+    /// Machines as at the beginning. A bootstrap finds no copy, and who saves a guest none that is
+    /// saved.
     fn place(&self, ground: &Ground) -> Place {
         let place = ground.place(&self.name());
         place.copy(&ground.place("base"), self.way.machines());
@@ -261,7 +265,8 @@ fn try_case(ground: &Ground, case: &Case) {
     clean_up(case, &place, &scene);
 }
 
-/// The next worker start does as well as `kill-workers`, except that it leaves what is kept for people.
+/// The next worker start does as well as `kill-workers`, except that it leaves what is kept for
+/// people.
 fn clean_up(case: &Case, place: &Place, scene: &Scene) {
     let words: &[&str] = match (case.way, case.step, case.victim) {
         // It is made anew, by whoever was there first.

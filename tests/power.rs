@@ -1,8 +1,10 @@
-//! The boss's computer loses power while results come in: what the journal then names is on the disk, whole.
+//! The boss's computer loses power while results come in: what the journal then names is on the
+//! disk, whole.
 //!
-//! The disk is a file behind a loop device. That file is copied at random moments, in one piece and without a word to the
-//! filesystem in it: what had not been written yet is not in the copy, as it would not be on a disk without power.
-//! `CREWBOSS_TEST_CUTS` asks for more cuts than the few of every day.
+//! The disk is a file behind a loop device. That file is copied at random moments, in one piece and
+//! without a word to the filesystem in it: what had not been written yet is not in the copy, as it
+//! would not be on a disk without power. `CREWBOSS_TEST_CUTS` asks for more cuts than the few of
+//! every day.
 
 mod support;
 
@@ -43,7 +45,8 @@ fn lose_power(filesystem: &'static str) {
     let cuts = std::env::var("CREWBOSS_TEST_CUTS").map_or(CUTS, |text| text.parse().expect("a number"));
     // A thread and what it starts have mounts of their own, which end with them, however that is.
     let test = std::thread::spawn(move || {
-        // SAFETY: no memory or descriptor is unshared, only the view of mounts, and that of this new thread alone.
+        // SAFETY: no memory or descriptor is unshared, only the view of mounts, and that of this
+        // new thread alone.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.expect("mounts of its own");
         run(Command::new("mount").args(["--make-rprivate", "/"]));
         let power = Power::new(filesystem);
@@ -71,7 +74,8 @@ impl Power {
     /// A project whose results go to a disk of their own.
     fn new(filesystem: &'static str) -> Self {
         let target = |number| {
-            // The logs of some are too long to come with the news of their end, and some have nothing to be fetched.
+            // The logs of some are too long to come with the news of their end, and some have
+            // nothing to be fetched.
             let (log, artifacts) = match number % 3 {
                 0 => ("echo done", ""),
                 1 => ("seq 1 20000", "artifacts = [\"a\", \"deep/er/b\"]"),

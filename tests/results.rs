@@ -1,4 +1,5 @@
-//! The main job: a matrix of targets and commits, built on hosts, and the result directory that comes of it.
+//! The main job: a matrix of targets and commits, built on hosts, and the result directory that
+//! comes of it.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Stopping: by Ctrl-C, by `kill-workers`, and sharing hosts with others who do not want to be stopped.
+//! Stopping: by Ctrl-C, by `kill-workers`, and sharing hosts with others who do not want to be
+//! stopped.
 
 mod support;
 

@@ -7,7 +7,8 @@ use support::scene::Scene;
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
 
-/// Programs that try to outlive their task. `$1` is the number of seconds that shows which test they are from.
+/// Programs that try to outlive their task. `$1` is the number of seconds that shows which test
+/// they are from.
 const ESCAPES: &str = r#"#!/bin/bash
 sleep "$1" &
 setsid sleep "$1" &
@@ -209,7 +210,8 @@ artifacts = ["d/*"]
 #[test]
 fn a_log_that_is_gone_holds_up_nobody() {
     let lab = Lab::shared();
-    // Removed as soon as it is there, which is before anybody comes for it; in a further attempt somebody may be there already.
+    // Removed as soon as it is there, which is before anybody comes for it; in a further attempt
+    // somebody may be there already.
     let scene = Scene::with_commits(
         r#"
 commits = "HEAD"

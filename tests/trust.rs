@@ -1,4 +1,5 @@
-//! Files of other users that could have something run: crew and build files, and the repository that bounds the search.
+//! Files of other users that could have something run: crew and build files, and the repository
+//! that bounds the search.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};

@@ -409,7 +409,8 @@ fn whoever_is_killed_the_others_leave_nothing() {
         let _status = worker.child.wait();
         until(victims, || worker.marked().is_empty().then_some(()));
         if victims == "guardian proper" {
-            // The processes are gone by themselves; nobody is left for the directory and the control group.
+            // The processes are gone by themselves; nobody is left for the directory and the
+            // control group.
             until("both are dead", || (!proper.is_alive() && !guardian.is_alive()).then_some(()));
             assert_eq!(clean(worker.work.path(), false).removed.len(), 1);
         }
@@ -617,7 +618,8 @@ fn old_sources_go_when_a_worker_starts_and_nobody_else_is_there() {
     leave(&mut three);
 }
 
-/// Puts the processes of ours that a stage runs below into `all`: guardian, worker proper and runner.
+/// Puts the processes of ours that a stage runs below into `all`: guardian, worker proper and
+/// runner.
 const ABOVE: &str = "all=; p=$$; while [ $p -gt 1 ]; do p=$(cut -d' ' -f4 /proc/$p/stat); \
     case $(tr '\\0' ' ' </proc/$p/cmdline) in *' worker --'[wp]*|*' runner --s'*) all=\"$p $all\";; esac; done; ";
 
@@ -648,7 +650,8 @@ fn a_stage_can_look_into_its_own_processes_and_not_into_ours() {
     assert_eq!(shared, 2, "what it was passed, and what it has opened by that");
 }
 
-/// A worker whose stage has stopped it with all that is above the stage, and does so again and again.
+/// A worker whose stage has stopped it with all that is above the stage, and does so again and
+/// again.
 fn stopped(name: &str, slots: u32) -> (Worker, [ProcessId; 3]) {
     let mut worker = Worker::start_with(name, |hello| hello.slots = Some(slots));
     let stop = "setsid sh -c \"while :; do kill -STOP $all; sleep 0.01; done\" 2>/dev/null & sleep 1000";

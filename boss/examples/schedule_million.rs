@@ -1,8 +1,10 @@
-//! How much the scheduler itself costs: a simulated crew of unequal hosts works off many tasks in virtual time.
+//! How much the scheduler itself costs: a simulated crew of unequal hosts works off many tasks in
+//! virtual time.
 //!
-//! `schedule_million [TASKS] [HOSTS] [known]`; by default 1,000,000 tasks over 1,000 hosts, with nothing known of their
-//! durations. Prints one line of JSON: seconds of CPU inside the scheduler and of the whole process, its peak memory in
-//! MiB, and the makespan as a ratio to the lower bound.
+//! `schedule_million [TASKS] [HOSTS] [known]`; by default 1,000,000 tasks over 1,000 hosts, with
+//! nothing known of their durations. Prints one line of JSON: seconds of CPU inside the scheduler
+//! and of the whole process, its peak memory in MiB, and the makespan as a ratio to the lower
+//! bound.
 #![allow(clippy::print_stdout, reason = "printing the figures is what it is for")]
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};

@@ -1,4 +1,5 @@
-//! Has every host of a crew cleaned: sessions whose boss is gone are ended, and what they left is removed.
+//! Has every host of a crew cleaned: sessions whose boss is gone are ended, and what they left is
+//! removed.
 
 use crewboss_protocol::clean::CleanReport;
 

@@ -116,7 +116,8 @@ const SHELL: Duration = Duration::from_secs(30);
 /// See [`Timing::ready`].
 const READY: Duration = Duration::from_secs(180);
 
-/// How often boss and worker say that they are there, and when silence or standing still counts as death.
+/// How often boss and worker say that they are there, and when silence or standing still counts as
+/// death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// See [`limits::HEARTBEAT`].
@@ -127,8 +128,8 @@ pub struct Timing {
     pub stall: Duration,
     /// See [`limits::STANDSTILL`].
     pub standstill: Duration,
-    /// Between the opening of a channel and the first word of our script there: what a login shell's start-up files, or the
-    /// command that leads to the host, may take.
+    /// Between the opening of a channel and the first word of our script there: what a login
+    /// shell's start-up files, or the command that leads to the host, may take.
     pub shell: Duration,
     /// Between that word and the first of the program there, and between that and a worker's
     /// `ready`: it removes what others left, and tries its compilers.

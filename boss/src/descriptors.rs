@@ -1,4 +1,5 @@
-//! Open files: counted ahead, so that they run out at the start, with numbers, and not in the middle, as the fault of a host.
+//! Open files: counted ahead, so that they run out at the start, with numbers, and not in the
+//! middle, as the fault of a host.
 
 use crewboss_ground::{open_files, raise_open_files};
 use crewboss_protocol::limits::CHANNELS_MAX;
@@ -6,7 +7,8 @@ use crewboss_protocol::limits::CHANNELS_MAX;
 /// What a run has open besides its hosts: repository, journal, threads that store results, uploads.
 const OWN: u64 = 128;
 
-/// Per host: on each channel three pipes and a way to its end, a log, and on two of the channels a file and its directories.
+/// Per host: on each channel three pipes and a way to its end, a log, and on two of the channels a
+/// file and its directories.
 const PER_HOST: u64 = 4 * CHANNELS_MAX as u64 + 8;
 
 /// This system does not allow as many open files as the hosts of a crew take.

@@ -15,7 +15,8 @@ use crate::store::{History, Journal};
 pub struct DryRun {
     /// Commits: short id and subject, oldest first.
     pub commits: Vec<(String, String)>,
-    /// Per target: its name, tasks that would be built, tasks that are done, and for each host whether it can take them.
+    /// Per target: its name, tasks that would be built, tasks that are done, and for each host
+    /// whether it can take them.
     pub targets: Vec<DryTarget>,
     /// What a person should know of the journal, if it is damaged.
     pub damage: Option<String>,

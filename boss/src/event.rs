@@ -1,4 +1,5 @@
-//! What happens in a run, in one ordered stream. Terminal, JSON lines, journal and logs are all made from it.
+//! What happens in a run, in one ordered stream. Terminal, JSON lines, journal and logs are all
+//! made from it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::{MachineInputs, TaskKey};
 
-/// Version of the event stream. It is raised when a field is removed or changes its meaning; fields and events may be
-/// added without.
+/// Version of the event stream. It is raised when a field is removed or changes its meaning; fields
+/// and events may be added without.
 pub const EVENT_SCHEMA: u32 = 2;
 
 /// Something that happened, and when.
@@ -90,7 +91,8 @@ pub enum EventKind {
         /// What failed, where, why; and a hint.
         reason: String,
     },
-    /// Too many tasks could not be run there: it gets nothing for a while, then one task to prove itself.
+    /// Too many tasks could not be run there: it gets nothing for a while, then one task to prove
+    /// itself.
     HostPaused {
         /// Which host.
         host: HostName,
@@ -259,7 +261,8 @@ pub struct TaskDone {
     pub held: Option<Box<HeldGuest>>,
     /// The time that it has taken itself, see [`Phases::own_ms`].
     pub wall_ms: u64,
-    /// Where all of its time went, from the start of the run, or from the end of the attempt before.
+    /// Where all of its time went, from the start of the run, or from the end of the attempt
+    /// before.
     #[serde(skip_serializing_if = "Phases::is_empty")]
     pub phases: Phases,
     /// Bytes of logs and artifacts that were brought back.
@@ -368,7 +371,7 @@ fn is_zero(number: &u64) -> bool {
 
 /// Where events go. Called in order, from one thread.
 pub trait EventSink {
-    /// Takes note of an event. Must not block for long, and must not fail: a sink that cannot go on says so in its own
-    /// way at the end.
+    /// Takes note of an event. Must not block for long, and must not fail: a sink that cannot go on
+    /// says so in its own way at the end.
     fn event(&mut self, event: &Event);
 }

@@ -1,7 +1,7 @@
 //! The boss: plans a run, hands tasks to hosts, keeps the results.
 //!
-//! It never prints and reads neither arguments nor configuration files: it is given parsed settings and a sink for
-//! [`event`]s.
+//! It never prints and reads neither arguments nor configuration files: it is given parsed settings
+//! and a sink for [`event`]s.
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -26,7 +26,8 @@ pub mod store;
 pub(crate) use crewboss_protocol::chain;
 use crewboss_protocol::harmless::harmless;
 
-/// Whether something failed since this computer has no descriptors, memory or processes left: that is nobody else's fault.
+/// Whether something failed since this computer has no descriptors, memory or processes left: that
+/// is nobody else's fault.
 pub(crate) fn lacks_resources(error: &(dyn std::error::Error + 'static)) -> bool {
     use rustix::io::Errno;
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
@@ -37,14 +38,15 @@ pub(crate) fn lacks_resources(error: &(dyn std::error::Error + 'static)) -> bool
         .any(|errno| lacking.contains(&errno))
 }
 
-/// An error, its causes, and what a person can do about it, on one line: a host may have a part in what it says.
+/// An error, its causes, and what a person can do about it, on one line: a host may have a part in
+/// what it says.
 pub(crate) fn with_hint(error: &dyn std::error::Error, hint: Option<&str>) -> String {
     let text = one_line(&chain(error));
     hint.map_or_else(|| text.clone(), |hint| format!("{text}; hint: {hint}"))
 }
 
-/// Foreign text on one line that nobody can mistake for several of ours. What was overwritten by carriage returns is kept:
-/// it would take our own words with it.
+/// Foreign text on one line that nobody can mistake for several of ours. What was overwritten by
+/// carriage returns is kept: it would take our own words with it.
 pub(crate) fn one_line(text: &str) -> String {
     let apart = text.trim().replace("\r\n", "\n").replace('\r', "\n");
     harmless(&apart).trim().replace('\n', "; ").replace('\t', " ")

@@ -1,7 +1,9 @@
-//! Ways out for text: files, pipes and terminals, each of which may stand still for as long as it likes.
+//! Ways out for text: files, pipes and terminals, each of which may stand still for as long as it
+//! likes.
 //!
-//! Whoever has to answer others in time must wait for none of them. An [`Outlet`] takes what it is given at once; a thread
-//! of its own writes it. What does not fit any more is left out, and a line in its place says how much that was.
+//! Whoever has to answer others in time must wait for none of them. An [`Outlet`] takes what it is
+//! given at once; a thread of its own writes it. What does not fit any more is left out, and a line
+//! in its place says how much that was.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +21,8 @@ const PIECE_BYTES: usize = 4 << 10;
 /// How often somebody who waits looks whether it is time to give up.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Before something is tried again that would have to wait: standard output may be a pipe that does not block.
+/// Before something is tried again that would have to wait: standard output may be a pipe that does
+/// not block.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Room on the stack of a thread that only writes.
@@ -36,7 +39,8 @@ pub enum Weight {
     Last,
 }
 
-/// A way out. Clones are the same one; it ends when the last of them is gone and everything is written.
+/// A way out. Clones are the same one; it ends when the last of them is gone and everything is
+/// written.
 #[derive(Debug, Clone)]
 pub struct Outlet {
     hold: Arc<Hold>,
@@ -185,14 +189,15 @@ impl Outlet {
         self.hold.0.state().unwritten == 0
     }
 
-    /// Waits until all is written, or until `enough`, which is told for how long nothing has moved, says so. Then
-    /// nothing more is taken. Tells once what went wrong.
+    /// Waits until all is written, or until `enough`, which is told for how long nothing has moved,
+    /// says so. Then nothing more is taken. Tells once what went wrong.
     pub fn settle(&self, enough: &mut dyn FnMut(Duration) -> bool) -> Option<Trouble> {
         self.hold.0.settle(enough)
     }
 }
 
-/// As [`Outlet::settle`] for all that this process has started, also those whose last handle is gone.
+/// As [`Outlet::settle`] for all that this process has started, also those whose last handle is
+/// gone.
 pub fn settle_all(enough: &mut dyn FnMut(Duration) -> bool) -> Vec<Trouble> {
     let all = std::mem::take(&mut *ALL.lock().unwrap_or_else(PoisonError::into_inner));
     all.iter().filter_map(|shared| shared.settle(enough)).collect()
@@ -325,7 +330,8 @@ fn pour(shared: &Shared, mut out: impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// As `write_all`, also where somebody has switched blocking off, as programs do that share a terminal.
+/// As `write_all`, also where somebody has switched blocking off, as programs do that share a
+/// terminal.
 fn write_all(out: &mut impl Write, mut text: &[u8]) -> io::Result<()> {
     while !text.is_empty() {
         match out.write(text) {

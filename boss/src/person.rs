@@ -1,4 +1,5 @@
-//! Brings a person to a guest: finds out who uses which host, and talks to a role there that does it.
+//! Brings a person to a guest: finds out who uses which host, and talks to a role there that does
+//! it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -30,7 +31,8 @@ const STDERR_WITHIN: Duration = Duration::from_secs(2);
 /// What waits to be sent; a host that does not take more is not sent what is typed.
 const WAITING_MAX: usize = 64 << 10;
 
-/// Asks all hosts at once who uses them, in the order of the crew; `told` hears each when it has answered.
+/// Asks all hosts at once who uses them, in the order of the crew; `told` hears each when it has
+/// answered.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.
@@ -214,8 +216,9 @@ impl Talk {
         self.waiting.clear();
     }
 
-    /// What comes next. Says meanwhile that the person is there, and takes silence for the end. Unless it `reads`, it only does
-    /// the first, without end: what came before is still to be shown. May be given up and called again.
+    /// What comes next. Says meanwhile that the person is there, and takes silence for the end.
+    /// Unless it `reads`, it only does the first, without end: what came before is still to be
+    /// shown. May be given up and called again.
     ///
     /// # Errors
     /// If the host is gone, or makes no sense.
@@ -231,8 +234,8 @@ impl Talk {
             let silent = sleep_until(self.heard + self.timing.silence);
             let writes = self.input.is_some() && !self.waiting.is_empty();
             tokio::select! {
-                // Ours first, which is never much; and what was said before anybody is called silent: it may have been this
-                // process that stood still.
+                // Ours first, which is never much; and what was said before anybody is called
+                // silent: it may have been this process that stood still.
                 biased;
                 due = self.beats.tick() => {
                     self.heard = forgiven(self.heard, due, &self.timing, Instant::now());

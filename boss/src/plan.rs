@@ -9,7 +9,8 @@ use crewboss_protocol::{Feature, Name, Target};
 /// Which commits to build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// The working tree as it is on disk: uncommitted and untracked files included, ignored ones not.
+    /// The working tree as it is on disk: uncommitted and untracked files included, ignored ones
+    /// not.
     WorkingTree,
     /// A git revision (`HEAD`, a tag, an id) or range (`a..b`).
     Range(String),

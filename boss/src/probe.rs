@@ -1,5 +1,5 @@
-//! Asks every host of a crew what it is and who uses it. Nothing is left there but the worker's binary and what it
-//! remembers of its measurements.
+//! Asks every host of a crew what it is and who uses it. Nothing is left there but the worker's
+//! binary and what it remembers of its measurements.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use crate::scheduler::HostIndex;
 /// A host, and what it says or why it does not.
 pub type Probed = Answer<HostFacts>;
 
-/// Asks all hosts at once; one that is slow delays only the end. In the order of the crew; `told` hears each when it has
-/// answered.
+/// Asks all hosts at once; one that is slow delays only the end. In the order of the crew; `told`
+/// hears each when it has answered.
 ///
 /// With `refresh`, hosts measure and try everything anew.
 ///

@@ -66,8 +66,9 @@ pub(crate) struct Question {
     pub(crate) is_work: bool,
 }
 
-/// Starts a role on all hosts at once, and returns the line that each prints, in the order of the crew; `told` hears each
-/// when it is there. Each step of a host has a limit of its own, the last one included.
+/// Starts a role on all hosts at once, and returns the line that each prints, in the order of the
+/// crew; `told` hears each when it is there. Each step of a host has a limit of its own, the last
+/// one included.
 ///
 /// # Errors
 /// If this computer cannot connect to anybody. What is wrong with a host is its answer.

@@ -1,5 +1,5 @@
-//! The scheduler against a simulated crew: random faults by the thousand, named faults, and how good the plans are.
-//! `CREWBOSS_SEEDS=N` runs N random worlds, `CREWBOSS_SEED=S` only that one.
+//! The scheduler against a simulated crew: random faults by the thousand, named faults, and how
+//! good the plans are. `CREWBOSS_SEEDS=N` runs N random worlds, `CREWBOSS_SEED=S` only that one.
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 #[path = "simulation/checker.rs"]

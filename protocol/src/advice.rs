@@ -1,5 +1,6 @@
-//! Commands that a person is advised to type. Every message that names a command of ours takes it from here, so that a test
-//! can run each of them; which crew is meant is known only where it is printed, and added there.
+//! Commands that a person is advised to type. Every message that names a command of ours takes it
+//! from here, so that a test can run each of them; which crew is meant is known only where it is
+//! printed, and added there.
 
 use std::fmt;
 

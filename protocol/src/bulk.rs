@@ -1,10 +1,11 @@
 //! Bulk channels: git objects to a host, logs and artifacts from it.
 //!
-//! A bulk channel is a further process on the host, `crewboss bulk`, that serves one request after the other. Requests
-//! and answers are lines like those of the control channel; data follows in frames: a length of four bytes, most
-//! significant first, and that many bytes. A frame of length 0 ends the data; the length [`BROKEN`] says that it cannot
-//! be completed, and a line with [`BulkAnswer::Failed`] follows; [`HOLE`] stands for zeros that are not sent. Nothing but frames and our own lines comes after the
-//! first [`BulkAnswer::Open`].
+//! A bulk channel is a further process on the host, `crewboss bulk`, that serves one request after
+//! the other. Requests and answers are lines like those of the control channel; data follows in
+//! frames: a length of four bytes, most significant first, and that many bytes. A frame of length 0
+//! ends the data; the length [`BROKEN`] says that it cannot be completed, and a line with
+//! [`BulkAnswer::Failed`] follows; [`HOLE`] stands for zeros that are not sent. Nothing but frames
+//! and our own lines comes after the first [`BulkAnswer::Open`].
 
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +16,12 @@ use crate::message::{Invalid, Validate};
 /// Instead of a length: the data cannot be completed.
 pub const BROKEN: u32 = u32::MAX;
 
-/// Instead of a length: a hole in an artifact. Its length follows in eight bytes, most significant first.
+/// Instead of a length: a hole in an artifact. Its length follows in eight bytes, most significant
+/// first.
 pub const HOLE: u32 = u32::MAX - 1;
 
-/// The longest hole that is told at once: both ends hash its zeros, and are to be heard of meanwhile.
+/// The longest hole that is told at once: both ends hash its zeros, and are to be heard of
+/// meanwhile.
 pub const HOLE_BYTES_MAX: u64 = 1 << 30;
 
 /// From the boss.
@@ -32,8 +35,9 @@ pub enum BulkRequest {
     },
     /// A git pack follows in frames. Answered by `stored`.
     Pack,
-    /// The content of one file follows in frames, as it is: with [`LONG_FILE_BYTES`](crate::limits::LONG_FILE_BYTES) or
-    /// more it is too long for a pack, whose parts have to fit into memory. Answered by `stored`.
+    /// The content of one file follows in frames, as it is: with
+    /// [`LONG_FILE_BYTES`](crate::limits::LONG_FILE_BYTES) or more it is too long for a pack, whose
+    /// parts have to fit into memory. Answered by `stored`.
     File {
         /// The id of its git object.
         id: TreeId,
@@ -48,7 +52,8 @@ pub enum BulkRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         near: Option<TreeId>,
     },
-    /// Send a log in frames, from its beginning, while it grows, until `log_ends` is received and that length is sent.
+    /// Send a log in frames, from its beginning, while it grows, until `log_ends` is received and
+    /// that length is sent.
     Log {
         /// Whose.
         at: TaskRef,
@@ -60,7 +65,8 @@ pub enum BulkRequest {
         /// In bytes.
         bytes: u64,
     },
-    /// Send the artifacts: for each an `artifact` line, its data in frames, and a `checksum` line; then `complete`.
+    /// Send the artifacts: for each an `artifact` line, its data in frames, and a `checksum` line;
+    /// then `complete`.
     Artifacts {
         /// Whose.
         at: TaskRef,
@@ -73,7 +79,8 @@ pub enum BulkRequest {
 pub enum BulkAnswer {
     /// The first line.
     Open,
-    /// The host is still at work on the answer. It says so every few seconds, of what brings no data meanwhile.
+    /// The host is still at work on the answer. It says so every few seconds, of what brings no
+    /// data meanwhile.
     Working,
     /// The trees that are there, of those asked for.
     Has {

@@ -1,7 +1,8 @@
 //! Lines: finding them in a stream of bytes, and writing them.
 //!
-//! Every line of ours begins with [`PREFIX`]. A remote shell may print whatever it likes before, between and after;
-//! such a line is handed out as stray output and never parsed. Memory is bounded by [`LINE_BYTES_MAX`] whatever arrives.
+//! Every line of ours begins with [`PREFIX`]. A remote shell may print whatever it likes before,
+//! between and after; such a line is handed out as stray output and never parsed. Memory is bounded
+//! by [`LINE_BYTES_MAX`] whatever arrives.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -66,7 +67,8 @@ impl LineDecoder {
         Self::default()
     }
 
-    /// Adds bytes as they were read. Call [`Self::next_line`] until it returns `None` before adding more.
+    /// Adds bytes as they were read. Call [`Self::next_line`] until it returns `None` before adding
+    /// more.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 {
             self.buffer.drain(..self.start);
@@ -99,8 +101,8 @@ impl LineDecoder {
         }
     }
 
-    /// Takes up to `max` bytes that were added already and follow the last line that was handed out, whatever is in
-    /// them: data whose length that line said.
+    /// Takes up to `max` bytes that were added already and follow the last line that was handed
+    /// out, whatever is in them: data whose length that line said.
     pub fn take_raw(&mut self, max: usize) -> &[u8] {
         let from = self.start;
         self.start += max.min(self.buffer.len() - from);

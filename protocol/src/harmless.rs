@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-/// Removes from foreign text whatever could drive the terminal: escape sequences, control characters, and the marks
-/// that reverse the direction of writing. Newlines and tabs stay. Of a line that was overwritten by carriage
-/// returns, as progress bars do it, the last state stays.
+/// Removes from foreign text whatever could drive the terminal: escape sequences, control
+/// characters, and the marks that reverse the direction of writing. Newlines and tabs stay. Of a
+/// line that was overwritten by carriage returns, as progress bars do it, the last state stays.
 pub fn harmless(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_harmful) {
         return Cow::Borrowed(text);
@@ -38,8 +38,9 @@ pub fn one_line(text: &str) -> String {
     clean.chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).collect()
 }
 
-/// Whether a character does something else than to be seen: what Unicode calls a control, a format, or a separator of lines and
-/// paragraphs. Newlines and tabs are none here: whoever shows one line only has [`one_line`].
+/// Whether a character does something else than to be seen: what Unicode calls a control, a format,
+/// or a separator of lines and paragraphs. Newlines and tabs are none here: whoever shows one line
+/// only has [`one_line`].
 pub fn is_harmful(c: char) -> bool {
     if c < '\u{80}' {
         return c.is_ascii_control() && c != '\n' && c != '\t';
@@ -47,8 +48,8 @@ pub fn is_harmful(c: char) -> bool {
     c.is_control() || FORMAT_AND_SEPARATORS.iter().any(|&(first, last)| (first..=last).contains(&c))
 }
 
-/// The categories Cf, Zl and Zp of Unicode 16, and the blocks of tags and interlinear marks whole: what is not given away there
-/// would be of the same kind.
+/// The categories Cf, Zl and Zp of Unicode 16, and the blocks of tags and interlinear marks whole:
+/// what is not given away there would be of the same kind.
 const FORMAT_AND_SEPARATORS: [(char, char); 19] = [
     ('\u{ad}', '\u{ad}'),
     ('\u{600}', '\u{605}'),
@@ -94,7 +95,8 @@ fn skip_escape(chars: &mut Chars<'_>) {
     }
 }
 
-/// Up to the final byte; anything that cannot belong to the sequence ends it, so that no text is swallowed.
+/// Up to the final byte; anything that cannot belong to the sequence ends it, so that no text is
+/// swallowed.
 fn skip_control_sequence(chars: &mut Chars<'_>) {
     while chars.next_if(|c| matches!(c, ' '..='?')).is_some() {}
     chars.next_if(|c| matches!(c, '@'..='~'));

@@ -73,13 +73,15 @@ pub enum SpeedSource {
 /// A toolchain that was tried and works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Toolchain {
-    /// The name that targets ask for: an architecture, a triplet, `native`, or a name from the crew file.
+    /// The name that targets ask for: an architecture, a triplet, `native`, or a name from the crew
+    /// file.
     pub name: Name,
     /// The compiler's own version line.
     pub version: String,
     /// The compiler's absolute path, given to tasks as `$CREWBOSS_CC`.
     pub compiler: String,
-    /// What to put before `gcc`, `ld`, `size` ...; empty for the native toolchain. Given as `$CREWBOSS_CROSS`.
+    /// What to put before `gcc`, `ld`, `size` ...; empty for the native toolchain. Given as
+    /// `$CREWBOSS_CROSS`.
     pub prefix: String,
 }
 
@@ -122,7 +124,8 @@ pub struct Load {
     pub memory_available: u64,
     /// Free space below the work directory, in bytes.
     pub disk_free: u64,
-    /// Share of the last ten seconds in which some task waited for a processor, in hundredths of a per cent.
+    /// Share of the last ten seconds in which some task waited for a processor, in hundredths of a
+    /// per cent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_pressure: Option<u32>,
     /// The hottest sensor in thousandths of a degree Celsius.

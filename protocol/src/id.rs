@@ -1,4 +1,5 @@
-//! Ids and names. Each is its own type, each can only be made through a check, also by deserialising.
+//! Ids and names. Each is its own type, each can only be made through a check, also by
+//! deserialising.
 
 use std::fmt;
 use std::str::FromStr;
@@ -124,7 +125,8 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// The name of a target, stage, toolchain, tag or machine: safe as a file name, a shell word and a table cell.
+    /// The name of a target, stage, toolchain, tag or machine: safe as a file name, a shell word
+    /// and a table cell.
     Name
 }
 name_type! {
@@ -136,7 +138,8 @@ name_type! {
     RunId
 }
 name_type! {
-    /// One connection of one run to one host. It names the directory on the host that owns everything made there.
+    /// One connection of one run to one host. It names the directory on the host that owns
+    /// everything made there.
     SessionId
 }
 
@@ -144,12 +147,13 @@ name_type! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskId(pub u32);
 
-/// One try at a task, counted over all hosts from 1. A number is never used twice for a task, so a late message
-/// of an older attempt can be told apart.
+/// One try at a task, counted over all hosts from 1. A number is never used twice for a task, so a
+/// late message of an older attempt can be told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attempt(pub u32);
 
-/// A task and an attempt at it: what every message about a task begins with. `"<task>.<attempt>"` on the wire.
+/// A task and an attempt at it: what every message about a task begins with. `"<task>.<attempt>"`
+/// on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "&str", into = "String")]
 pub struct TaskRef {
@@ -257,7 +261,8 @@ impl fmt::Debug for TreeId {
     }
 }
 
-/// A relative path that stays below the directory it is joined to, and that file systems can have: the name of an artifact.
+/// A relative path that stays below the directory it is joined to, and that file systems can have:
+/// the name of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RelPath(String);

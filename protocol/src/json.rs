@@ -1,4 +1,5 @@
-//! JSON that a person may look at in a terminal: files, and what programs are given. Not what goes over a channel.
+//! JSON that a person may look at in a terminal: files, and what programs are given. Not what goes
+//! over a channel.
 
 use serde::Serialize;
 
@@ -20,8 +21,8 @@ pub fn pretty<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<String> {
     serde_json::to_string_pretty(value).map(escaped)
 }
 
-/// Writes each character that could drive a terminal by its number. Nothing is lost: such characters stand only within strings,
-/// and a program reads the same string as before.
+/// Writes each character that could drive a terminal by its number. Nothing is lost: such
+/// characters stand only within strings, and a program reads the same string as before.
 fn escaped(json: String) -> String {
     if !json.chars().any(is_harmful) {
         return json;

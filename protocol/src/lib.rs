@@ -1,9 +1,9 @@
 //! What boss and worker say to each other: messages, ids, limits and the line codec.
 //!
-//! This crate knows nothing of sockets, processes or git. Everything that arrives from the other side passes
-//! through [`codec`] (bounded memory, never a panic), then through the types in [`id`] (which refuse names that
-//! could leave a directory), then through [`Validate::validate`]. `PROTOCOL.md` beside this crate is the reference for
-//! readers; a test holds it against the types.
+//! This crate knows nothing of sockets, processes or git. Everything that arrives from the other
+//! side passes through [`codec`] (bounded memory, never a panic), then through the types in [`id`]
+//! (which refuse names that could leave a directory), then through [`Validate::validate`].
+//! `PROTOCOL.md` beside this crate is the reference for readers; a test holds it against the types.
 #![forbid(unsafe_code)]
 
 pub mod advice;
@@ -35,15 +35,16 @@ pub use outcome::{Outcome, StageExit, StageResult};
 pub use phase::{Phase, PhaseClock, Phases};
 pub use target::{Command, Environment, Stage, Target};
 
-/// The version of the line protocol. Both sides are always the same build, so this only guards against a worker
-/// started by hand; a difference ends the session.
+/// The version of the line protocol. Both sides are always the same build, so this only guards
+/// against a worker started by hand; a difference ends the session.
 pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The variable that the processes of a session on a host carry, so that whoever ends it finds
 /// them.
 pub const SESSION_VARIABLE: &str = "CREWBOSS_SESSION";
 
-/// An error and its causes in one line, each said once: how errors travel in messages and stand in logs.
+/// An error and its causes in one line, each said once: how errors travel in messages and stand in
+/// logs.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

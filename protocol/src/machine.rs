@@ -10,11 +10,12 @@ use crate::limits::AUXILIARIES_MAX;
 use crate::message::{Invalid, Validate};
 use crate::outcome::Outcome;
 
-/// The version of what is said between host and guest. It stands in the name of the link to a machine's revision.
+/// The version of what is said between host and guest. It stands in the name of the link to a
+/// machine's revision.
 pub const MACHINE_PROTOCOL: u32 = 1;
 
-/// The version of what the guest agent does. Whoever changes how a task runs in a guest raises it: bootstrapped copies are
-/// remade then, and results of older versions do not count as unchanged.
+/// The version of what the guest agent does. Whoever changes how a task runs in a guest raises it:
+/// bootstrapped copies are remade then, and results of older versions do not count as unchanged.
 pub const AGENT_VERSION: u32 = 1;
 
 /// The toolchain of machines whose target names none: whatever the machine itself has.
@@ -234,7 +235,8 @@ pub struct HeldGuest {
     pub since: u64,
     /// Until when it is kept, in seconds since 1970.
     pub until: u64,
-    /// Whether the guest's memory was saved, so that it goes on where it stopped; otherwise its disk is all there is.
+    /// Whether the guest's memory was saved, so that it goes on where it stopped; otherwise its
+    /// disk is all there is.
     pub memory: bool,
     /// Who is in it right now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -256,7 +258,8 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// Who, from where and for how long, for a message. `now` is in seconds since 1970; clocks may differ.
+    /// Who, from where and for how long, for a message. `now` is in seconds since 1970; clocks may
+    /// differ.
     pub fn told(&self, now: u64) -> String {
         let from = self.from.as_ref().map(|from| format!(" from {}", one_line(from))).unwrap_or_default();
         let minutes = now.saturating_sub(self.since) / 60;
@@ -282,8 +285,8 @@ pub struct MachineResult {
     pub memory: u64,
     /// Processors of the guest.
     pub processors: u32,
-    /// From the start of QEMU until the guest asked for its task, in milliseconds; after a warm start, until it had proven
-    /// that it is itself.
+    /// From the start of QEMU until the guest asked for its task, in milliseconds; after a warm
+    /// start, until it had proven that it is itself.
     pub boot_ms: u64,
     /// Whether the guest went on from saved memory instead of booting.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -329,8 +332,8 @@ impl Validate for MachineUse {
     }
 }
 
-/// The prefix of an auxiliary machine's variables: its name in upper case, with `_` for whatever a variable's name cannot
-/// hold.
+/// The prefix of an auxiliary machine's variables: its name in upper case, with `_` for whatever a
+/// variable's name cannot hold.
 pub fn variable_prefix(name: &Name) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     let mut prefix: String = name.as_str().chars().map(word).collect();

@@ -1,7 +1,7 @@
 //! The messages of the control channel, one enum per direction.
 //!
-//! Unknown fields are ignored, so that a field can be added without a new version. An unknown message is an error:
-//! ignoring it would leave the other side waiting.
+//! Unknown fields are ignored, so that a field can be added without a new version. An unknown
+//! message is an error: ignoring it would leave the other side waiting.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,8 @@ pub trait Validate {
 pub enum ToWorker {
     /// The first line: who calls, and how the session is to be.
     Hello(Hello),
-    /// Defines targets, which tasks then name by number. Comes as often as there are targets to define.
+    /// Defines targets, which tasks then name by number. Comes as often as there are targets to
+    /// define.
     Configure {
         /// The number of the first target of this message.
         first: u32,
@@ -66,8 +67,8 @@ pub enum ToWorker {
     },
     /// Run this as soon as a slot is free.
     Task(TaskOrder),
-    /// Make the copy of a machine that tasks start from, as soon as a slot is free. Answered by `bootstrapped`, or by
-    /// `refused`.
+    /// Make the copy of a machine that tasks start from, as soon as a slot is free. Answered by
+    /// `bootstrapped`, or by `refused`.
     Bootstrap(BootstrapOrder),
     /// Stop an attempt or a bootstrap, wherever it stands.
     Cancel {
@@ -115,7 +116,8 @@ pub struct Hello {
     pub heartbeat_ms: u64,
     /// After how much silence the other side counts as gone, in milliseconds.
     pub silence_ms: u64,
-    /// How long a process on the host may do one thing without a sign of life before it stands still, in milliseconds.
+    /// How long a process on the host may do one thing without a sign of life before it stands
+    /// still, in milliseconds.
     #[serde(default = "standstill_ms")]
     pub standstill_ms: u64,
     /// What one task may leave, from `crew.toml`.
@@ -127,7 +129,8 @@ pub struct Hello {
     /// Compilers named in `crew.toml`, besides those found on `PATH`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub toolchains: BTreeMap<Name, String>,
-    /// Where the host's virtual machines lie, from `crew.toml`; by default `machines` below the work directory.
+    /// Where the host's virtual machines lie, from `crew.toml`; by default `machines` below the
+    /// work directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machines: Option<String>,
     /// What guests are to run with, from `crew.toml`.
@@ -224,7 +227,8 @@ pub struct TaskOrder {
 /// A machine to be bootstrapped ahead of time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootstrapOrder {
-    /// What the order is called; among those of tasks and bootstraps of this session it is not used twice at once.
+    /// What the order is called; among those of tasks and bootstraps of this session it is not used
+    /// twice at once.
     pub at: TaskRef,
     /// The machine.
     pub machine: Name,
@@ -307,14 +311,15 @@ pub struct Pause {
 pub enum FromWorker {
     /// The answer to `hello`.
     Ready(Box<Ready>),
-    /// What an attempt, or a bootstrap, is at from now on. The first of these says that it has its slot.
+    /// What an attempt, or a bootstrap, is at from now on. The first of these says that it has its
+    /// slot.
     Phase {
         /// Which.
         at: TaskRef,
         /// What it is at.
         phase: Phase,
-        /// More about that for a person: which machine boots, and why once more. Said again with the same phase, it is news
-        /// of that.
+        /// More about that for a person: which machine boots, and why once more. Said again with
+        /// the same phase, it is news of that.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         text: String,
     },
@@ -363,8 +368,8 @@ pub enum FromWorker {
         /// The host's state.
         load: Load,
     },
-    /// Other bosses have taken slots, or given them back: how many tasks of this boss can run at once now. Until this is
-    /// said, all slots can be used.
+    /// Other bosses have taken slots, or given them back: how many tasks of this boss can run at
+    /// once now. Until this is said, all slots can be used.
     Slots {
         /// From 0 to the number of slots.
         usable: u32,
@@ -579,10 +584,11 @@ pub enum Cause {
     Host,
     /// The machines that it was to run in, this time.
     Machine,
-    /// What the task asks for is not to be had there, however often it is tried, and no host is to blame for that.
+    /// What the task asks for is not to be had there, however often it is tried, and no host is to
+    /// blame for that.
     Lasting,
-    /// Somebody else has killed what ran it, as the kernel does for want of memory. A task that does well otherwise is tried
-    /// again; one of which this is said twice brings it about itself.
+    /// Somebody else has killed what ran it, as the kernel does for want of memory. A task that
+    /// does well otherwise is tried again; one of which this is said twice brings it about itself.
     Killed,
 }
 

@@ -1,4 +1,5 @@
-//! What an attempt is at, and for how long: one closed list for hosts and guests, in messages, events and results.
+//! What an attempt is at, and for how long: one closed list for hosts and guests, in messages,
+//! events and results.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::Name;
 use crate::limits::{NUMBER_MAX, STAGES_MAX};
 
-/// What an attempt is at. Whoever reads results of many runs rests on these names: they may become more, but none changes.
+/// What an attempt is at. Whoever reads results of many runs rests on these names: they may become
+/// more, but none changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -39,7 +41,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All but stages, which have names: as many phases as there can be of one attempt besides those.
+    /// All but stages, which have names: as many phases as there can be of one attempt besides
+    /// those.
     const OTHERS: usize = 11;
 
     /// The stage, if it is one.
@@ -56,7 +59,8 @@ impl Phase {
         }
     }
 
-    /// Whether this is the attempt's own time, and not that of others for whom it waits or who write it down.
+    /// Whether this is the attempt's own time, and not that of others for whom it waits or who
+    /// write it down.
     fn is_own(&self) -> bool {
         !matches!(self, Self::Waiting | Self::Source | Self::Person | Self::Storing)
     }
@@ -97,7 +101,8 @@ pub struct PhaseTime {
 pub struct Phases(Vec<PhaseTime>);
 
 impl Phases {
-    /// More of one attempt make no sense. One stage is the boss's own: it hands over what is uploaded.
+    /// More of one attempt make no sense. One stage is the boss's own: it hands over what is
+    /// uploaded.
     pub const MAX: usize = STAGES_MAX + 1 + Phase::OTHERS;
 
     /// Adds the time of a phase to what it has taken before.
@@ -145,8 +150,8 @@ impl Phases {
         self.0.iter().fold(0, |sum, one| sum.saturating_add(one.wall_ms))
     }
 
-    /// What the attempt has taken itself: all but what it waited for its turn, its source and a person, and but the time
-    /// that writing it down takes. In milliseconds.
+    /// What the attempt has taken itself: all but what it waited for its turn, its source and a
+    /// person, and but the time that writing it down takes. In milliseconds.
     pub fn own_ms(&self) -> u64 {
         let own = self.0.iter().filter(|one| one.phase.is_own());
         own.fold(0, |sum, one| sum.saturating_add(one.wall_ms))

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::Name;
 use crate::machine::MachineUse;
 
-/// A target: commands, what they need, what they leave. Its serialised form is part of a task's key.
+/// A target: commands, what they need, what they leave. Its serialised form is part of a task's
+/// key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Its name.

@@ -1,5 +1,6 @@
-//! What a git tree may hold to be checked out on a host. The worker relies on it; the boss checks it before anything is sent,
-//! so that one bad commit ends a run at its start rather than every host's session.
+//! What a git tree may hold to be checked out on a host. The worker relies on it; the boss checks
+//! it before anything is sent, so that one bad commit ends a run at its start rather than every
+//! host's session.
 
 /// Longest name of a file on Linux, in bytes.
 pub const FILE_NAME_MAX: usize = 255;

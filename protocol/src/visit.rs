@@ -1,8 +1,8 @@
 //! What a person's crewboss and the role that brings the person to a guest say to each other.
 //!
-//! Both ends say [`FromPerson::Here`] and [`ToPerson::Here`] all the time. Whoever has not heard the other for the limit of
-//! the crew takes it for gone: a cut link, a killed or a stopped process all look like that, and a guest must not run on
-//! for somebody who is not there.
+//! Both ends say [`FromPerson::Here`] and [`ToPerson::Here`] all the time. Whoever has not heard
+//! the other for the limit of the crew takes it for gone: a cut link, a killed or a stopped process
+//! all look like that, and a guest must not run on for somebody who is not there.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,8 @@ pub enum FromPerson {
         /// Characters in a line.
         columns: u16,
     },
-    /// A stage that runs again is to have this variable. On the command line of the role everybody on that host would see it.
+    /// A stage that runs again is to have this variable. On the command line of the role everybody
+    /// on that host would see it.
     Variable {
         /// Its name.
         name: String,

@@ -1,5 +1,6 @@
-//! Holds `PROTOCOL.md` against the types: every message is shown there exactly as it is written on the wire, and
-//! everything shown there can be read. Run with `UPDATE_REFERENCE=1` to rewrite the generated parts.
+//! Holds `PROTOCOL.md` against the types: every message is shown there exactly as it is written on
+//! the wire, and everything shown there can be read. Run with `UPDATE_REFERENCE=1` to rewrite the
+//! generated parts.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod samples;

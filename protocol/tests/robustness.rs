@@ -1,4 +1,5 @@
-//! Whatever arrives, in whatever pieces: no panic, no unbounded memory, and what is accepted is valid.
+//! Whatever arrives, in whatever pieces: no panic, no unbounded memory, and what is accepted is
+//! valid.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod samples;

@@ -1,7 +1,9 @@
 # shellcheck shell=bash
-# Shared by the benchmarks: a lab of hosts, the comparison in rounds, processor time of both sides. Sourced, not run.
+# Shared by the benchmarks: a lab of hosts, the comparison in rounds, processor time of both sides.
+# Sourced, not run.
 #
-# Settings, all by environment: ROUNDS (5 unless the script says otherwise), CREWBOSS (the release build, built if missing).
+# Settings, all by environment: ROUNDS (5 unless the script says otherwise), CREWBOSS (the release
+# build, built if missing).
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 BENCH=$(readlink -f "$(dirname "${BASH_SOURCE[0]}")")
@@ -13,7 +15,8 @@ die() { echo "bench: $*" >&2; exit 1; }
 note() { echo "# $*"; }
 need() { local tool; for tool in "$@"; do command -v "$tool" >/dev/null || die "$tool is missing; scripts/setup --bench installs it"; done; }
 
-# Starts a lab, runs this same script again where its hosts can be reached, and takes everything down at the end.
+# Starts a lab, runs this same script again where its hosts can be reached, and takes everything
+# down at the end.
 #   in_lab N [options of scripts/lab up]
 in_lab() {
     if [ -n "${BENCH_LAB:-}" ]; then
@@ -21,7 +24,8 @@ in_lab() {
         return
     fi
     need ssh cc awk
-    # Without a word from the caller, the program that is measured is the one of this source, as it is shipped.
+    # Without a word from the caller, the program that is measured is the one of this source, as it
+    # is shipped.
     if [ -z "${CREWBOSS:-}" ]; then
         (cd "$TOP" && cargo build --release --quiet)
         CREWBOSS=$TOP/target/$(rustc -vV | sed -n 's/^host: //p')/release/crewboss
@@ -41,8 +45,8 @@ in_lab() {
     exit
 }
 
-# The lab's hosts again by a second name each: host1m keeps one open connection and shares it. With RTT_MS, all through
-# a relay that adds a round trip.
+# The lab's hosts again by a second name each: host1m keeps one open connection and shares it. With
+# RTT_MS, all through a relay that adds a round trip.
 shared_config() {
     local host
     [ -z "${RTT_MS:-}" ] || printf 'Match all\n  ProxyCommand %s/delay %%h %%p %s\n' "$W" "$RTT_MS"
@@ -66,8 +70,8 @@ crew() {
 on_host() { "$TOP/scripts/lab" exec --dir "$LAB" "$@"; }
 open_masters() { local host; for host in "$@"; do echo "$W/ssh -fN ${host}m;"; done; }
 
-# Processor time in clock ticks of everything that runs or ran on the hosts: a process that has ended counts for the one
-# that waited for it, in the end the host's first process.
+# Processor time in clock ticks of everything that runs or ran on the hosts: a process that has
+# ended counts for the one that waited for it, in the end the host's first process.
 hosts_ticks() {
     local host total=0
     for host in "$LAB"/host*; do
@@ -77,9 +81,9 @@ hosts_ticks() {
 }
 sum_ticks() { sed 's/^.*) //' | awk '{ t += $12 + $13 + $14 + $15 } END { print t + 0 }'; }
 
-# Runs one case once: PRE untimed, then CMD timed, in a PID view of its own, so that whatever they leave running ends
-# with them and its processor time is seen. Sets WALL_S, NEAR_S, FAR_S. A command that measures itself writes seconds
-# to $W/seconds, and that counts.
+# Runs one case once: PRE untimed, then CMD timed, in a PID view of its own, so that whatever they
+# leave running ends with them and its processor time is seen. Sets WALL_S, NEAR_S, FAR_S. A command
+# that measures itself writes seconds to $W/seconds, and that counts.
 measure() {
     local before after ticks status
     rm -f "$W/seconds" "$W/ready" "$W/go"
@@ -98,9 +102,10 @@ measure() {
 }
 ticks_to_s() { awk -v t="$1" -v hz="$(getconf CLK_TCK)" 'BEGIN { printf "%.3f", t / hz }'; }
 
-# Compares cases in rounds, one of each in every round:  compare LABEL [NAME PRE CMD]...
-# The first case is what the others are compared with. Each ratio is the median of the rounds' ratios, so that a machine
-# that is busier in one round than in the next does not matter. A case that fails is left out, with its words.
+# Compares cases in rounds, one of each in every round: compare LABEL [NAME PRE CMD]... The first
+# case is what the others are compared with. Each ratio is the median of the rounds' ratios, so that
+# a machine that is busier in one round than in the next does not matter. A case that fails is left
+# out, with its words.
 compare() {
     local label=$1 round i
     shift

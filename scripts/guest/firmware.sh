@@ -1,14 +1,16 @@
 # shellcheck shell=bash disable=SC2154
-# A disk that firmware starts from, BIOS and UEFI alike, for scripts/make-machine to source, after packages.sh:
+# A disk that firmware starts from, BIOS and UEFI alike, for scripts/make-machine to source, after
+# packages.sh:
 #
 #   sector 0          GRUB's boot sector, with a partition table
 #   sector 1          the rest of GRUB for BIOS, which the boot sector reads from there
-#   1 MiB             partition 1: FAT with EFI/BOOT/BOOTX64.EFI, GRUB for UEFI; firmware looks for that name by itself
+#   1 MiB             partition 1: FAT with EFI/BOOT/BOOTX64.EFI, GRUB for UEFI; firmware looks for
+#                     that name by itself
 #   ROOT_AT           partition 2: the root file system, with kernel and initrd in /boot
 #
-# GRUB reads its commands from inside of itself and asks nobody. It talks to the serial console, so that what it cannot do
-# shows up there, and switches the guest off then. GRUB and the tools are unpacked from Debian's packages and run with their
-# own C library: nothing is installed.
+# GRUB reads its commands from inside of itself and asks nobody. It talks to the serial console, so
+# that what it cannot do shows up there, and switches the guest off then. GRUB and the tools are
+# unpacked from Debian's packages and run with their own C library: nothing is installed.
 
 SECTOR=512
 MIB=1048576
@@ -61,7 +63,8 @@ write_bios_loader() { # write_bios_loader FILE
     local of=$LOADER/usr/lib/grub/i386-pc
     loader grub-mkimage -d "$of" -O i386-pc -p / -c "$scratch/grub.cfg" -o "$scratch/core.img" biosdisk $modules
     [ "$(stat -c %s "$scratch/core.img")" -le $((ESP_AT * MIB - SECTOR)) ] || die "GRUB does not fit before the first partition"
-    # Up to where the partition table begins with the number of the disk: what follows there is for floppy disks.
+    # Up to where the partition table begins with the number of the disk: what follows there is for
+    # floppy disks.
     head -c 440 "$of/boot.img" | at_byte "$1" 0
     printf '\x55\xaa' | at_byte "$1" 510
     at_byte "$1" $SECTOR <"$scratch/core.img"
@@ -85,7 +88,8 @@ at_byte() { # at_byte FILE OFFSET: from standard input
     dd of="$1" bs=64K seek="$2" oflag=seek_bytes conv=notrunc,sparse status=none || die "cannot write $1"
 }
 
-# An entry of a partition table. Cylinders and heads are those that mean: look at the sectors instead.
+# An entry of a partition table. Cylinders and heads are those that mean: look at the sectors
+# instead.
 partition() { # partition TYPE START LENGTH: in hexadecimal; in sectors
     local number
     printf '%b' "\\x00\\xfe\\xff\\xff\\x$1\\xfe\\xff\\xff"

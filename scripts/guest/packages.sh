@@ -1,11 +1,14 @@
 # shellcheck shell=bash
-# Debian packages for guests, for scripts/make-machine and scripts/test-kernel to source: resolved and fetched by apt with
-# a state of its own, and unpacked. Nothing of this machine's dpkg and apt is changed, and no root is needed.
+# Debian packages for guests, for scripts/make-machine and scripts/test-kernel to source: resolved
+# and fetched by apt with a state of its own, and unpacked. Nothing of this machine's dpkg and apt
+# is changed, and no root is needed.
 #
-# Everything is kept in ${XDG_CACHE_HOME:-~/.cache}/crewboss/packages. The lists of packages are fetched once: what was made
-# one day is made the same the next, without a network, until somebody asks for newer ones or a package has gone.
+# Everything is kept in ${XDG_CACHE_HOME:-~/.cache}/crewboss/packages. The lists of packages are
+# fetched once: what was made one day is made the same the next, without a network, until somebody
+# asks for newer ones or a package has gone.
 #
-# Used are the mirror, the proxy and the release of this machine's own apt, if it is a Debian; else, or to have others:
+# Used are the mirror, the proxy and the release of this machine's own apt, if it is a Debian; else,
+# or to have others:
 #   CREWBOSS_MIRROR=URL CREWBOSS_RELEASE=CODENAME
 
 CACHE=${XDG_CACHE_HOME:-${HOME:?}/.cache}/crewboss
@@ -13,8 +16,9 @@ PACKAGES=$CACHE/packages
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 LOCK_WITHIN=600       # seconds that another one may take
 
-# What is in a guest by other means, or of no use there: busybox has the programs, and nothing is ever configured.
-# libnsl-dev and rpcsvc-proto (NIS and Sun RPC) would bring Kerberos and OpenSSL along with every C library.
+# What is in a guest by other means, or of no use there: busybox has the programs, and nothing is
+# ever configured. libnsl-dev and rpcsvc-proto (NIS and Sun RPC) would bring Kerberos and OpenSSL
+# along with every C library.
 PROVIDED="dpkg tar coreutils debianutils sed passwd adduser debconf udev kmod initramfs-tools linux-base libnsl-dev rpcsvc-proto"
 
 die() { echo "${0##*/}: $*" >&2; exit 1; }
@@ -29,15 +33,16 @@ need_tools() {
     [ -z "$missing" ] || die "missing:$missing; scripts/setup installs them"
 }
 
-# The address of the mirror that this machine's own apt uses: the first one that serves a release, not its updates.
+# The address of the mirror that this machine's own apt uses: the first one that serves a release,
+# not its updates.
 packages_mirror() {
     { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true; } |
         sed -nE -e 's/^URIs: *([^ ]*debian\/?)( .*)?$/\1/p' \
             -e 's/^deb +(\[[^]]*\] +)?([^ ]+debian\/?) +[a-z]+ +main.*$/\2/p' | head -n 1
 }
 
-# apt reads the file in APT_CONFIG before the directories of its configuration, so these can be turned off in it. What it
-# has been told of proxies is kept.
+# apt reads the file in APT_CONFIG before the directories of its configuration, so these can be
+# turned off in it. What it has been told of proxies is kept.
 packages_configure() { # packages_configure MIRROR RELEASE
     local package acquire
     acquire=$(apt-config dump | grep -iE '^Acquire::(http|https|ftp|Retries|ForceIPv)' || true)
@@ -62,8 +67,9 @@ CONF
     export APT_CONFIG=$PACKAGES/apt.conf
 }
 
-# Prepares everything; the lock is held until this process ends. A directory for what is being unpacked is in $scratch, and
-# goes with this process. What one that was killed has left is removed: nobody else is here.
+# Prepares everything; the lock is held until this process ends. A directory for what is being
+# unpacked is in $scratch, and goes with this process. What one that was killed has left is removed:
+# nobody else is here.
 packages_begin() { # packages_begin [--update]
     local mirror release
     need_tools apt-get apt-config dpkg-deb flock tar
@@ -122,8 +128,8 @@ packages_unpack() { # packages_unpack DIRECTORY TAR-OPTION... : files from stand
     ' bash FILE "$@" || die "cannot unpack Debian packages in $1; is there room?"
 }
 
-# Debian's kernel for virtual machines, unpacked in $KERNEL: boot/vmlinuz-RELEASE and lib/modules/RELEASE. Its release is in
-# $release, and what it was made of in $KERNEL/packages.
+# Debian's kernel for virtual machines, unpacked in $KERNEL: boot/vmlinuz-RELEASE and
+# lib/modules/RELEASE. Its release is in $release, and what it was made of in $KERNEL/packages.
 KERNEL=$CACHE/kernel
 packages_kernel() {
     packages_fetch linux-image-cloud-amd64 >"$scratch/kernel.packages"

@@ -16,7 +16,8 @@ use crate::output::{Stream, print};
 use crate::terminal::Verbosity;
 use crate::terminal::bootstrap as table;
 
-/// Runs the command. A machine that is not ready afterwards, or a host that could not be asked, makes the exit code 102.
+/// Runs the command. A machine that is not ready afterwards, or a host that could not be asked,
+/// makes the exit code 102.
 pub fn run(arguments: &BootstrapArgs) -> Exit {
     finish(try_run(arguments))
 }
@@ -66,7 +67,8 @@ async fn carry_out(
 ) -> Result<(Vec<Bootstrapped>, bool), CommandError> {
     let stop = interrupt::listen(Hangup::UnlessIgnored)
         .map_err(|source| CommandError::System { what: "listen for signals", source })?;
-    // Progress is no result, so it does not go where results go. If nobody wants to read it, nothing is lost.
+    // Progress is no result, so it does not go where results go. If nobody wants to read it,
+    // nothing is lost.
     let mut show = |progress: Progress| {
         if let Some(text) = table::progress(&progress, verbosity) {
             Stream::Err.put(Weight::News, text.as_bytes());

@@ -141,7 +141,8 @@ fn sinks(
         sinks.push(Box::new(events));
         end = Some(its_end);
     }
-    // Bars are drawn on standard error. If either of the two goes into a file, plain lines are what is wanted.
+    // Bars are drawn on standard error. If either of the two goes into a file, plain lines are what
+    // is wanted.
     let watched = std::io::stdout().is_terminal() && screen::can_draw() && verbosity > Verbosity::Quiet;
     match Stream::Err.queue().filter(|_| watched) {
         Some(out) => {

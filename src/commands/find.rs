@@ -52,7 +52,8 @@ pub fn parts(text: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Finds the guest that is held, or whose task waits, by its name, by its target, or by `TARGET@COMMIT`.
+/// Finds the guest that is held, or whose task waits, by its name, by its target, or by
+/// `TARGET@COMMIT`.
 ///
 /// # Errors
 /// If there is none, or several.

@@ -118,7 +118,8 @@ pub fn crew(common: &CommonArgs, hosts: &[String]) -> Result<Crew, ConfigError> 
     Ok(crew)
 }
 
-/// The directory of the user's configuration, as the XDG base directories say: a relative one is ignored.
+/// The directory of the user's configuration, as the XDG base directories say: a relative one is
+/// ignored.
 fn config_home(home: Option<&Path>) -> Option<PathBuf> {
     let named = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     named.or_else(|| home.map(|home| home.join(".config")))

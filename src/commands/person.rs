@@ -112,7 +112,8 @@ enum Keyboard {
     Ours,
 }
 
-/// Finds the guest and runs a role beside it, with the person's keyboard and screen. It is told what comes `first`.
+/// Finds the guest and runs a role beside it, with the person's keyboard and screen. It is told
+/// what comes `first`.
 fn at_guest(
     common: &CommonArgs,
     wanted: &str,
@@ -181,7 +182,8 @@ impl Seat {
         Ok(Self { talk, screen, keyboard, raw: None, next: None, is_terminal })
     }
 
-    /// Until the role has ended. When `stop` becomes true it is told that the person has gone, and waited for all the same.
+    /// Until the role has ended. When `stop` becomes true it is told that the person has gone, and
+    /// waited for all the same.
     async fn stay(mut self, mut stop: watch::Receiver<bool>) -> Result<Exit, CommandError> {
         let failed = |source| CommandError::System { what: "listen for signals", source };
         let mut resized = signal(SignalKind::window_change()).map_err(failed)?;

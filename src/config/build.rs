@@ -182,7 +182,8 @@ pub fn load_build(document: Document) -> Result<BuildPlan, ConfigError> {
 const RANGE_HINT: &str = "any git revision or range will do: \"HEAD\", \"v1.2\", \"origin/main..HEAD\"; \
                           without it the working tree is built";
 
-/// Reads what selects the commits, from the file or from the command line. git says later whether it names anything.
+/// Reads what selects the commits, from the file or from the command line. git says later whether
+/// it names anything.
 pub fn selection(text: &str) -> Result<Selection, String> {
     let why = if text.trim().is_empty() {
         "it is empty"
@@ -233,7 +234,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the target is incremental, which one in a machine cannot be: its guest is gone afterwards.
+    /// Whether the target is incremental, which one in a machine cannot be: its guest is gone
+    /// afterwards.
     fn incremental(
         &self,
         key: &Spanned<String>,

@@ -27,7 +27,8 @@ const SLOTS_MAX: i64 = 65_536;
 /// Shortest heartbeat that a worker accepts.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
-/// Fewest lines in a second that a host must be allowed: what it says of tasks that end one after the other.
+/// Fewest lines in a second that a host must be allowed: what it says of tasks that end one after
+/// the other.
 const MESSAGES_MIN: i64 = 1000;
 
 /// Shortest time after which something can be said to stand still.

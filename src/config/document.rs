@@ -27,7 +27,8 @@ pub struct Document {
 }
 
 impl Document {
-    /// Reads a file that was come by in some way. One that cannot be trusted is refused, and so is what is no text.
+    /// Reads a file that was come by in some way. One that cannot be trusted is refused, and so is
+    /// what is no text.
     pub fn read(path: &Path, way: Way<'_>) -> Result<Self, ConfigError> {
         let Trusted { file, owner } = trust::open(path, way)?;
         let bytes = read_bytes(path, file)?;
@@ -45,8 +46,8 @@ impl Document {
         }
     }
 
-    /// Parses it. `later` names keys that are not known here, with what to say of them; `mistake` knows what people mean by
-    /// a file that is well-formed and not understood.
+    /// Parses it. `later` names keys that are not known here, with what to say of them; `mistake`
+    /// knows what people mean by a file that is well-formed and not understood.
     pub fn parse<T: DeserializeOwned>(
         &self,
         later: &[(&str, &str)],
@@ -84,8 +85,9 @@ impl Document {
     }
 }
 
-/// Without the byte-order mark and the carriage returns that some editors put into files: a shell that is given the lines
-/// of a stage would take them for parts of its words. A carriage return that is meant is written `\r`.
+/// Without the byte-order mark and the carriage returns that some editors put into files: a shell
+/// that is given the lines of a stage would take them for parts of its words. A carriage return
+/// that is meant is written `\r`.
 fn normalised(text: String) -> String {
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text }
@@ -165,7 +167,8 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for OrderedVisitor<V> {
         while let Some(entry) = map.next_entry()? {
             entries.push(entry);
         }
-        // The parser keeps tables sorted by name; the order of the file is in the places of the keys.
+        // The parser keeps tables sorted by name; the order of the file is in the places of the
+        // keys.
         entries.sort_by_key(|(key, _)| key.span().start);
         Ok(Ordered(entries))
     }

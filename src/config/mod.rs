@@ -1,6 +1,7 @@
 //! What the user wrote: `crew.toml` and `build.toml`, read strictly.
 //!
-//! Nothing is accepted that has no effect. Every error names the file, the line and what was expected.
+//! Nothing is accepted that has no effect. Every error names the file, the line and what was
+//! expected.
 
 mod build;
 mod crew;

@@ -56,8 +56,8 @@ fn no_repository(directory: &Path) -> ConfigError {
     }
 }
 
-/// Finds `crew.toml`: as named, upwards from a directory, or in the user's configuration. `None`: there is none, the
-/// crew is this computer.
+/// Finds `crew.toml`: as named, upwards from a directory, or in the user's configuration. `None`:
+/// there is none, the crew is this computer.
 pub fn find_crew(
     named: Option<&Path>,
     from: &Path,

@@ -1,8 +1,8 @@
 //! Whose files may say what is run.
 //!
-//! A crew or build file, and what it includes, has commands run. So it is opened once, what is open is looked at, and that
-//! is what is read: nobody can put another file in its place between the look and the reading. Whoever owns it, and
-//! whoever can write to it, could have anything run.
+//! A crew or build file, and what it includes, has commands run. So it is opened once, what is open
+//! is looked at, and that is what is read: nobody can put another file in its place between the
+//! look and the reading. Whoever owns it, and whoever can write to it, could have anything run.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -98,7 +98,8 @@ pub fn open(path: &Path, way: Way<'_>) -> Result<Trusted, Refusal> {
             Way::NamedBy(other) => owners.push(other),
             Way::Own | Way::Met { .. } => {}
         }
-        // What a link leads to is what was named. If it leads to another link by then, that is not followed.
+        // What a link leads to is what was named. If it leads to another link by then, that is not
+        // followed.
         place = path.canonicalize().unwrap_or(place);
     }
     match Open::read().also_of(&owners).path(&place) {
@@ -161,7 +162,8 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The nearest repository at or above a directory. A `.git` is a directory, or a file or link that leads to one.
+    /// The nearest repository at or above a directory. A `.git` is a directory, or a file or link
+    /// that leads to one.
     pub fn around(from: &Path) -> Result<Option<Self>, ConfigError> {
         let Some(top) = repository_of(from) else { return Ok(None) };
         let git = top.join(".git");

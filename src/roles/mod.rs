@@ -1,5 +1,5 @@
-//! The roles that crewboss has for itself: what a boss starts on a host. They are told apart before anything else, so that
-//! they start fast, and they are no part of the interface.
+//! The roles that crewboss has for itself: what a boss starts on a host. They are told apart before
+//! anything else, so that they start fast, and they are no part of the interface.
 
 pub mod person;
 
@@ -113,7 +113,8 @@ struct Options {
     guest: agent::Options,
 }
 
-/// Recognises a role by the first argument, the program's name left out. `None`: it is for a person.
+/// Recognises a role by the first argument, the program's name left out. `None`: it is for a
+/// person.
 pub fn recognise(mut arguments: impl Iterator<Item = OsString>) -> Option<Result<Role, RoleError>> {
     let first = arguments.next()?;
     let rest: Vec<OsString> = arguments.collect();
@@ -194,7 +195,8 @@ fn options(role: &'static str, known: &[&'static str], words: Vec<OsString>) -> 
 
 /// Does what a role is for.
 pub fn run(role: Result<Role, RoleError>) -> ExitCode {
-    // Before anything else: a build may look at whatever starts. In a guest nobody else is there, and people may look.
+    // Before anything else: a build may look at whatever starts. In a guest nobody else is there,
+    // and people may look.
     if !matches!(role, Ok(Role::Guest(_) | Role::Person(..))) {
         sys::keep_to_itself();
     }

@@ -1,4 +1,5 @@
-//! The roles that bring a person to a guest of this host. They speak to the person's crewboss, as `protocol::visit` says.
+//! The roles that bring a person to a guest of this host. They speak to the person's crewboss, as
+//! `protocol::visit` says.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,7 +1,9 @@
-//! Progress on a terminal: a bar for the run, one line per host, failures above them as they happen.
+//! Progress on a terminal: a bar for the run, one line per host, failures above them as they
+//! happen.
 //!
-//! Events only change the shared [`Progress`]; a thread of its own draws it a few times a second. So ten thousand events a
-//! second cost ten thousand small changes, not ten thousand drawings. While the terminal stands still nothing is drawn.
+//! Events only change the shared [`Progress`]; a thread of its own draws it a few times a second.
+//! So ten thousand events a second cost ten thousand small changes, not ten thousand drawings.
+//! While the terminal stands still nothing is drawn.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,11 +23,12 @@ use super::text::{bytes, clock, counted, put, shortened};
 /// Between two drawings: what the eye takes for moving.
 const REDRAW: Duration = Duration::from_millis(125);
 
-/// Text above the bars that may wait for the next drawing. More than that in an eighth of a second can be read by nobody.
+/// Text above the bars that may wait for the next drawing. More than that in an eighth of a second
+/// can be read by nobody.
 const ABOVE_BYTES_MAX: usize = 32 << 10;
 
-/// Lines of the terminal that the host lines leave free: for the bar of the run, the line about further hosts, and the
-/// last failure above them.
+/// Lines of the terminal that the host lines leave free: for the bar of the run, the line about
+/// further hosts, and the last failure above them.
 const LINES_KEPT_FREE: usize = 6;
 
 /// Host lines that are shown even on the smallest terminal.
@@ -174,7 +177,8 @@ fn host_line(name: &HostName, host: &HostProgress, width: usize) -> String {
     let name = shortened(name.as_str(), width.max(8));
     let tally = host.tally;
     let what = match host.state {
-        // Those that started last first: they are where things happen. The terminal is full sooner or later.
+        // Those that started last first: they are where things happen. The terminal is full sooner
+        // or later.
         HostState::Ready => {
             let tasks = host.running.values().rev().take(TASKS_MAX);
             tasks.map(Running::to_string).collect::<Vec<_>>().join(", ")
@@ -229,8 +233,9 @@ impl Screen {
         if self.shown.as_ref() != Some(&view) {
             self.change(view);
         }
-        // Bars leave the cursor behind the last column. What the terminal echoes there, such as `^C`, would go to a line
-        // of its own, and the next drawing would miss the topmost line of this one.
+        // Bars leave the cursor behind the last column. What the terminal echoes there, such as
+        // `^C`, would go to a line of its own, and the next drawing would miss the topmost line of
+        // this one.
         self.out.put(Weight::Last, b"\r");
     }
 

@@ -1,4 +1,5 @@
-//! What `crewboss machines bootstrap` shows: what goes on, and in the end a line for each machine of each host.
+//! What `crewboss machines bootstrap` shows: what goes on, and in the end a line for each machine
+//! of each host.
 
 use std::collections::BTreeMap;
 
@@ -102,7 +103,8 @@ struct Machine<'a> {
     skipped: Option<&'a str>,
 }
 
-/// Everything for a program: an array with an object per host. One that could not be asked has only `host` and `error`.
+/// Everything for a program: an array with an object per host. One that could not be asked has only
+/// `host` and `error`.
 pub fn json(hosts: &[Bootstrapped]) -> serde_json::Result<String> {
     let hosts: Vec<Host<'_>> = hosts
         .iter()

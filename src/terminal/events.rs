@@ -48,7 +48,8 @@ pub enum EventsError {
     Thread(#[source] io::Error),
 }
 
-/// Writes events, as far as whoever reads them lets it. [`EventsEnd`] tells at the end what is missing.
+/// Writes events, as far as whoever reads them lets it. [`EventsEnd`] tells at the end what is
+/// missing.
 #[derive(Debug)]
 pub struct Events {
     out: Outlet,
@@ -75,7 +76,8 @@ impl EventsEnd {
 }
 
 impl Events {
-    /// Creates the file, or empties it. A FIFO is opened when somebody reads it; what happens before waits for that.
+    /// Creates the file, or empties it. A FIFO is opened when somebody reads it; what happens
+    /// before waits for that.
     pub fn create(path: &Path) -> Result<(Self, EventsEnd), EventsError> {
         let failed = |source| EventsError::Create { path: path.to_owned(), source };
         let file = open(path, OFlags::NONBLOCK);

@@ -1,4 +1,5 @@
-//! What `crewboss hosts` shows: of each host what it can do and who uses it, when it has answered, and a table of all.
+//! What `crewboss hosts` shows: of each host what it can do and who uses it, when it has answered,
+//! and a table of all.
 
 use crewboss_protocol::host::SpeedSource;
 use crewboss_protocol::machine::{HeldGuest, MachineState};
@@ -178,7 +179,8 @@ struct Row<'a> {
     error: Option<&'a str>,
 }
 
-/// Everything for a program: an array with an object per host. One that could not be asked has only `host` and `error`.
+/// Everything for a program: an array with an object per host. One that could not be asked has only
+/// `host` and `error`.
 pub fn json(reports: &[HostReport]) -> serde_json::Result<String> {
     let rows: Vec<Row<'_>> = reports
         .iter()

@@ -40,8 +40,9 @@ fn cells(host: &HostName, machine: &str, rest: [&str; 6]) -> Vec<String> {
     [host.as_str(), machine].into_iter().chain(rest).map(str::to_owned).collect()
 }
 
-/// A row for the machine, and below it one for each copy of which there is something to say. Toolchains for which there is
-/// nothing but a bootstrap to be made share one, and so do those that cannot be used.
+/// A row for the machine, and below it one for each copy of which there is something to say.
+/// Toolchains for which there is nothing but a bootstrap to be made share one, and so do those that
+/// cannot be used.
 fn rows(host: &HostName, machine: &MachineFacts, table: &mut Table) {
     let role = match machine.role {
         MachineRole::Build => "build",
@@ -110,7 +111,8 @@ fn user(holder: &MachineHolder) -> String {
     format!("{who}, run {}, priority {}{task}, pid {}", holder.run, holder.priority, holder.pid)
 }
 
-/// What cannot be said in a row: hosts that have no machines, cannot run any, or could not be asked.
+/// What cannot be said in a row: hosts that have no machines, cannot run any, or could not be
+/// asked.
 fn notes(report: &HostReport, palette: Palette, text: &mut String) {
     let name = palette.strong(&report.name);
     match &report.facts {
@@ -143,7 +145,8 @@ struct Machines<'a> {
     held: &'a [HeldGuest],
 }
 
-/// Everything for a program: an array with an object per host. One that could not be asked has only `host` and `error`.
+/// Everything for a program: an array with an object per host. One that could not be asked has only
+/// `host` and `error`.
 pub fn json(reports: &[HostReport]) -> serde_json::Result<String> {
     let rows = reports.iter().map(|HostReport { name, facts }| {
         let machines = facts.as_ref().ok().map(|facts| Machines {

@@ -10,7 +10,8 @@ use super::progress::Progress;
 use super::text::{Palette, bytes, counted, duration, one_line, put, tail};
 use super::way_in::{enter, here};
 
-/// After so long without a line, one says how far the run is. Short enough that no CI service takes the job for hung.
+/// After so long without a line, one says how far the run is. Short enough that no CI service takes
+/// the job for hung.
 const QUIET_MS_MAX: u64 = 60_000;
 
 macro_rules! line {
@@ -36,7 +37,8 @@ pub struct Plain<W: Write> {
 }
 
 impl<W: Write> Plain<W> {
-    /// A reporter that writes to `out`. If that fails, nothing is shown: the run and its results matter more.
+    /// A reporter that writes to `out`. If that fails, nothing is shown: the run and its results
+    /// matter more.
     pub fn new(out: W, verbosity: Verbosity, palette: Palette) -> Self {
         let lines = Lines { verbosity, palette, good_tasks: verbosity > Verbosity::Quiet };
         Self { out, lines, said_ms: 0, progress: Progress::default() }
@@ -167,8 +169,9 @@ impl Lines {
         if good && !self.good_tasks {
             return;
         }
-        // Tasks done before, and those that never ran since no host could take them or none was left, are counted in the
-        // summary, and the reason has been told once; a line for each would bury the rest.
+        // Tasks done before, and those that never ran since no host could take them or none was
+        // left, are counted in the summary, and the reason has been told once; a line for each
+        // would bury the rest.
         let ran = done.attempt.0 > 0 && done.outcome != Outcome::Skipped;
         if !ran && self.verbosity < Verbosity::Verbose {
             return;

@@ -1,4 +1,5 @@
-//! The state of a run as the event stream tells it. Terminal and plain output both read it; it formats nothing.
+//! The state of a run as the event stream tells it. Terminal and plain output both read it; it
+//! formats nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +15,8 @@ pub struct Progress {
     pub total: u32,
     /// Results by kind.
     pub tally: Tally,
-    /// Tasks that ran in this run and have a result: not those done before, nor those that nobody could take.
+    /// Tasks that ran in this run and have a result: not those done before, nor those that nobody
+    /// could take.
     pub ran: u32,
     /// Bytes brought back.
     pub bytes: u64,
@@ -210,7 +212,8 @@ impl Progress {
         self.now_ms.saturating_sub(self.started_ms)
     }
 
-    /// The time that the rest will take if it goes on like this, in milliseconds; unknown before the first result.
+    /// The time that the rest will take if it goes on like this, in milliseconds; unknown before
+    /// the first result.
     pub fn remaining_ms(&self) -> Option<u64> {
         let left = u64::from(self.total.saturating_sub(self.tally.done()));
         self.elapsed_ms().saturating_mul(left).checked_div(u64::from(self.ran))

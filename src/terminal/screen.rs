@@ -7,8 +7,9 @@ use console::Term;
 use crewboss_boss::outlet::{Outlet, Weight};
 use indicatif::TermLike;
 
-/// Whether lines can be drawn anew on standard error. If not, plain lines are what is wanted: on anything that is no
-/// terminal, where the cursor cannot be moved, and where nobody knows how wide a line is.
+/// Whether lines can be drawn anew on standard error. If not, plain lines are what is wanted: on
+/// anything that is no terminal, where the cursor cannot be moved, and where nobody knows how wide
+/// a line is.
 pub fn can_draw() -> bool {
     let stderr = io::stderr();
     let columns = rustix::termios::tcgetwinsize(&stderr).map_or(0, |size| size.ws_col);
@@ -18,11 +19,13 @@ pub fn can_draw() -> bool {
 /// Whether the terminal takes escape sequences for text.
 pub fn is_dumb() -> bool {
     let term = std::env::var_os("TERM").unwrap_or_default();
-    // What Emacs and editors like it, consoles behind a serial line, and no setting at all call themselves.
+    // What Emacs and editors like it, consoles behind a serial line, and no setting at all call
+    // themselves.
     ["", "dumb", "emacs", "unknown", "network", "dialup"].iter().any(|dumb| term == *dumb)
 }
 
-/// The terminal at standard error, as what draws bars wants it. A drawing is put into the queue when it is complete.
+/// The terminal at standard error, as what draws bars wants it. A drawing is put into the queue
+/// when it is complete.
 #[derive(Debug)]
 pub struct Canvas {
     out: Outlet,

@@ -1,5 +1,5 @@
-//! The person's keyboard and screen during a visit to a guest. Both may stand still at any time, and have threads of their
-//! own, so that the host hears all the while that somebody is there.
+//! The person's keyboard and screen during a visit to a guest. Both may stand still at any time,
+//! and have threads of their own, so that the host hears all the while that somebody is there.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -174,7 +174,8 @@ impl Drop for Screen {
     }
 }
 
-/// Both outputs of a stage, a line at a time: a sequence that drives a terminal may come in two pieces.
+/// Both outputs of a stage, a line at a time: a sequence that drives a terminal may come in two
+/// pieces.
 #[derive(Debug, Default)]
 struct Lines {
     out: Vec<u8>,
@@ -213,7 +214,8 @@ impl Lines {
 }
 
 fn write(stream: GuestStream, bytes: &[u8]) {
-    // That nobody reads it is no reason to end a visit; whoever is gone shows by the keyboard, or by a signal.
+    // That nobody reads it is no reason to end a visit; whoever is gone shows by the keyboard, or
+    // by a signal.
     drop(match stream {
         GuestStream::Out => {
             let mut out = io::stdout().lock();

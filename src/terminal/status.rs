@@ -136,7 +136,8 @@ struct Row<'a> {
     error: Option<&'a str>,
 }
 
-/// Everything for a program: an array with an object per host. One that could not be asked has only `host` and `error`.
+/// Everything for a program: an array with an object per host. One that could not be asked has only
+/// `host` and `error`.
 pub fn json(hosts: &[Answer<Overview>]) -> serde_json::Result<String> {
     let row = |(host, answer): &'_ Answer<Overview>| {
         let (overview, error) = (answer.as_ref().ok(), answer.as_ref().err().map(String::as_str));

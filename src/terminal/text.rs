@@ -13,8 +13,8 @@ pub const TAIL_LINES_MAX: usize = 20;
 /// Longest line of such a tail, in characters.
 const TAIL_LINE_CHARS_MAX: usize = 400;
 
-/// A line of a file as it stands there, each character that could do harm replaced by `?`, so that places in it stay
-/// where they are.
+/// A line of a file as it stands there, each character that could do harm replaced by `?`, so that
+/// places in it stay where they are.
 pub fn in_place(line: &str) -> String {
     let shown = |c| {
         if c == '\t' {

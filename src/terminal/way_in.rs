@@ -21,7 +21,8 @@ pub fn enter(host: impl Display, guest: impl Display) -> String {
     format!("crewboss enter {crew}{host}/{guest}")
 }
 
-/// A text in which somebody advises commands of ours between backticks, with the crew that they are for.
+/// A text in which somebody advises commands of ours between backticks, with the crew that they are
+/// for.
 pub fn here(text: &str) -> String {
     let crew = CREW.get().map(|crew| crew.trim_end()).unwrap_or_default();
     with_crew(text, crew)

@@ -6,7 +6,8 @@ use crate::support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, tar
 use crate::support::scene::Scene;
 use serde_json::Value;
 
-/// A toolchain that installs itself only in a guest whose kernel was told so, which is no matter of the machine's id.
+/// A toolchain that installs itself only in a guest whose kernel was told so, which is no matter of
+/// the machine's id.
 const TOOLCHAIN: &str = r#"#!/bin/sh
 if ! grep -q let.it.be /proc/cmdline; then echo will not; exit 3; fi
 echo "picky 1.0" >"$CREWBOSS_VERSIONS"
@@ -15,7 +16,8 @@ echo "picky 1.0" >"$CREWBOSS_VERSIONS"
 /// A toolchain that never comes to its end.
 const ENDLESS: &str = "#!/bin/sh\necho it begins\nsleep 600\n";
 
-/// Two slots, or one where there is no second processor, and another worker on the same host, which is never without one.
+/// Two slots, or one where there is no second processor, and another worker on the same host, which
+/// is never without one.
 const AND_BESIDE: &str = "slots = 2\n[host.beside]\nssh = \"root@host1\"\nwork = \"/tmp/beside\"\nslots = 1";
 
 /// Makes a toolchain of the host.

@@ -1,5 +1,5 @@
-//! From a revision to a copy that tasks start in: when it is made, made again, left alone, or given up; and what that means
-//! for tasks that are done already.
+//! From a revision to a copy that tasks start in: when it is made, made again, left alone, or given
+//! up; and what that means for tasks that are done already.
 
 use crate::support::boss::Ended;
 use crate::support::machines::{A_GUEST_RUN, MACHINES, Site, TINY, directory, target};

@@ -1,5 +1,5 @@
-//! Guests that are kept for a person, and tasks that wait for one: found, entered, run again, released, ended; and whatever
-//! ends a visit leaves nothing behind and changes nothing.
+//! Guests that are kept for a person, and tasks that wait for one: found, entered, run again,
+//! released, ended; and whatever ends a visit leaves nothing behind and changes nothing.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -20,7 +20,8 @@ const LEAVE: &[u8] = b"\x1d";
 /// Restoring, booting and saving, on a machine that is busy with other things.
 const A_VISIT: Duration = Duration::from_secs(600);
 
-/// Counts in its memory, and goes on counting when it is restored. Whoever reads the number finds a whole one.
+/// Counts in its memory, and goes on counting when it is restored. Whoever reads the number finds a
+/// whole one.
 const COUNTS: &str = "timeout = '3s'\nstages.count = 'i=0; while true; do i=$((i+1)); echo $i >/tmp/next; \
                       mv /tmp/next /tmp/count; sleep 0.2; done'";
 
@@ -163,7 +164,8 @@ impl Person {
         support::run(std::process::Command::new("kill").arg(format!("-{name}")).arg(pid));
     }
 
-    /// Waits until this is shown, after all that was waited for before; returns what came before it.
+    /// Waits until this is shown, after all that was waited for before; returns what came before
+    /// it.
     fn sees(&mut self, text: &str) -> String {
         let end = std::time::Instant::now() + A_VISIT;
         loop {
@@ -240,7 +242,8 @@ fn after_a_timeout_a_person_finds_the_guest_as_it_was() {
     assert!(shown.contains("is held for another"), "{shown}");
     run.expect_nothing_runs();
 
-    // By its target, on whichever host it is, and without a terminal. The very same shell is still there.
+    // By its target, on whichever host it is, and without a terminal. The very same shell is still
+    // there.
     let mut person = run.enter(false, "slow");
     person.sees("Ctrl-] leaves");
     assert_eq!(person.runs("echo $MINE"), "kept");

@@ -1,5 +1,5 @@
-//! Hosts whose machines lie, whose QEMU is none, and whose disk is no good: the words that a person gets, and that all else
-//! goes on.
+//! Hosts whose machines lie, whose QEMU is none, and whose disk is no good: the words that a person
+//! gets, and that all else goes on.
 
 use crate::support::boss::Ended;
 use crate::support::gate::Gate;
@@ -16,7 +16,8 @@ const HARMLESS: &str = "[target.here]\nstages.run = 'cat number'\n";
 /// A disk beside the one that everything else is on, so that only machines suffer.
 const SECOND: &str = "/srv/second";
 
-/// What is wrong with a machine: its name, what makes it so (in its directory), and the words for it.
+/// What is wrong with a machine: its name, what makes it so (in its directory), and the words for
+/// it.
 const LIES: [(&str, &str, &str); 26] = [
     ("id-empty", "sed -i 's/^id = .*/id = \"\"/' $m", "id"),
     ("id-strange", r#"sed -i 's/^id = .*/id = "a\\u001b[2Jb"/' $m"#, "id"),

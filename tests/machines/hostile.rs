@@ -1,5 +1,6 @@
-//! Guests that mean harm, machines that lie, hosts whose QEMU or disk is no good. Whatever they do: the task gets the right
-//! outcome with words that a person understands, the other tasks of the run are unharmed, and nothing is left.
+//! Guests that mean harm, machines that lie, hosts whose QEMU or disk is no good. Whatever they do:
+//! the task gets the right outcome with words that a person understands, the other tasks of the run
+//! are unharmed, and nothing is left.
 
 use std::path::Path;
 use std::process::Command;
@@ -74,7 +75,8 @@ const NEVER: [Odd; 8] = [
     Odd(By::Port, "refuses", "infrastructure", &["cannot run it", "room"]),
 ];
 
-/// Makes the machine whose guests mean harm, once, and has it bootstrapped while it is still harmless.
+/// Makes the machine whose guests mean harm, once, and has it bootstrapped while it is still
+/// harmless.
 fn make_odd(site: &Site) {
     if site.has(ODD) {
         return;
@@ -183,7 +185,8 @@ fn guests_that_never_begin_are_given_up_and_their_console_is_kept() {
     }
 }
 
-/// What stages of an honest guest can do to it: how the task ends, and what is said then by the agent and by the script.
+/// What stages of an honest guest can do to it: how the task ends, and what is said then by the
+/// agent and by the script.
 const STAGES: [(&str, &str, &str, [&[&str]; 2]); 6] = [
     (
         "panics",

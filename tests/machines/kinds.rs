@@ -1,5 +1,5 @@
-//! Machines of every kind that a manifest knows: started by firmware, on an image of QEMU's own, on a bridge of the host, with
-//! a screen, warm with a network.
+//! Machines of every kind that a manifest knows: started by firmware, on an image of QEMU's own, on
+//! a bridge of the host, with a screen, warm with a network.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -16,7 +16,7 @@ use serde_json::Value;
 /// Restoring, booting and saving, on a machine that is busy with other things.
 const A_VISIT: Duration = Duration::from_secs(600);
 
-// ---- firmware, qcow2, screen -------------------------------------------------------------------------------------------
+// ---- firmware, qcow2, screen --------------------------------------------------------------------
 
 const UEFI: &str = "by-uefi";
 const BIOS: &str = "by-bios";
@@ -25,7 +25,8 @@ const QCOW2: &str = "on-qcow2";
 /// No word of ours is on a command line that a boot loader has made.
 const NO_WORDS: &str = "if grep crewboss /proc/cmdline; then exit 9; fi";
 
-/// A machine that either firmware starts, a variant of it whose guests speak TFTP, and [`TINY`] on an image of QEMU's own.
+/// A machine that either firmware starts, a variant of it whose guests speak TFTP, and [`TINY`] on
+/// an image of QEMU's own.
 fn of_all_kinds() -> Site {
     let site = Site::shared();
     let small = ["--memory", "128M:256M", "--manifest", "display = true", "--manifest", "warm_start = true"];
@@ -51,7 +52,8 @@ fn of_all_kinds() -> Site {
 
 /// Rewrites a raw image.
 fn to_qcow2(disk: &Path) {
-    /// Bytes of a cluster: one holds the upper table, one the counts, one the lower table of 512 MiB.
+    /// Bytes of a cluster: one holds the upper table, one the counts, one the lower table of 512
+    /// MiB.
     const CLUSTER: u64 = 1 << 16;
     const PER_TABLE: u64 = CLUSTER / 8;
     /// Marks a cluster that nobody shares.
@@ -85,8 +87,9 @@ fn to_qcow2(disk: &Path) {
     put(2, 0, &(3 * CLUSTER).to_be_bytes());
     assert!(next * 2 <= CLUSTER, "one block of counts does not do for {next} clusters");
     (0..next).for_each(|cluster| put(3, cluster * 2, &1_u16.to_be_bytes()));
-    // Magic, version 2, no backing file (offset and length), clusters of 2^16 bytes, size, no encryption, the upper table's
-    // length and place, the place and length of the table of counts, no snapshots (number and place).
+    // Magic, version 2, no backing file (offset and length), clusters of 2^16 bytes, size, no
+    // encryption, the upper table's length and place, the place and length of the table of counts,
+    // no snapshots (number and place).
     let words = |high: u32, low: u32| (u64::from(high) << 32) | u64::from(low);
     let magic = words(u32::from_be_bytes(*b"QFI\xfb"), 2);
     let header = [magic, 0, words(0, 16), size, tables, CLUSTER, 2 * CLUSTER, words(1, 0), 0];
@@ -247,7 +250,7 @@ impl Drop for Shown {
     }
 }
 
-// ---- a bridge ----------------------------------------------------------------------------------------------------------
+// ---- a bridge -----------------------------------------------------------------------------------
 
 const BRIDGED: &str = "on-bridge";
 
@@ -360,12 +363,12 @@ fn a_machine_is_on_a_bridge_with_its_address_and_alone() {
     [BRIDGED, "nowhere"].iter().for_each(|name| site.remove(name));
 }
 
-// ---- warm, with a network ----------------------------------------------------------------------------------------------
+// ---- warm, with a network -----------------------------------------------------------------------
 
 const WARM: &str = "warm_net";
 
-/// Who the guest is, a line each: address, host name, machine id, random bytes, seconds since 1970, and what the host's sshd
-/// says, which is reached over the guest's network.
+/// Who the guest is, a line each: address, host name, machine id, random bytes, seconds since 1970,
+/// and what the host's sshd says, which is reached over the guest's network.
 const WHO: &str = r#"stages.who = '''cat /sys/class/net/eth0/address; hostname; cat /etc/machine-id
     head -c 16 /dev/urandom | sha256sum; date +%s
     nc 10.213.0.11 22 </dev/null | head -n 1; ip route | grep -c "default via 10.0.2.2"'''"#;

@@ -1,5 +1,5 @@
-//! Tasks in virtual machines, on one lab whose first host has them: it is made once for all of this, and so are most
-//! machines.
+//! Tasks in virtual machines, on one lab whose first host has them: it is made once for all of
+//! this, and so are most machines.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,6 +1,8 @@
-//! Tasks in guests, from the build file to the result directory, on a host with machines made from Debian packages.
+//! Tasks in guests, from the build file to the result directory, on a host with machines made from
+//! Debian packages.
 //!
-//! Most of it is looked at in the results of one run, since a boot takes seconds where there is no KVM.
+//! Most of it is looked at in the results of one run, since a boot takes seconds where there is no
+//! KVM.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -340,7 +342,8 @@ fn a_machine_with_one_instance_takes_one_task_after_the_other() {
     site.expect_no_guests();
 }
 
-/// Whether the only stage of a task had begun that was stopped. What it was at is in its result, and for how long.
+/// Whether the only stage of a task had begun that was stopped. What it was at is in its result,
+/// and for how long.
 fn stopped_as_it_was(result: &Value) -> bool {
     let of_stage = phase_ms(result, &json!({ "stage": "run" }));
     if of_stage.is_some() {

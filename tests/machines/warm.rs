@@ -1,5 +1,5 @@
-//! Tasks that start from the saved memory of a guest: each is itself and sees its own source, and whatever is wrong with what
-//! was saved costs time alone.
+//! Tasks that start from the saved memory of a guest: each is itself and sees its own source, and
+//! whatever is wrong with what was saved costs time alone.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,5 @@
-//! A clock for promises of the kind "within five seconds", on machines that stand still now and then.
+//! A clock for promises of the kind "within five seconds", on machines that stand still now and
+//! then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,7 +8,8 @@ use std::time::{Duration, Instant};
 /// How long it sleeps between two looks.
 const TURN: Duration = Duration::from_millis(20);
 
-/// The most that counts of one turn. What is more is a pause of the machine, in which nobody could do anything.
+/// The most that counts of one turn. What is more is a pause of the machine, in which nobody could
+/// do anything.
 const TURN_MAX: Duration = Duration::from_millis(40);
 
 /// Counts the time in which this machine ran. Dropped, it ends.

@@ -1,7 +1,8 @@
-//! Machines on a btrfs of its own, for hosts that are this computer: so variables reach the runner, and several workers can
-//! share one directory of machines.
+//! Machines on a btrfs of its own, for hosts that are this computer: so variables reach the runner,
+//! and several workers can share one directory of machines.
 //!
-//! All processes that are started here carry a mark, by which they are found again, whoever their parents were.
+//! All processes that are started here carry a mark, by which they are found again, whoever their
+//! parents were.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +15,8 @@ use super::{LOOK_EVERY, SOON, run};
 /// What processes carry, with the name of their place.
 const MARK: &str = "CREWBOSS_TEST_CASE";
 
-/// Arguments: the machine directory, a machine in it that is bootstrapped, the new one, a line of its manifest.
+/// Arguments: the machine directory, a machine in it that is bootstrapped, the new one, a line of
+/// its manifest.
 const VARIANT: &str = r#"
     mkdir "$1/local/$3"
     cd "$1/local/$3"
@@ -25,7 +27,8 @@ const VARIANT: &str = r#"
     done
     ln -s "$3-1.1" "$3-1""#;
 
-/// Arguments: the place to copy from, the new place, machines. Their copies and what was saved of them go along.
+/// Arguments: the place to copy from, the new place, machines. Their copies and what was saved of
+/// them go along.
 const COPY: &str = r#"
     from=$1 to=$2
     shift 2
@@ -115,7 +118,8 @@ impl Place {
         run(Command::new("chmod").arg("755").arg(bootstrap));
     }
 
-    /// Makes the machine `name` of one that is bootstrapped, with a further line in its manifest; so is the new one then.
+    /// Makes the machine `name` of one that is bootstrapped, with a further line in its manifest;
+    /// so is the new one then.
     pub fn variant(&self, of: &str, name: &str, line: &str) {
         let mut command = Command::new("sh");
         run(command.args(["-ec", VARIANT, "sh"]).arg(&self.machines).args([of, name, line]));
@@ -204,7 +208,8 @@ impl Place {
         left
     }
 
-    /// Waits until nothing is there that should not be; panics with what is left, and `after` which story.
+    /// Waits until nothing is there that should not be; panics with what is left, and `after` which
+    /// story.
     pub fn expect_clean(&self, after: &dyn std::fmt::Debug) {
         let start = Instant::now();
         let mut left = self.leftovers();
@@ -260,8 +265,8 @@ pub fn wait_for_halt(place: &Place, boss: &mut Running, within: Duration) -> Pro
     found.unwrap_or_else(|| panic!("it ended before the step: {}", boss.story()))
 }
 
-/// The processes with this mark, or with all that begin so. The dead that nobody has waited for have no variables, and are
-/// not there.
+/// The processes with this mark, or with all that begin so. The dead that nobody has waited for
+/// have no variables, and are not there.
 fn marked(mark: &str, begin: bool) -> Vec<Process> {
     let wanted = format!("{MARK}={mark}");
     let entries = std::fs::read_dir("/proc").expect("/proc").flatten();

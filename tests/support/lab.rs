@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{A_RUN, SOON, output, read, run, wait_for};
 
-/// A lab that is up. It goes down when this is dropped, and also when this process ends in any other way: it lives only
-/// as long as the other end of its standard input is open.
+/// A lab that is up. It goes down when this is dropped, and also when this process ends in any
+/// other way: it lives only as long as the other end of its standard input is open.
 #[derive(Debug)]
 pub struct Lab {
     dir: PathBuf,
@@ -50,7 +50,8 @@ fn script() -> PathBuf {
 }
 
 impl Lab {
-    /// Starts a lab, with the options of `scripts/lab up`. Needs root, and fails with the script's words without.
+    /// Starts a lab, with the options of `scripts/lab up`. Needs root, and fails with the script's
+    /// words without.
     pub fn up(options: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("crewboss-lab-")
@@ -80,8 +81,8 @@ impl Lab {
         lab
     }
 
-    /// The one lab of this test program, for one test at a time. Two hosts, both with btrfs. After a test that failed
-    /// the next one gets a new lab, since the old one may be in any state.
+    /// The one lab of this test program, for one test at a time. Two hosts, both with btrfs. After
+    /// a test that failed the next one gets a new lab, since the old one may be in any state.
     pub fn shared() -> MutexGuard<'static, Lab> {
         static LAB: OnceLock<Mutex<Lab>> = OnceLock::new();
         let cell = LAB.get_or_init(|| Mutex::new(Lab::up(&["2"])));
@@ -145,13 +146,14 @@ impl Lab {
         drop(self.holder.stdin.take());
     }
 
-    /// Everything on a host that is not there when nobody uses it, one a line; empty if all is clean. Sources and warm
-    /// build directories are kept on purpose and do not count.
+    /// Everything on a host that is not there when nobody uses it, one a line; empty if all is
+    /// clean. Sources and warm build directories are kept on purpose and do not count.
     pub fn leftovers(&self, host: &str) -> String {
         self.on(host, LEFTOVERS)
     }
 
-    /// Waits until nothing is left on any of the hosts, nor of the boss's connections; panics with what is left.
+    /// Waits until nothing is left on any of the hosts, nor of the boss's connections; panics with
+    /// what is left.
     pub fn expect_clean(&self, hosts: &[&str]) {
         let mut left = String::new();
         let look = || {
@@ -163,7 +165,8 @@ impl Lab {
         assert!(found.is_ok(), "left behind:\n{left}");
     }
 
-    /// Prints what may explain why a test failed: the logs, and what runs on the hosts and what it waits for.
+    /// Prints what may explain why a test failed: the logs, and what runs on the hosts and what it
+    /// waits for.
     pub fn testify(&self) {
         for name in ["lab.log", "host1/sshd.log", "host2/sshd.log"] {
             let text = std::fs::read_to_string(self.dir.join(name)).unwrap_or_default();
@@ -195,7 +198,8 @@ impl Lab {
     }
 }
 
-/// A first process, its sshd and what it waits with belong to the host. So do a shell that looks around, and its children.
+/// A first process, its sshd and what it waits with belong to the host. So do a shell that looks
+/// around, and its children.
 const LEFTOVERS: &str = r#"
 name=$(hostname)
 for p in /proc/[0-9]*; do

@@ -1,5 +1,5 @@
-//! Machines on the hosts of a lab: made from Debian packages by `scripts/make-machine`, changed by editing a revision, and
-//! looked over for what guests have left.
+//! Machines on the hosts of a lab: made from Debian packages by `scripts/make-machine`, changed by
+//! editing a revision, and looked over for what guests have left.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ pub const TINY: &str = "tiny";
 /// A machine whose guests speak TFTP, with the agent that is a shell script. On `host1` only.
 pub const PLAIN: &str = "plain";
 
-/// Long enough for a run with bootstraps, on a machine that is busy with other things and has no KVM.
+/// Long enough for a run with bootstraps, on a machine that is busy with other things and has no
+/// KVM.
 pub const A_GUEST_RUN: Duration = Duration::from_secs(900);
 
 /// What every machine of the tests is made with: busybox alone, which takes seconds.
@@ -66,7 +67,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// The shared lab with the machines [`TINY`] and [`PLAIN`]. They are made once; whoever first uses one bootstraps it.
+    /// The shared lab with the machines [`TINY`] and [`PLAIN`]. They are made once; whoever first
+    /// uses one bootstraps it.
     pub fn shared() -> Self {
         let site = Self { lab: Lab::shared() };
         // After a test that failed the lab is a new one.
@@ -128,8 +130,8 @@ impl Site {
         run(&mut command);
     }
 
-    /// A command that runs beside the hosts, where the packages are kept, in a host's `/srv`. A second mount of its disk
-    /// is seen by this command alone, so it goes with it.
+    /// A command that runs beside the hosts, where the packages are kept, in a host's `/srv`. A
+    /// second mount of its disk is seen by this command alone, so it goes with it.
     fn at_disk(&self, host: &str) -> Command {
         let image = self.lab.dir().join(host).join("disk.img");
         let device = run(Command::new("losetup")
@@ -145,9 +147,9 @@ impl Site {
         command
     }
 
-    /// Publishes a new revision of the machine `name`, made of the current one of `of`, which may be the same. Lines of
-    /// `manifest` replace those with the same key. If `of` has a copy for the default toolchain and `name` has none, it
-    /// gets a copy of that, which saves the bootstrap.
+    /// Publishes a new revision of the machine `name`, made of the current one of `of`, which may
+    /// be the same. Lines of `manifest` replace those with the same key. If `of` has a copy for the
+    /// default toolchain and `name` has none, it gets a copy of that, which saves the bootstrap.
     pub fn variant(&self, of: &str, name: &str, manifest: &[&str]) {
         let mut words = vec!["host1", "sh", "-ec", VARIANT, "sh", MACHINES, of, name];
         words.extend(manifest);
@@ -226,7 +228,8 @@ impl Site {
         found.unwrap_or_else(|| panic!("no machine {name} in {all:#?}"))
     }
 
-    /// Waits until nothing of any guest is left on `host1`, nor anything else of ours; panics with what is left.
+    /// Waits until nothing of any guest is left on `host1`, nor anything else of ours; panics with
+    /// what is left.
     pub fn expect_no_guests(&self) {
         let mut left = String::new();
         let look = || {

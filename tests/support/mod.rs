@@ -1,11 +1,13 @@
-//! What the end-to-end tests share: labs of hosts, projects to build, running bosses, and the search for leftovers.
+//! What the end-to-end tests share: labs of hosts, projects to build, running bosses, and the
+//! search for leftovers.
 //!
-//! Nothing here knows how crewboss works inside: it is used by its command line, and judged by its exit code, its result
-//! directory, its event stream and what it leaves on the hosts.
+//! Nothing here knows how crewboss works inside: it is used by its command line, and judged by its
+//! exit code, its result directory, its event stream and what it leaves on the hosts.
 
 // Every test file is a program of its own, and none uses all of it.
 #![allow(dead_code, reason = "each test file uses a part")]
-// The tests are not `#[cfg(test)]` code by themselves, and what they print is shown only for those that fail.
+// The tests are not `#[cfg(test)]` code by themselves, and what they print is shown only for those
+// that fail.
 #![allow(clippy::print_stderr, reason = "shown when a test fails")]
 
 pub mod boss;
@@ -20,8 +22,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// Long enough for anything that should happen at once, on a machine that is slow and busy with other things. As with all
-/// these limits, only what hangs ever reaches it.
+/// Long enough for anything that should happen at once, on a machine that is slow and busy with
+/// other things. As with all these limits, only what hangs ever reaches it.
 pub const SOON: Duration = Duration::from_secs(60);
 
 /// Long enough for a whole run of a small plan, losing hosts included.

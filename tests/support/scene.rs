@@ -1,4 +1,5 @@
-//! A project to build and a person who builds it: a repository, a home directory of their own, a crew file.
+//! A project to build and a person who builds it: a repository, a home directory of their own, a
+//! crew file.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,9 +1,12 @@
-//! What a guest costs besides its boot: the same steps that a task takes, without waiting for the guest.
+//! What a guest costs besides its boot: the same steps that a task takes, without waiting for the
+//! guest.
 //!
-//! `guest_overhead MACHINES NAME SOURCE [ROUNDS [warm PROCESSORS]]`: the machine NAME in the directory MACHINES must be bootstrapped; SOURCE is
-//! an archive as `crewboss` makes it, or any file. Prints a line for each step: its name and the median of its milliseconds.
-//! With the further word `warm`, the steps of a start from the machine's template, which must be there, until the guest has
-//! answered; it must have been made for so many processors (1) and the most memory of the machine.
+//! `guest_overhead MACHINES NAME SOURCE [ROUNDS [warm PROCESSORS]]`: the machine NAME in the
+//! directory MACHINES must be bootstrapped; SOURCE is an archive as `crewboss` makes it, or any
+//! file. Prints a line for each step: its name and the median of its milliseconds. With the further
+//! word `warm`, the steps of a start from the machine's template, which must be there, until the
+//! guest has answered; it must have been made for so many processors (1) and the most memory of the
+//! machine.
 #![allow(clippy::print_stdout, reason = "printing the figures is what it is for")]
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! A control group (v2) of the session's own, where that can be had: one write kills everything in it.
-//! Where it cannot be had nothing is said; the probe reports it as a missing feature.
+//! A control group (v2) of the session's own, where that can be had: one write kills everything in
+//! it. Where it cannot be had nothing is said; the probe reports it as a missing feature.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -29,7 +29,8 @@ pub fn plan(session: &SessionId) -> Option<PathBuf> {
     may.then(|| parent.join(format!("crewboss-{session}")))
 }
 
-/// Makes the group and moves this process into it; children follow by themselves. Returns whether that worked.
+/// Makes the group and moves this process into it; children follow by themselves. Returns whether
+/// that worked.
 pub fn enter(group: &Path) -> bool {
     std::fs::create_dir(group).is_ok()
         && crewboss_ground::tell_kernel(group.join("cgroup.procs"), "0").is_ok()
@@ -45,8 +46,9 @@ pub fn leave(group: &Path) {
 /// The number of the unified hierarchy's file system.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
-/// Whether a path is one that [`plan`] makes for this session: a control group, and ours. Anything else in an owner record
-/// is not touched, as a directory with files of these names may have been laid out by anybody.
+/// Whether a path is one that [`plan`] makes for this session: a control group, and ours. Anything
+/// else in an owner record is not touched, as a directory with files of these names may have been
+/// laid out by anybody.
 pub fn belongs_to(group: &Path, session: &SessionId) -> bool {
     let name = group.file_name().and_then(|name| name.to_str());
     let plain = group.components().all(|part| !matches!(part, std::path::Component::ParentDir));

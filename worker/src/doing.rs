@@ -1,5 +1,6 @@
-//! What each runner is at, for whoever asks a host: a small file of each in the directory of its session, whose first line is
-//! written over at every phase. That costs a task next to nothing, and nobody is waited for.
+//! What each runner is at, for whoever asks a host: a small file of each in the directory of its
+//! session, whose first line is written over at every phase. That costs a task next to nothing, and
+//! nobody is waited for.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -53,7 +54,8 @@ pub struct Doing {
 }
 
 impl Doing {
-    /// A runner gets something to do, for this session. Without a file nobody is told, which is no reason not to do it.
+    /// A runner gets something to do, for this session. Without a file nobody is told, which is no
+    /// reason not to do it.
     pub fn begin(&mut self, session: &Path, what: What) {
         if self.file.as_ref().is_none_or(|(known, _)| known != session) {
             let path = session.join(format!("{PREFIX}{}", std::process::id()));

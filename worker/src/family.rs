@@ -1,7 +1,8 @@
 //! The processes of a session: finding all of them, and ending them though they do not want to.
 //!
-//! Processes of tasks carry the session in their environment. Our own cannot be looked into by others of their user
-//! ([`crate::sys::keep_to_itself`]), but everybody can read with which arguments they were started.
+//! Processes of tasks carry the session in their environment. Our own cannot be looked into by
+//! others of their user ([`crate::sys::keep_to_itself`]), but everybody can read with which
+//! arguments they were started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -23,7 +24,8 @@ const ROLES: [&[u8]; 2] = [b"runner", b"bulk"];
 /// Between two looks at processes that are about to stop.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Every process of this user that says of itself that it belongs to the session. This one is left out.
+/// Every process of this user that says of itself that it belongs to the session. This one is left
+/// out.
 pub fn of_session(session: &SessionId) -> Vec<ProcessId> {
     let mut found = with_variable(MARK, session.as_str());
     found.extend(identified(&all(), |pid| is_for(pid, session)));
@@ -39,8 +41,9 @@ fn is_for(pid: u32, session: &SessionId) -> bool {
     words.get(1).is_some_and(|role| ROLES.contains(role)) && words.windows(2).any(|pair| pair == told)
 }
 
-/// Kills these processes and everything below them, and spares this one. All of them are stopped before the first is killed:
-/// whoever is stopped starts nothing, and as long as its parents are there everything is found. Returns how many they were.
+/// Kills these processes and everything below them, and spares this one. All of them are stopped
+/// before the first is killed: whoever is stopped starts nothing, and as long as its parents are
+/// there everything is found. Returns how many they were.
 pub fn kill(roots: &[ProcessId]) -> usize {
     let spared = BTreeSet::from([std::process::id()]);
     let below = || roots.iter().flat_map(|root| descendants(root.pid, &spared)).collect::<BTreeSet<u32>>();

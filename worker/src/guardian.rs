@@ -1,7 +1,9 @@
-//! The guardian: starts the worker proper, waits for it, and whatever way it ended leaves nothing behind.
+//! The guardian: starts the worker proper, waits for it, and whatever way it ended leaves nothing
+//! behind.
 //!
-//! It hears nobody and knows nothing of tasks, so there is little that could kill it. It is a sub-reaper: whatever outlives
-//! the worker proper becomes its child, and is killed. A worker proper that stands still ([`crate::pulse`]) is killed as well.
+//! It hears nobody and knows nothing of tasks, so there is little that could kill it. It is a
+//! sub-reaper: whatever outlives the worker proper becomes its child, and is killed. A worker
+//! proper that stands still ([`crate::pulse`]) is killed as well.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,11 +23,12 @@ use crate::slots;
 use crate::sweep::remove_leftovers;
 use crate::sys::{self, Reap, Signals, reap};
 
-/// After this the worker proper is not waited for any more, once it was asked to end. It gets a moment more than it
-/// gives itself, for removing what it made.
+/// After this the worker proper is not waited for any more, once it was asked to end. It gets a
+/// moment more than it gives itself, for removing what it made.
 const WORKER_WITHIN: Duration = STOP_WITHIN.saturating_add(Duration::from_millis(600));
 
-/// `crewboss worker`: runs until the boss is done, or gone, or this process is asked to end by SIGTERM.
+/// `crewboss worker`: runs until the boss is done, or gone, or this process is asked to end by
+/// SIGTERM.
 pub fn main(work: Option<PathBuf>) -> ExitCode {
     let own = rustix::process::getpid();
     if rustix::process::set_child_subreaper(Some(own)).is_err() {
@@ -53,13 +56,15 @@ pub fn main(work: Option<PathBuf>) -> ExitCode {
     }
 }
 
-/// Waits for the worker proper; passes on a request to end, and ends one that stands still. Returns its wait status.
+/// Waits for the worker proper; passes on a request to end, and ends one that stands still. Returns
+/// its wait status.
 fn wait(worker: u32, signals: &Signals, listener: &mut Listener) -> Option<i32> {
     let process = ProcessId::of(worker)?;
     let pid = i32::try_from(worker).ok()?;
     let (mut kill_at, mut boss_gone) = (None, false);
     loop {
-        // Orphans of a dead runner can come here only after the worker proper is gone, so only that is of interest.
+        // Orphans of a dead runner can come here only after the worker proper is gone, so only that
+        // is of interest.
         while let Reap::Ended(reaped) = reap(None) {
             if reaped.pid == pid {
                 return Some(reaped.status);

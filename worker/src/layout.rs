@@ -26,7 +26,8 @@ impl Layout {
     /// The given work directory made absolute, or the default one in the user's data directory.
     ///
     /// # Errors
-    /// A sentence for a person if neither a directory was given nor `HOME` is set, or the path cannot be resolved.
+    /// A sentence for a person if neither a directory was given nor `HOME` is set, or the path
+    /// cannot be resolved.
     pub fn resolve(work: Option<PathBuf>) -> Result<Self, String> {
         let chosen = match work {
             Some(work) => work,
@@ -52,8 +53,8 @@ impl Layout {
         self.check()
     }
 
-    /// Makes the work directory if it is not there, for its owner alone: it holds the sources. One that is there keeps its
-    /// mode, but it must be this user's, and so must be what it holds.
+    /// Makes the work directory if it is not there, for its owner alone: it holds the sources. One
+    /// that is there keeps its mode, but it must be this user's, and so must be what it holds.
     ///
     /// # Errors
     /// If it cannot be made, or may not be used.
@@ -66,7 +67,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Makes sure that the work directory, if it is there, is this user's, and what it holds as well.
+    /// Makes sure that the work directory, if it is there, is this user's, and what it holds as
+    /// well.
     ///
     /// # Errors
     /// If it may not be used.
@@ -159,7 +161,8 @@ impl Layout {
         self.work.join("machines")
     }
 
-    /// All that is made below the work directory, but for machines; the lock by which its users are known comes last.
+    /// All that is made below the work directory, but for machines; the lock by which its users are
+    /// known comes last.
     pub fn all(&self) -> [PathBuf; 7] {
         [
             self.tasks(),
@@ -194,7 +197,8 @@ pub(crate) fn check(directory: &Path, names: &[&str]) -> Result<(), crewboss_gro
         directory => directory?,
     };
     directory.check_above()?;
-    // What this user may not open is root's, and is not used: who tries is told so, and does without machines.
+    // What this user may not open is root's, and is not used: who tries is told so, and does
+    // without machines.
     let closed = |error: &crewboss_ground::Error| matches!(&error.fault, Fault::Io(why) if why.kind() == std::io::ErrorKind::PermissionDenied);
     names.iter().try_for_each(|name| match directory.child(name) {
         Err(error) if there(&error) && !closed(&error) => Err(error),

@@ -1,8 +1,9 @@
 //! What runs on a host: the worker's processes, the environments of tasks, clean-up.
 //!
-//! [`guardian`] starts the worker proper ([`core`]) and cleans up after it; the worker proper decides and prepares;
-//! one [`runner`] per slot runs attempts, one at a time. Everything that a session makes lies below its directory, its
-//! guardian and its control group, so [`sweep`] can always find it.
+//! [`guardian`] starts the worker proper ([`core`]) and cleans up after it; the worker proper
+//! decides and prepares; one [`runner`] per slot runs attempts, one at a time. Everything that a
+//! session makes lies below its directory, its guardian and its control group, so [`sweep`] can
+//! always find it.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod agent;

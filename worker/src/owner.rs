@@ -1,7 +1,7 @@
 //! Who owns a session's directory, and whether that owner lives.
 //!
-//! The record is written before anything else of a session, so whatever is found later can be traced to an owner: a
-//! process known by number, start time and boot, never by a name.
+//! The record is written before anything else of a session, so whatever is found later can be
+//! traced to an owner: a process known by number, start time and boot, never by a name.
 
 use std::io;
 use std::path::PathBuf;
@@ -54,8 +54,8 @@ impl Owner {
     /// Writes the record so that it is there whole or not at all.
     ///
     /// # Errors
-    /// If the session's directory cannot be made or written. Nothing is left of it then, as nobody would know whose it
-    /// is.
+    /// If the session's directory cannot be made or written. Nothing is left of it then, as nobody
+    /// would know whose it is.
     pub fn write(&self, layout: &Layout) -> io::Result<()> {
         let directory = layout.session(&self.session);
         Directory::make(&directory)?;
@@ -107,11 +107,13 @@ impl Owner {
 
     /// Whether the boss has been silent for so long that it must be gone.
     pub fn is_forsaken(&self, layout: &Layout, now: SystemTime) -> bool {
-        // Twice, since the file is touched only now and then and the worker itself gets the first chance.
+        // Twice, since the file is touched only now and then and the worker itself gets the first
+        // chance.
         self.is_silent(layout, now, self.silence_ms.saturating_mul(2))
     }
 
-    /// Whether the boss has been silent for longer than it said it would ever be, so that a worker that goes on ends.
+    /// Whether the boss has been silent for longer than it said it would ever be, so that a worker
+    /// that goes on ends.
     pub fn is_given_up(&self, layout: &Layout, now: SystemTime) -> bool {
         self.is_silent(layout, now, self.silence_ms)
     }

@@ -1,4 +1,5 @@
-//! Processes: telling one from another that later got its number, finding descendants, ending them all.
+//! Processes: telling one from another that later got its number, finding descendants, ending them
+//! all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -14,13 +15,16 @@ pub const KILL: Signal = Signal::KILL;
 /// Asks a process to end.
 pub const TERM: Signal = Signal::TERM;
 
-/// Between two looks at processes that are being killed. Death takes the kernel far less than this, mostly.
+/// Between two looks at processes that are being killed. Death takes the kernel far less than this,
+/// mostly.
 const KILL_POLL: Duration = Duration::from_micros(500);
 
-/// A process that lives on after SIGKILL for this long hangs in the kernel; waiting longer helps nobody.
+/// A process that lives on after SIGKILL for this long hangs in the kernel; waiting longer helps
+/// nobody.
 pub const KILL_WITHIN: Duration = Duration::from_secs(5);
 
-/// One process, for ever: its number is used again only with another start time or after another boot.
+/// One process, for ever: its number is used again only with another start time or after another
+/// boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// The number.
@@ -50,21 +54,24 @@ impl ProcessId {
         Stat::read(self.pid).is_some_and(|stat| stat.start == self.start && stat.stopped)
     }
 
-    /// Whether it is a process of this user. A record, whoever has written it, names no others that we would end.
+    /// Whether it is a process of this user. A record, whoever has written it, names no others that
+    /// we would end.
     pub(crate) fn is_own(&self) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         let owner = std::fs::metadata(format!("/proc/{}", self.pid)).map(|found| found.uid());
         owner.is_ok_and(|owner| owner == rustix::process::geteuid().as_raw())
     }
 
-    /// Sends a signal if it is still the same process, and this user's; says whether it was delivered.
+    /// Sends a signal if it is still the same process, and this user's; says whether it was
+    /// delivered.
     pub fn signal(&self, signal: Signal) -> bool {
         self.is_own() && self.deliver(signal)
     }
 
     /// The same whosever it is, for one of which it is known otherwise that it is to be ended.
     pub(crate) fn deliver(&self, signal: Signal) -> bool {
-        // The descriptor pins the process, so it cannot be replaced between the check and the signal.
+        // The descriptor pins the process, so it cannot be replaced between the check and the
+        // signal.
         let Some(pid) = raw_pid(self.pid) else { return false };
         let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
             return false;
@@ -133,7 +140,8 @@ pub fn descendants(root: u32, spared: &BTreeSet<u32>) -> Vec<u32> {
     found
 }
 
-/// Sends a signal to every descendant of this process, except `spared` and those below them. Returns how many there were.
+/// Sends a signal to every descendant of this process, except `spared` and those below them.
+/// Returns how many there were.
 pub fn signal_descendants(signal: Signal, spared: &BTreeSet<u32>) -> usize {
     let found = descendants(std::process::id(), spared);
     for pid in found.iter().copied().filter_map(raw_pid) {
@@ -154,8 +162,8 @@ pub fn reap_ended(mut seen: impl FnMut(Reaped)) -> bool {
     }
 }
 
-/// Kills every descendant of this process, which must be a sub-reaper, until none is left. Orphans come to the
-/// sub-reaper, so "no child" proves "no descendant", whatever they forked meanwhile.
+/// Kills every descendant of this process, which must be a sub-reaper, until none is left. Orphans
+/// come to the sub-reaper, so "no child" proves "no descendant", whatever they forked meanwhile.
 /// Returns false if some lived on for [`KILL_WITHIN`].
 pub fn kill_all_descendants(mut seen: impl FnMut(Reaped)) -> bool {
     let end = Instant::now() + KILL_WITHIN;
@@ -172,8 +180,9 @@ pub fn kill_all_descendants(mut seen: impl FnMut(Reaped)) -> bool {
     true
 }
 
-/// Kills every descendant of this sub-reaper except the children `spared` and what lies below them, and reaps those of
-/// them that have become its children. Returns false if some lived on for [`KILL_WITHIN`].
+/// Kills every descendant of this sub-reaper except the children `spared` and what lies below them,
+/// and reaps those of them that have become its children. Returns false if some lived on for
+/// [`KILL_WITHIN`].
 pub fn kill_orphans(spared: &BTreeSet<u32>) -> bool {
     let end = Instant::now() + KILL_WITHIN;
     loop {
@@ -184,7 +193,8 @@ pub fn kill_orphans(spared: &BTreeSet<u32>) -> bool {
         for pid in found.into_iter().filter_map(raw_pid) {
             // A process that has just ended, or is not ours to signal, shows in the next look.
             let _gone = rustix::process::kill_process(pid, Signal::KILL);
-            // Only by its number: a runner that ended in this moment must be left to who waits for it.
+            // Only by its number: a runner that ended in this moment must be left to who waits for
+            // it.
             let _later = reap(Some(pid.as_raw_nonzero().get()));
         }
         if Instant::now() > end {
@@ -194,8 +204,8 @@ pub fn kill_orphans(spared: &BTreeSet<u32>) -> bool {
     }
 }
 
-/// Every process of this user whose environment holds `name=value`. Anybody can write that into the environment of a process
-/// of theirs, which root can look into and must not wait for.
+/// Every process of this user whose environment holds `name=value`. Anybody can write that into the
+/// environment of a process of theirs, which root can look into and must not wait for.
 pub fn with_variable(name: &str, value: &str) -> Vec<ProcessId> {
     let wanted = format!("{name}={value}").into_bytes();
     let own = std::process::id();
@@ -207,8 +217,9 @@ pub fn with_variable(name: &str, value: &str) -> Vec<ProcessId> {
     marked.filter(ProcessId::is_own).collect()
 }
 
-/// The processes that something holds of. Who they are is asked before: a number that goes to another process meanwhile then
-/// belongs to none that is found, and it is not the other that is ended for what the first one was.
+/// The processes that something holds of. Who they are is asked before: a number that goes to
+/// another process meanwhile then belongs to none that is found, and it is not the other that is
+/// ended for what the first one was.
 pub fn identified(pids: &[u32], holds: impl Fn(u32) -> bool) -> Vec<ProcessId> {
     pids.iter().filter_map(|pid| ProcessId::of(*pid)).filter(|process| holds(process.pid)).collect()
 }
@@ -235,7 +246,8 @@ mod tests {
         let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let pid = child.id();
         let child = std::cell::RefCell::new(&mut child);
-        // It ends while it is asked after, and its number is free for others: what was found can end none of those.
+        // It ends while it is asked after, and its number is free for others: what was found can
+        // end none of those.
         let found = identified(&[pid], |_| {
             child.borrow_mut().kill().unwrap();
             child.borrow_mut().wait().unwrap();

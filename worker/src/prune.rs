@@ -1,8 +1,8 @@
 //! Keeping the work directory small: sources, warm directories and packs that nobody uses any more.
 //!
-//! What goes is only renamed while nobody else is here, which takes no time that anybody would notice; its content is
-//! removed afterwards, while work goes on. Old programs of crewboss are none of a worker's business: whoever brings a new
-//! one removes them.
+//! What goes is only renamed while nobody else is here, which takes no time that anybody would
+//! notice; its content is removed afterwards, while work goes on. Old programs of crewboss are none
+//! of a worker's business: whoever brings a new one removes them.
 
 use std::fs;
 use std::io;
@@ -28,9 +28,9 @@ const FREE_PERCENT_MIN: u64 = 5;
 /// Warm directories that were not used for this long are removed.
 const WARM_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// With more packs than this, looking objects up gets slow: all objects are dropped, since sources that are checked out do
-/// not need them and the boss sends again what is missing. Not sooner than that, since an incremental target starts cold
-/// when the objects of its last tree are gone.
+/// With more packs than this, looking objects up gets slow: all objects are dropped, since sources
+/// that are checked out do not need them and the boss sends again what is missing. Not sooner than
+/// that, since an incremental target starts cold when the objects of its last tree are gone.
 const PACKS_MAX: usize = 200;
 
 /// What goes wrong is told for this many things at most: the reason is mostly the same for all.
@@ -39,15 +39,16 @@ const ERRORS_MAX: usize = 3;
 /// What was set aside.
 #[derive(Debug, Default)]
 pub struct Aside {
-    /// What is to be removed. Nobody knows it by this name, so that may take its time; what is left of it when this
-    /// process ends is set aside again by the next one.
+    /// What is to be removed. Nobody knows it by this name, so that may take its time; what is left
+    /// of it when this process ends is set aside again by the next one.
     pub graves: Vec<PathBuf>,
     /// What could not be set aside, for a person.
     pub errors: Vec<String>,
 }
 
-/// Sets aside what nobody needs, unless somebody else uses the work directory right now: then nothing. To be called at the
-/// start of a worker, before it takes its own shared lock on `locks/users`.
+/// Sets aside what nobody needs, unless somebody else uses the work directory right now: then
+/// nothing. To be called at the start of a worker, before it takes its own shared lock on
+/// `locks/users`.
 ///
 /// # Errors
 /// If the lock cannot be had for another reason.
@@ -68,8 +69,8 @@ pub fn set_aside(layout: &Layout) -> io::Result<Aside> {
 }
 
 impl Aside {
-    /// Renames one directory, which no other way of removing does at once. In `sources`, as a read-only subvolume cannot
-    /// leave its directory, and all others can.
+    /// Renames one directory, which no other way of removing does at once. In `sources`, as a
+    /// read-only subvolume cannot leave its directory, and all others can.
     fn take(&mut self, layout: &Layout, path: &Path) -> bool {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let grave = layout.sources().join(format!("{UNFINISHED}{}-gone-{name}", std::process::id()));
@@ -84,7 +85,8 @@ impl Aside {
         is_aside
     }
 
-    /// Removes what was set aside, as long as it may. Returns what went wrong with any of it, for a person.
+    /// Removes what was set aside, as long as it may. Returns what went wrong with any of it, for a
+    /// person.
     pub fn remove(mut self, go_on: impl Fn() -> bool) -> Vec<String> {
         for grave in std::mem::take(&mut self.graves) {
             if !go_on() {
@@ -112,8 +114,8 @@ fn entries(directory: &Path) -> Vec<fs::DirEntry> {
     fs::read_dir(directory).map(|entries| entries.filter_map(Result::ok).collect()).unwrap_or_default()
 }
 
-/// Sources that were checked out before the machine started are not trusted either: nothing was synced to the disk, and
-/// after a crash their files may be empty.
+/// Sources that were checked out before the machine started are not trusted either: nothing was
+/// synced to the disk, and after a crash their files may be empty.
 fn set_sources_aside(layout: &Layout, aside: &mut Aside) {
     let keep = if is_nearly_full(layout.work()) { SOURCES_WHEN_FULL } else { SOURCES_MAX };
     let boot = boot_time();
@@ -176,7 +178,8 @@ mod tests {
         fs::create_dir_all(layout.sources().join(".new-1-0")).unwrap();
         let user = crate::slots::lock_as_user(&layout).unwrap();
         assert!(set_aside(&layout).unwrap().graves.is_empty());
-        // Closing is not enough: a program that another thread is just starting may have it open as well.
+        // Closing is not enough: a program that another thread is just starting may have it open as
+        // well.
         user.unlock().unwrap();
         assert_eq!(set_aside(&layout).unwrap().graves, [layout.sources().join(".new-1-0")]);
         // Nor does it keep others out once it is done.

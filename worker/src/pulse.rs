@@ -1,6 +1,8 @@
-//! How a guardian knows that its worker proper goes on: the worker promises, through a pipe, to be heard again within some time.
+//! How a guardian knows that its worker proper goes on: the worker promises, through a pipe, to be
+//! heard again within some time.
 //!
-//! The guardian counts its own looks and no clock, so that time in which it did not run itself is not the worker's.
+//! The guardian counts its own looks and no clock, so that time in which it did not run itself is
+//! not the worker's.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -39,7 +41,8 @@ impl Listener {
         Ok(Self { pipe, theirs, left: STANDSTILL })
     }
 
-    /// Passes the worker proper its end. Returns the name by which it finds that: one of its own, as it cannot look into us.
+    /// Passes the worker proper its end. Returns the name by which it finds that: one of its own,
+    /// as it cannot look into us.
     #[expect(unsafe_code, reason = "what a child inherits is decided between fork and exec")]
     pub fn pass_to(&self, worker: &mut Command) -> PathBuf {
         use std::os::unix::process::CommandExt as _;
@@ -62,12 +65,14 @@ impl Listener {
         }
     }
 
-    /// Whoever the worker works for is gone: it sees that itself, and has so long to say that it ends.
+    /// Whoever the worker works for is gone: it sees that itself, and has so long to say that it
+    /// ends.
     pub fn hurry(&mut self, within: Duration) {
         self.left = self.left.min(within);
     }
 
-    /// One more look without a word, `after` the last one. Whether the worker has broken its promise.
+    /// One more look without a word, `after` the last one. Whether the worker has broken its
+    /// promise.
     pub fn is_overdue(&mut self, after: Duration) -> bool {
         self.left = self.left.saturating_sub(after);
         self.left.is_zero()
@@ -101,8 +106,8 @@ impl Pulse {
         self.due
     }
 
-    /// Says from time to time that this process will go on being heard; so it has `within` for whatever it does between two
-    /// calls.
+    /// Says from time to time that this process will go on being heard; so it has `within` for
+    /// whatever it does between two calls.
     pub fn beat(&mut self, now: Instant, within: Duration) {
         if now >= self.due {
             self.due = now + EVERY;
@@ -110,8 +115,8 @@ impl Pulse {
         }
     }
 
-    /// Promises to be heard, or to have ended, within so long. A guardian that was stopped is woken: without it nobody would
-    /// clean up.
+    /// Promises to be heard, or to have ended, within so long. A guardian that was stopped is
+    /// woken: without it nobody would clean up.
     pub fn promise(&mut self, within: Duration) {
         let ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         if let Some(pipe) = &mut self.pipe {

@@ -13,7 +13,8 @@ const NAME_CHARS_MAX: usize = 100;
 /// The option by which `crewboss clean` is told who wants it. It is there to be read by [`story`].
 pub const BY: &str = "--by";
 
-/// For a worker that got a signal, and has this guardian. Looked up at once: most who send one end soon after.
+/// For a worker that got a signal, and has this guardian. Looked up at once: most who send one end
+/// soon after.
 pub fn story(sender: Option<Sender>, guardian: Option<u32>) -> String {
     let Some(sender) = sender.filter(|sender| sender.pid != 0) else {
         return "the kernel; `dmesg` there may say why".to_owned();
@@ -22,7 +23,8 @@ pub fn story(sender: Option<Sender>, guardian: Option<u32>) -> String {
     let user = sender.uid.or_else(|| fs::metadata(&place).ok().map(|found| found.uid()));
     let user = user.map_or_else(|| "an unknown user".to_owned(), user_name);
     let process = format!("process {} of {user}", sender.pid);
-    // The kernel tells of its end in its name. By then it may be gone, and its place as a parent taken by another.
+    // The kernel tells of its end in its name. By then it may be gone, and its place as a parent
+    // taken by another.
     if guardian == Some(sender.pid) {
         return format!("its guardian there ({process}), which was ended itself; `dmesg` there may say why");
     }

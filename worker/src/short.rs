@@ -1,8 +1,9 @@
 //! A short way to the directories of a session.
 //!
-//! The path of a Unix socket has at most 107 bytes, and build tools make theirs below `$HOME` or `$TMPDIR`. An attempt lies
-//! deep, so a session has a directory with a short name, and in it a link for each slot, which leads to the attempt that
-//! runs there. What is written goes to the work directory all the same.
+//! The path of a Unix socket has at most 107 bytes, and build tools make theirs below `$HOME` or
+//! `$TMPDIR`. An attempt lies deep, so a session has a directory with a short name, and in it a
+//! link for each slot, which leads to the attempt that runs there. What is written goes to the work
+//! directory all the same.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
@@ -22,8 +23,9 @@ const RANDOM: usize = 6;
 /// Tries at a name that nobody has.
 const TRIES: u32 = 16;
 
-/// Finds a free name and makes the directory. The name goes on record first, by `record`: whatever happens then, somebody
-/// knows whose it is. `None` if there is no place for one; then paths are long.
+/// Finds a free name and makes the directory. The name goes on record first, by `record`: whatever
+/// happens then, somebody knows whose it is. `None` if there is no place for one; then paths are
+/// long.
 ///
 /// # Errors
 /// If the name cannot be recorded.

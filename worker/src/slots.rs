@@ -1,8 +1,9 @@
 //! Slots: places for running tasks, shared by every boss that uses the host.
 //!
-//! A slot is a file under an flock that says who holds it. The kernel lets go of the lock when the holder dies, so
-//! nothing is ever stale. Who waits keeps a locked file too; holders look at those now and then and come down to their fair
-//! share. As long as nobody waits a slot is kept from task to task, which costs no system call.
+//! A slot is a file under an flock that says who holds it. The kernel lets go of the lock when the
+//! holder dies, so nothing is ever stale. Who waits keeps a locked file too; holders look at those
+//! now and then and come down to their fair share. As long as nobody waits a slot is kept from task
+//! to task, which costs no system call.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -14,16 +15,19 @@ use crewboss_protocol::{SessionId, SlotHolder};
 use crate::layout::Layout;
 use crewboss_ground::{Directory, Held, Open, read_record};
 
-/// How often a waiting worker tries again: short against any real task, long against the cost of a try.
+/// How often a waiting worker tries again: short against any real task, long against the cost of a
+/// try.
 pub const RETRY: Duration = Duration::from_millis(20);
 
 /// How often a holder looks whether somebody waits.
 pub const LOOK: Duration = Duration::from_millis(100);
 
-/// A worker with this many older waiters before it stays behind them by this many further tries at most.
+/// A worker with this many older waiters before it stays behind them by this many further tries at
+/// most.
 const BEHIND_MAX: u32 = 8;
 
-/// How long whoever removes things in a work directory is waited for: far longer than setting them aside takes.
+/// How long whoever removes things in a work directory is waited for: far longer than setting them
+/// aside takes.
 const USER_WITHIN: Duration = Duration::from_secs(15);
 
 /// Longest number of a process that is read.
@@ -45,7 +49,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// No slot held yet. `holder` is what others read in the lock files; its slot number is filled in.
+    /// No slot held yet. `holder` is what others read in the lock files; its slot number is filled
+    /// in.
     ///
     /// # Errors
     /// If the directory of the locks cannot be made, or something else has the name of one.
@@ -67,8 +72,8 @@ impl Slots {
         self.waiting.is_some()
     }
 
-    /// Comes as near as possible to holding `want` slots, and says so to the others if that is not enough.
-    /// While waiting a call before its time does nothing.
+    /// Comes as near as possible to holding `want` slots, and says so to the others if that is not
+    /// enough. While waiting a call before its time does nothing.
     ///
     /// # Errors
     /// If a lock file cannot be opened.
@@ -116,7 +121,8 @@ impl Slots {
         }
         let held = Held::new(file);
         self.holder.slot = slot;
-        // The lock is what counts. What the file says is for people, and for the shares of others; a disk may be full.
+        // The lock is what counts. What the file says is for people, and for the shares of others;
+        // a disk may be full.
         let _unsaid = self.say(&held);
         self.held.push((slot, held));
         Ok(())
@@ -142,7 +148,8 @@ impl Slots {
     fn stop_waiting(&mut self) {
         self.next_try = None;
         if let Some((_held, _)) = self.waiting.take() {
-            // While it is locked, so that whoever finds a file of this name unlocked knows that it stays the same.
+            // While it is locked, so that whoever finds a file of this name unlocked knows that it
+            // stays the same.
             let _left = std::fs::remove_file(self.layout.waiting(&self.session));
         }
     }
@@ -162,21 +169,24 @@ impl Slots {
         found
     }
 
-    /// How many slots this worker may hold now: all while nobody waits, else the fair share among those who hold or wait,
-    /// but always one. With more bosses than slots that one is passed on after each task.
+    /// How many slots this worker may hold now: all while nobody waits, else the fair share among
+    /// those who hold or wait, but always one. With more bosses than slots that one is passed on
+    /// after each task.
     pub fn share(&self) -> Share {
         let waiters = self.waiters();
         if waiters.is_empty() {
             return Share { slots: self.total, pass_on: false };
         }
-        // Several sessions of one run are one boss only if they are the same process, so each session counts.
+        // Several sessions of one run are one boss only if they are the same process, so each
+        // session counts.
         let mut parties: Vec<u32> = Vec::new();
         for holder in holders(&self.layout, self.total) {
             if holder.pid != self.holder.pid && !parties.contains(&holder.pid) {
                 parties.push(holder.pid);
             }
         }
-        // A waiter may hold slots too; counting it twice would only make the share smaller for a moment.
+        // A waiter may hold slots too; counting it twice would only make the share smaller for a
+        // moment.
         let holding_waiters = waiters.len().min(parties.len());
         let others = (waiters.len() + parties.len() - holding_waiters).max(waiters.len());
         let bosses = u32::try_from(others + 1).unwrap_or(u32::MAX);
@@ -199,8 +209,9 @@ impl Drop for Slots {
     }
 }
 
-/// A locked file of this name. Nobody but us has a right to it: whoever looks at it, or takes it for one that a dead worker
-/// left, holds it for a moment at most, and if not (it may be stopped), it keeps the old file and we have a new one.
+/// A locked file of this name. Nobody but us has a right to it: whoever looks at it, or takes it
+/// for one that a dead worker left, holds it for a moment at most, and if not (it may be stopped),
+/// it keeps the old file and we have a new one.
 fn announce(path: &Path) -> io::Result<Held> {
     for _ in 0..ANNOUNCE_TRIES {
         let file = open_lock(path)?;
@@ -251,10 +262,12 @@ pub fn forget(layout: &Layout, session: &SessionId) {
     let _stays = std::fs::remove_file(layout.waiting(session));
 }
 
-/// A shared lock on the work directory's `users` file: as long as it is held nothing that others might need is pruned.
+/// A shared lock on the work directory's `users` file: as long as it is held nothing that others
+/// might need is pruned.
 ///
 /// # Errors
-/// If the file cannot be made or locked, or somebody has it for itself for too long, with who that is.
+/// If the file cannot be made or locked, or somebody has it for itself for too long, with who that
+/// is.
 pub fn lock_as_user(layout: &Layout) -> io::Result<File> {
     lock_as_user_within(layout, USER_WITHIN)
 }

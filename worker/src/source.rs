@@ -1,8 +1,8 @@
 //! Sources: one checked-out tree per tree id, shared by all tasks and bosses.
 //!
-//! `sources/<tree>` appears whole or not at all. On btrfs it is a read-only subvolume, which nobody can write; elsewhere
-//! its files have no write permission, which does not bind root, so tasks only ever get copies of it.
-//! `sources/<tree>.used` is touched whenever the tree is used.
+//! `sources/<tree>` appears whole or not at all. On btrfs it is a read-only subvolume, which nobody
+//! can write; elsewhere its files have no write permission, which does not bind root, so tasks only
+//! ever get copies of it. `sources/<tree>.used` is touched whenever the tree is used.
 
 mod intact;
 pub mod objects;
@@ -28,7 +28,8 @@ pub use objects::Objects;
 use crate::layout::Layout;
 use crate::storage::{self, Way, btrfs, remove_tree};
 
-/// Names of unfinished check-outs begin like this. With an exclusive lock on `locks/users`, all of them are garbage.
+/// Names of unfinished check-outs begin like this. With an exclusive lock on `locks/users`, all of
+/// them are garbage.
 pub const UNFINISHED: &str = ".new-";
 
 /// Why a source cannot be had.
@@ -135,8 +136,8 @@ impl Sources {
         has(&self.layout, tree)
     }
 
-    /// Whether a tree is checked out and as it was checked out. Only btrfs can tell without reading everything, and only
-    /// there tasks are given the shared source itself.
+    /// Whether a tree is checked out and as it was checked out. Only btrfs can tell without reading
+    /// everything, and only there tasks are given the shared source itself.
     pub fn is_intact(&self, tree: TreeId) -> bool {
         if self.way != Way::Snapshot {
             return self.has(tree);
@@ -146,7 +147,8 @@ impl Sources {
         if !read_only || note.transaction == changed {
             return read_only;
         }
-        // The kernel counts it as a change when it writes the content to the disk, some seconds after the checkout.
+        // The kernel counts it as a change when it writes the content to the disk, some seconds
+        // after the checkout.
         let unchanged = intact::is_unchanged_since(&self.layout.source(tree), note.time).unwrap_or(false);
         if unchanged {
             Note { transaction: changed, ..note }.write(&used(&self.layout, tree));
@@ -154,7 +156,8 @@ impl Sources {
         unchanged
     }
 
-    /// Checks a tree out anew that somebody has changed or taken away. Tasks that use it right now are not helped.
+    /// Checks a tree out anew that somebody has changed or taken away. Tasks that use it right now
+    /// are not helped.
     ///
     /// # Errors
     /// As [`Self::check_out`].
@@ -181,15 +184,16 @@ impl Sources {
         file.set_modified(SystemTime::now())
     }
 
-    /// Checks a tree out of `objects.git`, unless it is there. With `near`, a tree that is checked out and differs little,
-    /// only the difference is written; files that are the same then keep their times. Several processes may check the
-    /// same tree out at the same time.
+    /// Checks a tree out of `objects.git`, unless it is there. With `near`, a tree that is checked
+    /// out and differs little, only the difference is written; files that are the same then keep
+    /// their times. Several processes may check the same tree out at the same time.
     ///
     /// # Errors
     /// [`SourceError::Missing`] if an object is not there; what is there in part is removed.
     pub fn check_out(&self, tree: TreeId, near: Option<TreeId>) -> Result<(), SourceError> {
         if !self.has(tree) {
-            // What is no directory has nobody checked out. There is mostly nothing, and nothing of a directory is removed so.
+            // What is no directory has nobody checked out. There is mostly nothing, and nothing of
+            // a directory is removed so.
             let _nothing = fs::remove_file(self.layout.source(tree));
             let unfinished = self.unfinished();
             let result = self.write(&unfinished, tree, near).and_then(|()| self.publish(&unfinished, tree));
@@ -252,8 +256,8 @@ impl Sources {
         }
     }
 
-    /// Notes the state in which a tree was checked out. Without the note only a source that can be written counts as
-    /// changed.
+    /// Notes the state in which a tree was checked out. Without the note only a source that can be
+    /// written counts as changed.
     fn note(&self, tree: TreeId) {
         let place = self.layout.source(tree);
         if self.way == Way::Snapshot
@@ -264,11 +268,12 @@ impl Sources {
     }
 }
 
-/// Turns the tree `old` in `directory` (or nothing) into `new`, touching only what differs. With `writable`, new files
-/// may be written by their owner.
+/// Turns the tree `old` in `directory` (or nothing) into `new`, touching only what differs. With
+/// `writable`, new files may be written by their owner.
 ///
 /// # Errors
-/// [`SourceError::Missing`] if an object is not there; the directory is then somewhere between the two.
+/// [`SourceError::Missing`] if an object is not there; the directory is then somewhere between the
+/// two.
 pub fn apply(
     objects: &Objects,
     directory: &Path,

@@ -1,4 +1,5 @@
-//! The few system calls that neither std nor rustix has: signal masks, signalfd, and waiting with resource usage.
+//! The few system calls that neither std nor rustix has: signal masks, signalfd, and waiting with
+//! resource usage.
 
 use std::io;
 use std::mem::offset_of;
@@ -15,7 +16,8 @@ pub struct Signals {
 }
 
 fn set_of(signals: &[i32]) -> libc::sigset_t {
-    // SAFETY: sigset_t is plain data; sigemptyset makes it valid, and sigaddset gets constants of this system.
+    // SAFETY: sigset_t is plain data; sigemptyset makes it valid, and sigaddset gets constants of
+    // this system.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -27,8 +29,8 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
 }
 
 impl Signals {
-    /// Blocks the signals for this thread and all that come from it, children included, and opens the descriptor.
-    /// Programs that are started by [`crewboss_ground::program`] are not concerned.
+    /// Blocks the signals for this thread and all that come from it, children included, and opens
+    /// the descriptor. Programs that are started by [`crewboss_ground::program`] are not concerned.
     ///
     /// # Errors
     /// As the system says; practically only for want of descriptors.
@@ -110,9 +112,10 @@ pub fn pass_on(pid: i32, signal: i32, sender: Sender) -> io::Result<()> {
     if unsafe { libc::sigqueue(pid, signal, value) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Keeps others of this user, above all what a build starts, from looking into this process: they can neither trace it nor open
-/// what it has open by way of `/proc`, where they would find the pipe that results go through. What is started by it is not
-/// concerned, and root is not kept from anything.
+/// Keeps others of this user, above all what a build starts, from looking into this process: they
+/// can neither trace it nor open what it has open by way of `/proc`, where they would find the pipe
+/// that results go through. What is started by it is not concerned, and root is not kept from
+/// anything.
 pub fn keep_to_itself() {
     // Without it everything else is as it was.
     let _open = set_dumpable_behavior(DumpableBehavior::NotDumpable);
@@ -126,8 +129,9 @@ pub fn forget_variable(name: &str) {
     unsafe { std::env::remove_var(name) };
 }
 
-/// Moves standard input to another descriptor, which no child inherits, and puts `/dev/null` in its place, so that
-/// starting a child with an inherited standard input costs nothing and gives it nothing.
+/// Moves standard input to another descriptor, which no child inherits, and puts `/dev/null` in its
+/// place, so that starting a child with an inherited standard input costs nothing and gives it
+/// nothing.
 ///
 /// # Errors
 /// As the system says; practically only for want of descriptors.
@@ -160,7 +164,8 @@ pub enum Reap {
     Ended(Reaped),
     /// There are children, but none has ended.
     Running,
-    /// There are no children at all: nothing that ever descended from this process is left, if it is a sub-reaper.
+    /// There are no children at all: nothing that ever descended from this process is left, if it
+    /// is a sub-reaper.
     Childless,
 }
 

@@ -19,7 +19,8 @@ pub(crate) fn hello(session: &str) -> Hello {
     serde_json::from_str(&text).unwrap()
 }
 
-/// A file on btrfs that is swapped to: even root can neither remove nor change it. It can be removed when this is dropped.
+/// A file on btrfs that is swapped to: even root can neither remove nor change it. It can be
+/// removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Swap(PathBuf);
 
@@ -81,7 +82,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Detached at once even if a failed test still has something open; the loop device goes with the mount.
+        // Detached at once even if a failed test still has something open; the loop device goes
+        // with the mount.
         let status = Command::new("umount").arg("-l").arg(self.path()).status();
         if !status.is_ok_and(|status| status.success()) {
             eprintln!("{} is still mounted", self.path().display());
@@ -94,8 +96,8 @@ pub(crate) fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?} (as root?): {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Does something with no more rights on files than a stranger has, also where the tests run as root: in a thread of its own,
-/// of which alone the kernel then thinks so.
+/// Does something with no more rights on files than a stranger has, also where the tests run as
+/// root: in a thread of its own, of which alone the kernel then thinks so.
 pub(crate) fn as_stranger<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     const NOBODY: u32 = 65_534;
     let stranger = || {
@@ -107,8 +109,8 @@ pub(crate) fn as_stranger<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         .unwrap_or_else(|why| std::panic::resume_unwind(why))
 }
 
-/// Writes a script that can be run at once. A child does it: while this process has a file open for writing, a program that
-/// another thread starts has it open too, and nobody can run it.
+/// Writes a script that can be run at once. A child does it: while this process has a file open for
+/// writing, a program that another thread starts has it open too, and nobody can run it.
 pub(crate) fn write_script(path: &Path, text: &str) {
     let mut shell = Command::new("sh");
     let shell = shell.args(["-c", r#"cat >"$1" && chmod 755 "$1""#, "sh"]).arg(path).stdin(Stdio::piped());

@@ -33,8 +33,8 @@ pub fn own_hash() -> io::Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The SHA-256 of the running binary: from the name of its directory if that is one (it was verified when it was put
-/// there), else computed; empty if it cannot be read.
+/// The SHA-256 of the running binary: from the name of its directory if that is one (it was
+/// verified when it was put there), else computed; empty if it cannot be read.
 pub fn build() -> String {
     let path = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     let directory = path.parent().and_then(|parent| parent.file_name()).and_then(|name| name.to_str());

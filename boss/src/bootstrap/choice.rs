@@ -11,7 +11,8 @@ use super::Verdict;
 pub struct Wanted {
     /// These machines; if there are none, all that need it.
     pub machines: Vec<Name>,
-    /// With this toolchain in place of the default one. Auxiliary machines always have the default one.
+    /// With this toolchain in place of the default one. Auxiliary machines always have the default
+    /// one.
     pub toolchain: Option<Name>,
     /// Also those that are ready.
     pub force: bool,

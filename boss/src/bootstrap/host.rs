@@ -1,4 +1,5 @@
-//! One host: asked what it has, then told what to bootstrap, and listened to until all of it has ended.
+//! One host: asked what it has, then told what to bootstrap, and listened to until all of it has
+//! ended.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,8 @@ struct Book {
     tell: mpsc::UnboundedSender<Progress>,
 }
 
-/// Keeps the session with a host until everything that is ordered has ended, or `stop`. If no orders come, nothing is done.
+/// Keeps the session with a host until everything that is ordered has ended, or `stop`. If no
+/// orders come, nothing is done.
 pub(super) async fn keep_host(
     opening: Opening,
     facts: oneshot::Sender<HostFacts>,

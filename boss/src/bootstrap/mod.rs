@@ -1,4 +1,5 @@
-//! Has machines bootstrapped ahead of time, on all hosts at once. Each host does as many at a time as it has slots.
+//! Has machines bootstrapped ahead of time, on all hosts at once. Each host does as many at a time
+//! as it has slots.
 
 mod choice;
 mod host;
@@ -102,10 +103,12 @@ pub enum BootstrapError {
     Run(#[from] RunError),
 }
 
-/// Bootstraps what is wanted. When `stop` becomes true, everything is stopped. Returns the hosts in the order of the crew.
+/// Bootstraps what is wanted. When `stop` becomes true, everything is stopped. Returns the hosts in
+/// the order of the crew.
 ///
 /// # Errors
-/// If this computer cannot connect to anybody, or a name is unknown. What is wrong with a host is its answer.
+/// If this computer cannot connect to anybody, or a name is unknown. What is wrong with a host is
+/// its answer.
 pub async fn bootstrap(
     crew: &Crew,
     wanted: &Wanted,

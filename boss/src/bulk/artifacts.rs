@@ -29,7 +29,8 @@ const DIRECTORY: OFlags =
 const NEW_FILE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Receives all artifacts of a request that was sent. Nothing is kept of them here: there may be a million.
+/// Receives all artifacts of a request that was sent. Nothing is kept of them here: there may be a
+/// million.
 pub(super) fn receive(wire: &mut Wire, directory: &Path, limits: ArtifactLimits) -> Result<u64, BulkError> {
     let mut target = Target::open(directory, limits.directories)?;
     let mut stored = 0;
@@ -115,7 +116,8 @@ enum Refusal {
     Io(Errno),
 }
 
-/// Who is to blame that a file cannot be here: what its name or length alone can cause must not end the run of everybody.
+/// Who is to blame that a file cannot be here: what its name or length alone can cause must not end
+/// the run of everybody.
 fn cannot_store(host: &HostName, directory: &Path, path: &RelPath, errno: Errno) -> BulkError {
     match errno {
         Errno::NAMETOOLONG
@@ -133,8 +135,8 @@ fn cannot_store(host: &HostName, directory: &Path, path: &RelPath, errno: Errno)
     }
 }
 
-/// The directory that artifacts go to. Every step down is made from an open directory and follows no link, so that
-/// nothing can leave it even if somebody else changes it meanwhile.
+/// The directory that artifacts go to. Every step down is made from an open directory and follows
+/// no link, so that nothing can leave it even if somebody else changes it meanwhile.
 struct Target<'a> {
     path: &'a Path,
     root: OwnedFd,

@@ -83,7 +83,8 @@ pub enum BulkError {
         /// As received, as far as it was.
         bytes: u64,
     },
-    /// A file that a host or a task made is none that can be here, mostly for its name: not this computer's failure.
+    /// A file that a host or a task made is none that can be here, mostly for its name: not this
+    /// computer's failure.
     #[error("host {host}: artifact {name} cannot be stored here")]
     Unstorable {
         /// Which host.

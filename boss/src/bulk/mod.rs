@@ -1,7 +1,8 @@
 //! The boss's end of a bulk channel: git objects to a host, logs and artifacts from it.
 //!
-//! Each channel has a thread that reads and writes its pipes directly: bulk data never passes through the runtime,
-//! and writing files never holds it up. [`Bulk`] is the handle to that thread; it takes one request after the other.
+//! Each channel has a thread that reads and writes its pipes directly: bulk data never passes
+//! through the runtime, and writing files never holds it up. [`Bulk`] is the handle to that thread;
+//! it takes one request after the other.
 
 mod artifacts;
 mod error;
@@ -33,8 +34,8 @@ type Output = Arc<Mutex<Box<dyn Write + Send>>>;
 
 type Job = Box<dyn FnOnce(&mut Wire) + Send>;
 
-/// A bulk channel. Dropping it ends the channel, also in the middle of a request. Giving up a request's future does
-/// not end the request: drop the channel then.
+/// A bulk channel. Dropping it ends the channel, also in the middle of a request. Giving up a
+/// request's future does not end the request: drop the channel then.
 #[derive(Debug)]
 pub struct Bulk {
     host: HostName,
@@ -159,8 +160,8 @@ impl Bulk {
         BulkError::Lost { host: self.host.clone() }
     }
 
-    /// Which of these trees the host has or can check out. At most 1024 are asked for at once; more are asked for in
-    /// turns.
+    /// Which of these trees the host has or can check out. At most 1024 are asked for at once; more
+    /// are asked for in turns.
     ///
     /// # Errors
     /// See [`BulkError`].
@@ -182,11 +183,12 @@ impl Bulk {
         .await
     }
 
-    /// Sends a git pack, which `produce` writes on the channel's thread. Gives back what `produce` returns, once the
-    /// host has stored the pack.
+    /// Sends a git pack, which `produce` writes on the channel's thread. Gives back what `produce`
+    /// returns, once the host has stored the pack.
     ///
     /// # Errors
-    /// [`BulkError::Produce`] if `produce` fails; the channel can then be used further. Else see [`BulkError`].
+    /// [`BulkError::Produce`] if `produce` fails; the channel can then be used further. Else see
+    /// [`BulkError`].
     pub async fn pack<T: Send + 'static>(
         &mut self,
         produce: impl FnOnce(&mut dyn Write) -> io::Result<T> + Send + 'static,
@@ -225,7 +227,8 @@ impl Bulk {
                 (Err(_), false) => frames.abandon(),
             };
             drop(output);
-            // Whatever happened to our writing: if the host has given a reason, that is the one to tell.
+            // Whatever happened to our writing: if the host has given a reason, that is the one to
+            // tell.
             match (wire.answer(), produced, sent) {
                 (Ok(BulkAnswer::Stored), Ok(value), Ok(())) => Ok(value),
                 (Ok(other), _, _) => Err(wire.unexpected(&other)),
@@ -238,7 +241,8 @@ impl Bulk {
         .await
     }
 
-    /// Checks a tree out on the host. `near` is a tree that is checked out there already and differs little.
+    /// Checks a tree out on the host. `near` is a tree that is checked out there already and
+    /// differs little.
     ///
     /// # Errors
     /// See [`BulkError`].
@@ -253,8 +257,9 @@ impl Bulk {
         .await
     }
 
-    /// Fetches a log from its beginning, also while it grows, and writes it to `sink` on the channel's thread. Gives
-    /// the sink back, flushed, and the length, which is the one that `end` has told.
+    /// Fetches a log from its beginning, also while it grows, and writes it to `sink` on the
+    /// channel's thread. Gives the sink back, flushed, and the length, which is the one that `end`
+    /// has told.
     ///
     /// # Errors
     /// [`BulkError::Sink`] if `sink` fails. Else see [`BulkError`].
@@ -274,8 +279,9 @@ impl Bulk {
             }
             LogEnd::Later(later) => (None, Some(later)),
         };
-        // Written here and not on the thread, so that the end can never be told before the beginning was asked for.
-        // The pipe is empty between requests and takes these few bytes at once.
+        // Written here and not on the thread, so that the end can never be told before the
+        // beginning was asked for. The pipe is empty between requests and takes these few bytes at
+        // once.
         self.write(&lines)?;
         let max = self.log_max;
         let mut result = self.send(move |wire| wire.log(sink, max));
@@ -314,8 +320,8 @@ impl Bulk {
 
     /// Fetches the artifacts of an attempt into a directory, which must be fresh and ours alone.
     ///
-    /// Gives back how many there were. Names that would leave it, doubles, more data than `limits` and wrong checksums are refused. After an error the
-    /// directory may hold some of them.
+    /// Gives back how many there were. Names that would leave it, doubles, more data than `limits`
+    /// and wrong checksums are refused. After an error the directory may hold some of them.
     ///
     /// # Errors
     /// See [`BulkError`].

@@ -1,6 +1,6 @@
-//! Whether a transfer moves. What stands still on the other side says nothing, and the thread that waits for it would wait for
-//! ever: so whoever waits for the thread looks for how long it has been the other side's turn, and how much came of that. A byte
-//! now and then is not enough.
+//! Whether a transfer moves. What stands still on the other side says nothing, and the thread that
+//! waits for it would wait for ever: so whoever waits for the thread looks for how long it has been
+//! the other side's turn, and how much came of that. A byte now and then is not enough.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use crewboss_protocol::limits::STALL_BYTES;
 use tokio::time::timeout;
 
-/// A pipe that is slow takes so much at once, and moves with that; the kernel would only come back with all that it was given.
+/// A pipe that is slow takes so much at once, and moves with that; the kernel would only come back
+/// with all that it was given.
 const AT_ONCE: usize = 16 << 10;
 
 /// Looks until something counts as standing still.
@@ -90,7 +91,8 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// A channel on which less than [`STALL_BYTES`] move while it was the other side's turn for `stall` stands still.
+    /// A channel on which less than [`STALL_BYTES`] move while it was the other side's turn for
+    /// `stall` stands still.
     pub(super) fn new(stall: Duration) -> Self {
         Self { stall, reading: Pulse::default(), writing: Pulse::default(), meter: Meter::default() }
     }
@@ -108,9 +110,10 @@ impl Patience {
         Beating { inner, pulse: self.writing.clone(), meter: self.meter() }
     }
 
-    /// Waits for something that the thread of the channel does; gives up, with the time that was waited, when the other side
-    /// stands still. What this computer does itself may take as long as it takes, and the time in which this process did not
-    /// run, for it was stopped or its computer slept, does not count.
+    /// Waits for something that the thread of the channel does; gives up, with the time that was
+    /// waited, when the other side stands still. What this computer does itself may take as long as
+    /// it takes, and the time in which this process did not run, for it was stopped or its computer
+    /// slept, does not count.
     pub(super) async fn wait<T>(&self, done: impl Future<Output = T>) -> Result<T, Duration> {
         tokio::pin!(done);
         let (mut seen, mut stood) = (self.meter.now(), Duration::ZERO);

@@ -16,7 +16,8 @@ use super::patience::Meter;
 /// One frame and its length.
 const BUFFER_BYTES: usize = BULK_CHUNK_BYTES_MAX + 4;
 
-/// What is read as the length of a frame if there is an answer instead of data: that there is none. No frame is so long.
+/// What is read as the length of a frame if there is an answer instead of data: that there is none.
+/// No frame is so long.
 const ANSWER: u32 = u32::from_be_bytes(*b"@cb ");
 
 /// A piece of incoming data.
@@ -87,7 +88,8 @@ impl Wire {
             return Err(BulkError::Spoilt { host: self.host.clone() });
         }
         self.worked = Duration::ZERO;
-        // Also if `work` panics and the thread ends: whoever comes next must not read on in the middle.
+        // Also if `work` panics and the thread ends: whoever comes next must not read on in the
+        // middle.
         self.spoilt = true;
         let result = work(self);
         self.spoilt = result.as_ref().is_err_and(BulkError::spoils_the_channel);
@@ -103,8 +105,8 @@ impl Wire {
         self.rule(format!("an answer that was not asked for: {text}"))
     }
 
-    /// Sends a request. Before the first one, whatever a login shell printed is read: a host that is still printing
-    /// would not read, and both would wait for each other.
+    /// Sends a request. Before the first one, whatever a login shell printed is read: a host that
+    /// is still printing would not read, and both would wait for each other.
     pub(super) fn request(&mut self, request: &BulkRequest) -> Result<(), BulkError> {
         self.open()?;
         let mut line = Vec::new();
@@ -129,8 +131,8 @@ impl Wire {
         }
     }
 
-    /// The next answer. A failure that the host reports becomes an error. That it works is no answer, and only so long good for
-    /// one request, however many answers that has.
+    /// The next answer. A failure that the host reports becomes an error. That it works is no
+    /// answer, and only so long good for one request, however many answers that has.
     pub(super) fn answer(&mut self) -> Result<BulkAnswer, BulkError> {
         let mut since = Instant::now();
         loop {
@@ -236,7 +238,8 @@ impl Wire {
         }
     }
 
-    /// Hands data to `take` until the frame that ends it. Returns its length, which never gets over `max`.
+    /// Hands data to `take` until the frame that ends it. Returns its length, which never gets over
+    /// `max`.
     pub(super) fn frames(
         &mut self,
         what: &str,

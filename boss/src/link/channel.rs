@@ -22,7 +22,8 @@ pub enum Exit {
     Code(i32),
     /// By this signal (only known of child processes of ours).
     Signal(i32),
-    /// By a signal, or the connection ended; ssh does not tell which. [`super::Link::is_alive`] does.
+    /// By a signal, or the connection ended; ssh does not tell which. [`super::Link::is_alive`]
+    /// does.
     Unknown,
 }
 
@@ -84,8 +85,8 @@ impl ChildGroup {
         }
     }
 
-    /// Asks all of it to end, unless the leader is reaped: as long as it is not, its number, which is also the group's, can
-    /// be nobody else's. To be called by the thread that reaps.
+    /// Asks all of it to end, unless the leader is reaped: as long as it is not, its number, which
+    /// is also the group's, can be nobody else's. To be called by the thread that reaps.
     pub(super) fn end(&self) {
         if pidfd_send_signal(&self.pidfd, Signal::TERM).is_ok() {
             let _gone_already = kill_process_group(self.leader, Signal::TERM);
@@ -96,8 +97,9 @@ impl ChildGroup {
 }
 
 impl ExitWatch {
-    /// `wait` does not begin before somebody asks. ssh's answer may overtake the last of the output, and whoever has
-    /// it hangs up on the master, which then throws away what it has not written into our pipes yet.
+    /// `wait` does not begin before somebody asks. ssh's answer may overtake the last of the
+    /// output, and whoever has it hangs up on the master, which then throws away what it has not
+    /// written into our pipes yet.
     pub(super) fn remote(wait: impl Future<Output = Exit> + Send + 'static) -> Self {
         Self { wait: Box::pin(wait), known: None, child: None }
     }
@@ -128,8 +130,9 @@ impl fmt::Debug for ExitWatch {
 }
 
 impl Drop for ExitWatch {
-    /// A remote process loses its pipes. A child of ours is asked to end, with what it has started, and then still waited
-    /// for, so that it does not stay as a zombie; it is not killed, since only it can clean up after itself.
+    /// A remote process loses its pipes. A child of ours is asked to end, with what it has started,
+    /// and then still waited for, so that it does not stay as a zombie; it is not killed, since
+    /// only it can clean up after itself.
     fn drop(&mut self) {
         if let Some(child) = &self.child {
             child.end();
@@ -146,7 +149,8 @@ pub struct RawChannel {
     pub unread: Vec<u8>,
     /// The process's standard output.
     pub stdout: OwnedFd,
-    /// Keeps the process. Dropping it ends the streams, so a thread that reads or writes them ends, too.
+    /// Keeps the process. Dropping it ends the streams, so a thread that reads or writes them ends,
+    /// too.
     pub guard: ChannelGuard,
 }
 
@@ -167,8 +171,8 @@ impl ChannelGuard {
 
 /// One process on a host.
 ///
-/// Dropping it ends the streams, and asks a child process of ours to end (SIGTERM). Nothing can be sent to a process
-/// behind ssh: that one must take the end of its input as the end.
+/// Dropping it ends the streams, and asks a child process of ours to end (SIGTERM). Nothing can be
+/// sent to a process behind ssh: that one must take the end of its input as the end.
 #[derive(Debug)]
 pub struct Channel {
     /// The process's standard input.
@@ -186,7 +190,8 @@ pub(super) struct Pipes {
     pub(super) far: [OwnedFd; 3],
 }
 
-/// As large as a user without privileges may ask for. A pipe of 64 KiB makes reader and ssh take turns.
+/// As large as a user without privileges may ask for. A pipe of 64 KiB makes reader and ssh take
+/// turns.
 const PIPE_BYTES: usize = 1 << 20;
 
 impl Pipes {
@@ -214,8 +219,8 @@ impl Channel {
 
     /// Waits until the process has ended. Can be given up and called again.
     ///
-    /// Neither closes its input nor reads its output: drop or read them first, or it may wait for us for ever, and what
-    /// is not read yet may be lost.
+    /// Neither closes its input nor reads its output: drop or read them first, or it may wait for
+    /// us for ever, and what is not read yet may be lost.
     pub async fn wait(&mut self) -> Exit {
         self.exit.wait().await
     }

@@ -212,7 +212,8 @@ impl SshFailure {
     }
 }
 
-/// The part of ssh's words that a person should see: the last lines, without banners of at signs, in one line, not endless.
+/// The part of ssh's words that a person should see: the last lines, without banners of at signs,
+/// in one line, not endless.
 pub(super) fn excerpt(log: &str) -> String {
     const BYTES_MAX: usize = 400;
     // Of the long warning about a changed key only this helps: where the old one is kept.

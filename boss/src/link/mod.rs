@@ -1,8 +1,9 @@
 //! Reaching hosts: connections, channels on them, and the worker that ships itself.
 //!
-//! A [`Connector`] serves one run. It gives a [`Link`] for each host, whatever the transport, and a link opens
-//! [`Channel`]s: a POSIX shell script on the host with its standard input, output and error as pipes of ours.
-//! [`start`] finds or brings the binary of this very build there and starts it in one of its roles.
+//! A [`Connector`] serves one run. It gives a [`Link`] for each host, whatever the transport, and a
+//! link opens [`Channel`]s: a POSIX shell script on the host with its standard input, output and
+//! error as pipes of ours. [`start`] finds or brings the binary of this very build there and starts
+//! it in one of its roles.
 
 mod channel;
 mod error;
@@ -22,8 +23,9 @@ pub use transport::{Connector, Link};
 
 /// A word that every shell passes on unchanged: `sh`, `bash`, `zsh`, `fish` and `csh` alike.
 ///
-/// Inside single quotes `fish` gives a backslash a meaning and `csh` an exclamation mark, so these stand outside.
-/// A newline cannot be quoted for all of them; nothing of ours has one, and hosts' settings are checked before.
+/// Inside single quotes `fish` gives a backslash a meaning and `csh` an exclamation mark, so these
+/// stand outside. A newline cannot be quoted for all of them; nothing of ours has one, and hosts'
+/// settings are checked before.
 pub(crate) fn quote(word: &str) -> String {
     let mut quoted = String::with_capacity(word.len() + 2);
     quoted.push('\'');

@@ -1,9 +1,10 @@
-//! Directories of this process, for the sockets of its connections and the like: nobody else can look in, and they go when
-//! it ends, however it ends.
+//! Directories of this process, for the sockets of its connections and the like: nobody else can
+//! look in, and they go when it ends, however it ends.
 //!
-//! Each has a record in it: a file that says so in words, and is locked as long as its owner lives. Whoever makes another
-//! removes those whose owner is dead, and with each the directory elsewhere that it names, if any: so that one may lie on
-//! a disk with room, wherever that was. A name proves nothing: people call their directories what they like.
+//! Each has a record in it: a file that says so in words, and is locked as long as its owner lives.
+//! Whoever makes another removes those whose owner is dead, and with each the directory elsewhere
+//! that it names, if any: so that one may lie on a disk with room, wherever that was. A name proves
+//! nothing: people call their directories what they like.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -26,8 +27,8 @@ const PREFIX: &str = "crewboss-";
 /// In that directory: its record.
 const RECORD: &str = "lock";
 
-/// What the record says, and nobody else's file. It is locked before it says that, so that what says it and is not locked
-/// belongs to nobody any more.
+/// What the record says, and nobody else's file. It is locked before it says that, so that what
+/// says it and is not locked belongs to nobody any more.
 const WORDS: &str =
     "This directory belongs to a running crewboss. Once that has ended, the next one removes it.\n";
 
@@ -65,7 +66,8 @@ impl Private {
         &self.path
     }
 
-    /// Makes a directory elsewhere, which goes when this one goes. It is on record here before it is there.
+    /// Makes a directory elsewhere, which goes when this one goes. It is on record here before it
+    /// is there.
     ///
     /// # Errors
     /// If it cannot be made, or there is one already.
@@ -87,18 +89,20 @@ impl Drop for Private {
     }
 }
 
-/// Ends all connections of this process and removes its files, for a process that is about to end and cannot drop what
-/// it has. Takes no longer than it takes to speak to local sockets and to remove the files.
+/// Ends all connections of this process and removes its files, for a process that is about to end
+/// and cannot drop what it has. Takes no longer than it takes to speak to local sockets and to
+/// remove the files.
 pub fn abandon() {
     let held = std::mem::take(&mut *HELD.lock().unwrap_or_else(PoisonError::into_inner));
     held.iter().for_each(|path| clear(path));
 }
 
-/// Where they may be, the place for a new one first: the user's runtime directory if its name is short enough for a
-/// socket, and `/tmp`, where those are that were made without it.
+/// Where they may be, the place for a new one first: the user's runtime directory if its name is
+/// short enough for a socket, and `/tmp`, where those are that were made without it.
 fn places(runtime: Option<PathBuf>) -> Vec<PathBuf> {
     let longest = PREFIX.len() + "/XXXXXX/m4294967295".len();
-    // After `su` it may be another user's, who could put other sockets and settings in the place of ours.
+    // After `su` it may be another user's, who could put other sockets and settings in the place of
+    // ours.
     let is_own = |path: &Path| Directory::open(path).is_ok_and(|found| found.check_above().is_ok());
     let usable = |path: &PathBuf| {
         path.is_absolute()
@@ -155,8 +159,8 @@ fn is_own_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == me)
 }
 
-/// Ends the masters of a run and removes its directory, and before it the one elsewhere: as long as that is there, this
-/// one stays, for the next time.
+/// Ends the masters of a run and removes its directory, and before it the one elsewhere: as long as
+/// that is there, this one stays, for the next time.
 fn clear(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_socket()) {

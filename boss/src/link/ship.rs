@@ -1,8 +1,9 @@
 //! The worker ships itself: finds this very build on the host or brings it there, then starts it.
 //!
-//! One line of shell looks for `<cache>/crewboss/bin/<sha256>/crewboss` and executes it, so a host that has it costs
-//! one channel and no further round trip: what the new process is to read is already on its way. A host that lacks it
-//! says so, gets it over a second channel, and is asked again.
+//! One line of shell looks for `<cache>/crewboss/bin/<sha256>/crewboss` and executes it, so a host
+//! that has it costs one channel and no further round trip: what the new process is to read is
+//! already on its way. A host that lacks it says so, gets it over a second channel, and is asked
+//! again.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,7 +25,8 @@ use crate::crew::Timing;
 /// Kept of what a shell prints besides our lines, for an error message.
 const STRAY_BYTES_MAX: usize = 2000;
 
-/// Builds kept on a host, the newest first. More than one, since several people may use several versions.
+/// Builds kept on a host, the newest first. More than one, since several people may use several
+/// versions.
 const BUILDS_KEPT: usize = 4;
 
 /// This program's own file, as it is sent to hosts.
@@ -36,13 +38,14 @@ pub struct OwnBinary {
 }
 
 impl OwnBinary {
-    /// The running program. Reads and hashes its whole file (some 10 ms), so call it once and not on a thread that
-    /// must not wait.
+    /// The running program. Reads and hashes its whole file (some 10 ms), so call it once and not
+    /// on a thread that must not wait.
     ///
     /// # Errors
     /// If the file cannot be read.
     pub fn current() -> Result<Self, ShipError> {
-        // The link, not the path behind it: it still leads to this build when the file was replaced meanwhile.
+        // The link, not the path behind it: it still leads to this build when the file was replaced
+        // meanwhile.
         Self::of(Path::new("/proc/self/exe"))
     }
 
@@ -128,8 +131,9 @@ pub struct Running {
 
 /// Starts a role of this build on a host; brings the binary there if it is not.
 ///
-/// `opening` is written to its input at once: the first lines of the control channel, or nothing. Returns when the
-/// first line of the protocol has arrived, which is still to be read, after whatever else was printed before it.
+/// `opening` is written to its input at once: the first lines of the control channel, or nothing.
+/// Returns when the first line of the protocol has arrived, which is still to be read, after
+/// whatever else was printed before it.
 ///
 /// # Errors
 /// If the binary cannot be brought there or does not run, each with a hint.
@@ -155,13 +159,15 @@ pub async fn start(
     }
 }
 
-/// What the script says before it starts the binary, if there is none, and if the host cannot run it.
+/// What the script says before it starts the binary, if there is none, and if the host cannot run
+/// it.
 const START_MARKS: [&str; 3] =
     [r#"echo "@cb-ship run"; "#, r#"echo "@cb-ship absent $(uname -s -m)""#, r#"echo "@cb-ship noproc""#];
 
-/// A directory in the user's home comes first. The others are for homes that are full, read-only or `noexec`; since
-/// everybody may write beside them, they count only if they belong to us, and are no links: another user's link may lead to
-/// a directory that is ours and in which everybody may write, such as root's `/tmp`.
+/// A directory in the user's home comes first. The others are for homes that are full, read-only or
+/// `noexec`; since everybody may write beside them, they count only if they belong to us, and are
+/// no links: another user's link may lead to a directory that is ours and in which everybody may
+/// write, such as root's `/tmp`.
 ///
 /// Without a home, nothing can be made in its place.
 const HOME_PLACE: &str = r#""${XDG_CACHE_HOME:-${HOME:-/dev/null}/.cache}/crewboss""#;
@@ -173,10 +179,11 @@ const PLACES: usize = 3;
 /// Kept of what a host says of a place that it cannot use.
 const SKIPPED_CHARS_MAX: usize = 400;
 
-/// Shell that asks whether nobody else can have changed what lies below the place `$1`, nor can until it is started: the
-/// place and the named things in it belong to us, and neither our group nor others may write to them; nobody may rename
-/// the place, either. One `ls`, whose lines come in any order, costs a millisecond. The file's content is not hashed
-/// again, which would cost fifty: whoever could change it could as well have changed the shell that asks.
+/// Shell that asks whether nobody else can have changed what lies below the place `$1`, nor can
+/// until it is started: the place and the named things in it belong to us, and neither our group
+/// nor others may write to them; nobody may rename the place, either. One `ls`, whose lines come in
+/// any order, costs a millisecond. The file's content is not hashed again, which would cost fifty:
+/// whoever could change it could as well have changed the shell that asks.
 fn sound(inside: &[&str]) -> String {
     let paths: String = inside.iter().map(|path| format!(r#" "$1/{path}""#)).collect();
     let strict = "l* | ?????w* | ????????w*) exit 1";
@@ -208,7 +215,8 @@ fn start_script(sha256: &str, arguments: &str) -> String {
     )
 }
 
-/// Takes the binary from its input into the first place, from the given one on, that can keep and execute programs.
+/// Takes the binary from its input into the first place, from the given one on, that can keep and
+/// execute programs.
 fn upload_script(sha256: &str, bytes: u64, first: usize) -> String {
     let keep = BUILDS_KEPT + 1;
     let fits = r#"mkdir -p -m 700 "$d/bin" 2>&1"#;
@@ -299,15 +307,16 @@ fn check_platform(link: &Link, theirs: &str) -> Result<(), ShipError> {
     Err(ShipError::Platform { host: link.host().clone(), theirs: theirs.to_owned(), ours })
 }
 
-/// Brings the binary to the first place on the host that takes it, or gives up once that takes too long, whatever moves meanwhile.
+/// Brings the binary to the first place on the host that takes it, or gives up once that takes too
+/// long, whatever moves meanwhile.
 async fn upload(link: &Link, binary: &OwnBinary) -> Result<(), ShipError> {
     let within = upload_within(link.timing(), binary.bytes);
     let endless = |_| Err(ShipError::Endless { host: link.host().clone(), after: within });
     timeout(within, to_some_place(link, binary)).await.unwrap_or_else(endless)
 }
 
-/// For each place a shell that begins, and a check; and the whole of the file once at four times the least that counts as moving.
-/// By default some 30 minutes for each MB.
+/// For each place a shell that begins, and a check; and the whole of the file once at four times
+/// the least that counts as moving. By default some 30 minutes for each MB.
 fn upload_within(timing: &Timing, bytes: u64) -> Duration {
     let pieces = u32::try_from(bytes / u64::from(4 * STALL_BYTES)).unwrap_or(u32::MAX);
     let places = u32::try_from(PLACES).unwrap_or(u32::MAX);
@@ -435,7 +444,8 @@ enum Heard {
     End,
 }
 
-/// What each line of our scripts begins with. Not the protocol's prefix, so no script can speak for a worker.
+/// What each line of our scripts begins with. Not the protocol's prefix, so no script can speak for
+/// a worker.
 const SHIP_PREFIX: &[u8] = b"@cb-ship ";
 
 /// Printed before the protocol begins; beyond it, a host's banner is forgotten piece by piece.
@@ -509,8 +519,8 @@ impl Talk {
         ShipError::Silent { host, from: self.from, after: self.within, limit: self.setting, text }
     }
 
-    /// Sends a file and closes the input. A host that stops reading is found by the answer that follows, or the lack
-    /// of one.
+    /// Sends a file and closes the input. A host that stops reading is found by the answer that
+    /// follows, or the lack of one.
     #[expect(clippy::disallowed_methods, reason = "it is this very program, whoever has installed it")]
     async fn send(&mut self, path: &Path) -> Result<(), ShipError> {
         let failed = |source| ShipError::OwnBinary { path: path.to_owned(), source };
@@ -569,7 +579,8 @@ impl Talk {
             return ShipError::Link(super::LinkError::Lost { host });
         }
         match self.from {
-            // It ends in order, and without a word, if its input has ended before anything was in it.
+            // It ends in order, and without a word, if its input has ended before anything was in
+            // it.
             "the worker" if exit == Exit::Code(0) => ShipError::NoInput { host, text },
             "the worker" => ShipError::NotExecutable { host, exit, text },
             _ => ShipError::Shell { host, exit, text },
@@ -613,7 +624,8 @@ mod tests {
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         let program = real.join("bin/abc/crewboss");
         std::fs::create_dir_all(real.join("bin/abc")).unwrap();
-        // By a child: while another thread starts a program, that has open what this process writes, and nobody can run it.
+        // By a child: while another thread starts a program, that has open what this process
+        // writes, and nobody can run it.
         let write = r##"printf '#!/bin/sh\necho started\n' >"$0" && chmod 755 "$0""##;
         assert!(Command::new("sh").args(["-c", write]).arg(&program).status().unwrap().success());
         symlink(&real, &link).unwrap();
@@ -648,7 +660,8 @@ mod tests {
             assert!(!starts(), "{}", path.display());
             chown(path, Some(0), None).unwrap();
         }
-        // In a directory that others may write to they can rename the place, unless it is one such as /tmp.
+        // In a directory that others may write to they can rename the place, unless it is one such
+        // as /tmp.
         for (mode, group, trusted) in
             [(0o777, 0, false), (0o1777, 0, true), (0o775, 987, false), (0o775, 0, true)]
         {

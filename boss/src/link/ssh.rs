@@ -1,8 +1,9 @@
 //! One ssh connection: a master of our own making, and channels over it.
 //!
-//! The master is started here and not by the `openssh` crate for two reasons: it gets a session of its own, so
-//! that Ctrl-C in the terminal reaches neither it nor the `ssh` of a jump host before the boss has told its workers,
-//! and what ssh wrote stays whole, to be turned into an error that helps.
+//! The master is started here and not by the `openssh` crate for two reasons: it gets a session of
+//! its own, so that Ctrl-C in the terminal reaches neither it nor the `ssh` of a jump host before
+//! the boss has told its workers, and what ssh wrote stays whole, to be turned into an error that
+//! helps.
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -25,16 +26,19 @@ use super::error::{LinkError, SshFailure, excerpt};
 use super::quote;
 use super::ssh_config::Written;
 
-/// A master that no channel uses ends after this long. It is what keeps the master of a killed boss from staying.
+/// A master that no channel uses ends after this long. It is what keeps the master of a killed boss
+/// from staying.
 const IDLE_SECONDS: u32 = 10;
 
-/// ssh's own limit covers the TCP connection and the greeting, not a login that hangs. This is added for the rest.
+/// ssh's own limit covers the TCP connection and the greeting, not a login that hangs. This is
+/// added for the rest.
 const LOGIN_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a master may take to say that it lives.
 const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 
-/// A master answers over a local socket at once; longer means that it hangs, and is left to its idle limit.
+/// A master answers over a local socket at once; longer means that it hangs, and is left to its
+/// idle limit.
 const EXIT_WITHIN: Duration = Duration::from_millis(200);
 
 /// One connection.
@@ -87,7 +91,8 @@ impl Login<'_> {
         // ssh's own words go to the log by `-E`; this is for those of a ProxyCommand.
         let words = Open::append().mode(0o600).path(&log);
         ssh.stderr(words.map_or_else(|_| Stdio::null(), Stdio::from));
-        // The first process ends with the login; the master has left it and made a session of its own by then.
+        // The first process ends with the login; the master has left it and made a session of its
+        // own by then.
         let mut child = ssh.kill_on_drop(true).spawn().map_err(|source| LinkError::Start {
             host: self.host.clone(),
             program: "ssh".to_owned(),
@@ -115,8 +120,9 @@ impl Login<'_> {
     }
 }
 
-/// The process of a login, with what it has started: commands of `Match exec` and `ProxyCommand`. Dropped, all of it is killed.
-/// After a good login the group holds what the connection goes through, and is the master's.
+/// The process of a login, with what it has started: commands of `Match exec` and `ProxyCommand`.
+/// Dropped, all of it is killed. After a good login the group holds what the connection goes
+/// through, and is the master's.
 struct Unfinished(Option<ChildGroup>);
 
 impl Unfinished {

@@ -1,4 +1,5 @@
-//! The configuration file that `ssh` is given: what a run insists on, then the user's own, then better defaults.
+//! The configuration file that `ssh` is given: what a run insists on, then the user's own, then
+//! better defaults.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,11 +9,13 @@ use crewboss_ground::{Account, Error, Replace, account};
 
 use crate::crew::{HostKeys, Ssh, Timing};
 
-/// Keep-alive questions before a connection counts as dead. Three, so that one lost packet is nothing.
+/// Keep-alive questions before a connection counts as dead. Three, so that one lost packet is
+/// nothing.
 const ALIVE_COUNT: u32 = 3;
 
-/// How often ssh asks whether the other side is there, in whole seconds: it gives up after `(count + 1)` times that,
-/// which must not be later than our own silence limit by much, or a dead connection would outlive its session.
+/// How often ssh asks whether the other side is there, in whole seconds: it gives up after
+/// `(count + 1)` times that, which must not be later than our own silence limit by much, or a dead
+/// connection would outlive its session.
 fn alive_interval(silence: Duration) -> u64 {
     (silence.as_secs() / u64::from(ALIVE_COUNT + 1)).max(1)
 }
@@ -22,8 +25,9 @@ fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs().max(1)
 }
 
-/// The user's own configuration, where ssh itself looks for it: in the home directory that the account has, whatever `HOME`
-/// says. (`~` in a file would obey `HOME`, but `~NAME` is looked up, also where accounts come from a directory service.)
+/// The user's own configuration, where ssh itself looks for it: in the home directory that the
+/// account has, whatever `HOME` says. (`~` in a file would obey `HOME`, but `~NAME` is looked up,
+/// also where accounts come from a directory service.)
 fn users_own(account: &Account) -> PathBuf {
     let home = account.home.clone().unwrap_or_else(|| format!("~{}", account.name).into());
     home.join(".ssh/config")
@@ -52,9 +56,9 @@ impl Written {
     }
 }
 
-/// Writes the configuration into a directory, and beside it the crew's own as it was when it was looked at: what lies behind
-/// its name may be another by now, and could have anything run. For ssh a copy is as good: it resolves paths in it
-/// that are relative against `~/.ssh`, wherever it lies.
+/// Writes the configuration into a directory, and beside it the crew's own as it was when it was
+/// looked at: what lies behind its name may be another by now, and could have anything run. For ssh
+/// a copy is as good: it resolves paths in it that are relative against `~/.ssh`, wherever it lies.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -80,13 +84,13 @@ pub(super) fn write(directory: &Path, ssh: &Ssh, timing: &Timing) -> Result<Writ
 
 /// The configuration, which includes others.
 ///
-/// This is all that `ssh` is told, whatever it is started for: what a person has configured for sessions of their own, such as
-/// `RemoteCommand`, must not become part of ours, and ssh's last line is what an error is made of, so it is neither kept
-/// quiet nor buried.
+/// This is all that `ssh` is told, whatever it is started for: what a person has configured for
+/// sessions of their own, such as `RemoteCommand`, must not become part of ours, and ssh's last
+/// line is what an error is made of, so it is neither kept quiet nor buried.
 ///
-/// ssh takes the first value it meets, so what stands before the `Include` cannot be overruled and what stands after
-/// it is only a default. It also holds for jump hosts, to which ssh hands this file on: nobody may be asked for a
-/// password there either.
+/// ssh takes the first value it meets, so what stands before the `Include` cannot be overruled and
+/// what stands after it is only a default. It also holds for jump hosts, to which ssh hands this
+/// file on: nobody may be asked for a password there either.
 fn text(ssh: &Ssh, timing: &Timing, included: &[PathBuf]) -> String {
     let mut text = String::new();
     let host_keys = match ssh.host_keys {
@@ -111,15 +115,16 @@ fn text(ssh: &Ssh, timing: &Timing, included: &[PathBuf]) -> String {
         text.push('\n');
     }
     included.iter().for_each(|path| include(&mut text, path));
-    // Bulk data over one connection is bound by the cipher; AES-GCM is several times as fast as the default on
-    // every processor of the last ten years, and `^` only moves it to the front.
+    // Bulk data over one connection is bound by the cipher; AES-GCM is several times as fast as the
+    // default on every processor of the last ten years, and `^` only moves it to the front.
     text.push_str("Host *\nCiphers ^aes128-gcm@openssh.com\n");
     text
 }
 
 /// A file that is not there is not an error for ssh's `Include`.
 fn include(text: &mut String, path: &Path) {
-    // Writing to a string cannot fail. Include is a glob pattern, so a name with `*` must be escaped.
+    // Writing to a string cannot fail. Include is a glob pattern, so a name with `*` must be
+    // escaped.
     let mut name = String::new();
     for character in path.to_string_lossy().chars() {
         if matches!(character, '*' | '?' | '[') {

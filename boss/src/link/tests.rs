@@ -31,7 +31,8 @@ fn host(transport: Transport) -> Host {
     }
 }
 
-/// A host with a home of its own, reached by a command. Its login shell first does what `before` says.
+/// A host with a home of its own, reached by a command. Its login shell first does what `before`
+/// says.
 struct Lab {
     home: TempDir,
     before: &'static str,

@@ -20,8 +20,8 @@ use super::ssh::{Login, Master};
 use super::ssh_config;
 use crate::crew::{Host, Ssh, Timing, Transport};
 
-/// Logins at the same time. sshd refuses at random from 10 unfinished ones (`MaxStartups`), and all hosts of a crew
-/// may be behind one jump host.
+/// Logins at the same time. sshd refuses at random from 10 unfinished ones (`MaxStartups`), and all
+/// hosts of a crew may be behind one jump host.
 pub const LOGINS_AT_ONCE: usize = 8;
 
 /// Tries at a host that hangs up during login.
@@ -47,8 +47,9 @@ struct Shared {
 }
 
 impl Connector {
-    /// Makes the private directory of a run and writes the configuration for `ssh` into it. Removed when the connector
-    /// and all its links are dropped. Directories that killed bosses left behind are removed here.
+    /// Makes the private directory of a run and writes the configuration for `ssh` into it. Removed
+    /// when the connector and all its links are dropped. Directories that killed bosses left behind
+    /// are removed here.
     ///
     /// # Errors
     /// If there is no place for it.
@@ -69,10 +70,12 @@ impl Connector {
         })
     }
 
-    /// Connects to a host. Waits for its turn if many do so at once, and tries again if the host hangs up.
+    /// Connects to a host. Waits for its turn if many do so at once, and tries again if the host
+    /// hangs up.
     ///
     /// # Errors
-    /// If the host cannot be reached, with what `ssh` said. A local host and a command cannot fail here.
+    /// If the host cannot be reached, with what `ssh` said. A local host and a command cannot fail
+    /// here.
     pub async fn connect(&self, host: &Host) -> Result<Link, LinkError> {
         let carrier = match &host.transport {
             Transport::Local => Carrier::Child(Vec::new()),
@@ -138,7 +141,8 @@ enum Carrier {
     Child(Vec<String>),
 }
 
-/// The connections to one host: one for all channels, and further ones for the channels that the host refuses on that.
+/// The connections to one host: one for all channels, and further ones for the channels that the
+/// host refuses on that.
 #[derive(Debug)]
 struct Connections {
     first: Master,
@@ -222,8 +226,8 @@ impl Link {
         Channel::new(near, exit).map_err(|source| LinkError::Pipe { host: self.host().clone(), source })
     }
 
-    /// Whether the connection stands, as far as can be known at once. A silent host counts as alive until keep-alive
-    /// finds out.
+    /// Whether the connection stands, as far as can be known at once. A silent host counts as alive
+    /// until keep-alive finds out.
     pub async fn is_alive(&self) -> bool {
         match &self.inner.carrier {
             Carrier::Ssh(ssh) => ssh.first.is_alive().await,
@@ -248,7 +252,8 @@ fn spawn(
 ) -> Result<ExitWatch, LinkError> {
     let mut argv = words.iter().map(String::as_str).chain(["sh", "-c", script]);
     let name = argv.next().unwrap_or("sh");
-    // Of a session of its own, so that Ctrl-C in the terminal does not reach it before the boss has said so.
+    // Of a session of its own, so that Ctrl-C in the terminal does not reach it before the boss has
+    // said so.
     let mut command = Command::from(program(name));
     command.args(argv).stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     let failed = |source| LinkError::Start { host: host.clone(), program: name.to_owned(), source };

@@ -1,7 +1,8 @@
 //! Whether this process itself stood still: it was stopped (Ctrl-Z), or its computer slept.
 //!
-//! Workers end when they hear nothing from their boss, and that is then nobody's fault but ours: no task has failed, and no
-//! host is to blame. Nor is such a time one in which others could have done something.
+//! Workers end when they hear nothing from their boss, and that is then nobody's fault but ours: no
+//! task has failed, and no host is to blame. Nor is such a time one in which others could have done
+//! something.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
@@ -86,7 +87,8 @@ impl Awake {
         self.look(now);
         let last = self.lock().last?;
         let lately = now.at.saturating_duration_since(last.ended) <= self.silence.max(LONGEST);
-        // The last word before was said up to a heartbeat earlier, and not every worker's clock is exact.
+        // The last word before was said up to a heartbeat earlier, and not every worker's clock is
+        // exact.
         (lately && last.length >= self.silence / 2).then_some(last.length)
     }
 

@@ -101,7 +101,8 @@ impl Collected {
         }
     }
 
-    /// Why it ended as it did. Of a stage that failed on its own account the worker says only how it ended.
+    /// Why it ended as it did. Of a stage that failed on its own account the worker says only how
+    /// it ended.
     fn reason(&self) -> String {
         let done = &self.done;
         match done.stages.last() {
@@ -200,7 +201,8 @@ impl Collected {
     }
 }
 
-/// Adds what has been seen from here of an attempt that nobody is left to tell of: its runner or its host was lost.
+/// Adds what has been seen from here of an attempt that nobody is left to tell of: its runner or
+/// its host was lost.
 pub fn witness(done: &mut Done, seen: PhaseClock) {
     if !done.phases.is_empty() || done.outcome.is_good() {
         return;

@@ -1,7 +1,8 @@
 //! Which tasks are done already, as far as the journal and the result directory agree.
 //!
-//! The version of a target's toolchain, and the ids of its machine, are known only once hosts have answered. Until then a task with a recorded result
-//! is a candidate: it is not handed out before every host has answered or failed, or [`SETTLE_WITHIN`] has passed.
+//! The version of a target's toolchain, and the ids of its machine, are known only once hosts have
+//! answered. Until then a task with a recorded result is a candidate: it is not handed out before
+//! every host has answered or failed, or [`SETTLE_WITHIN`] has passed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -90,7 +91,8 @@ fn says_enough(record: &Recorded, target: &Target) -> bool {
     }
 }
 
-/// The recorded result that a host confirms: it offers the toolchain, or the machine with its toolchain, that was used.
+/// The recorded result that a host confirms: it offers the toolchain, or the machine with its
+/// toolchain, that was used.
 pub fn confirmed<'a>(
     plan: &Plan,
     task: TaskId,
@@ -108,7 +110,8 @@ pub fn confirmed<'a>(
     records.iter().find(|record| record.toolchain.as_ref() == Some(version))
 }
 
-/// Whether a task of this target would run in the same machine on this host, served by the same ones.
+/// Whether a task of this target would run in the same machine on this host, served by the same
+/// ones.
 fn offers(facts: &HostFacts, used: &MachineInputs, target: &Target) -> bool {
     let toolchain = target.toolchain.as_ref().map_or(DEFAULT_TOOLCHAIN, Name::as_str);
     let has = |role, name: &Name, id: &String, toolchain: &str, toolchain_id: &String| {

@@ -1,8 +1,8 @@
 //! Brings long logs and artifacts from a host, over at most two bulk channels.
 //!
-//! One channel may follow a log that is still growing; the other is always there for attempts that have ended, so a
-//! chatty build never holds up the results of others. A long log that finds the first channel taken is fetched when
-//! it has ended.
+//! One channel may follow a log that is still growing; the other is always there for attempts that
+//! have ended, so a chatty build never holds up the results of others. A long log that finds the
+//! first channel taken is fetched when it has ended.
 //!
 //! The disk may stand still, so it is waited for on threads that have nobody to answer.
 
@@ -23,7 +23,8 @@ use super::site::Site;
 use crate::bulk::{ArtifactLimits, Bulk, BulkError, LogEnd};
 use crate::link::ShipError;
 
-/// Channels for results. With control and source that makes [`crewboss_protocol::limits::CHANNELS_MAX`].
+/// Channels for results. With control and source that makes
+/// [`crewboss_protocol::limits::CHANNELS_MAX`].
 const CHANNELS: usize = 2;
 
 /// Channels that may follow growing logs.
@@ -59,7 +60,8 @@ impl FetchError {
 pub struct Fetcher {
     shared: Arc<Channels>,
     reports: mpsc::Sender<Report>,
-    /// Attempts whose log is followed; telling them what to fetch also tells them where the log ends.
+    /// Attempts whose log is followed; telling them what to fetch also tells them where the log
+    /// ends.
     following: HashMap<TaskRef, oneshot::Sender<Fetch>>,
     tasks: JoinSet<()>,
 }
@@ -132,7 +134,8 @@ impl Fetcher {
 }
 
 impl Channels {
-    /// Whatever becomes of the log meanwhile: once the attempt has ended, its result is fetched or the reason told.
+    /// Whatever becomes of the log meanwhile: once the attempt has ended, its result is fetched or
+    /// the reason told.
     async fn follow(
         &self,
         part: &Path,
@@ -230,7 +233,8 @@ impl Channels {
                     return;
                 }
                 if matches!(error, FetchError::Bulk(BulkError::Stalled { .. })) {
-                    // Whatever stopped one may have stopped the others, and each would cost as much time to find out.
+                    // Whatever stopped one may have stopped the others, and each would cost as much
+                    // time to find out.
                     self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 }
                 News::FetchFailed { at, reason: crate::chain(&error), at_boss: error.is_own() }
@@ -240,7 +244,8 @@ impl Channels {
         reports.send(Report { host: self.site.index, news }).await.ok();
     }
 
-    /// A channel of our own until it is given back. One that failed in the middle of something is not given back.
+    /// A channel of our own until it is given back. One that failed in the middle of something is
+    /// not given back.
     async fn take(&self) -> Result<(OwnedSemaphorePermit, Bulk), FetchError> {
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| FetchError::Unwanted)?;
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();

@@ -25,7 +25,8 @@ pub struct HostLog {
 }
 
 impl HostLog {
-    /// Opens it for appending. A host can say as much as it likes; no more than `room` bytes of it are written down.
+    /// Opens it for appending. A host can say as much as it likes; no more than `room` bytes of it
+    /// are written down.
     pub fn open(root: &Path, host: &HostName, room: u64) -> Self {
         let path = root.join(format!("host-{host}.log"));
         let theirs = path.clone();

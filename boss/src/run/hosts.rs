@@ -30,7 +30,8 @@ pub enum News {
     },
     /// A worker takes tasks. A new session begins: nothing of an earlier one is left there.
     Ready {
-        /// The session's number. Orders name it, since one for an earlier session must not reach a later one.
+        /// The session's number. Orders name it, since one for an earlier session must not reach a
+        /// later one.
         session: u32,
         /// What the host is.
         ready: Box<Ready>,

@@ -76,7 +76,8 @@ impl Live {
 
     /// Adds a message to those that [`Self::flush`] hands over together.
     ///
-    /// A target is defined before the first task that names it: most hosts of a large crew never see most targets.
+    /// A target is defined before the first task that names it: most hosts of a large crew never
+    /// see most targets.
     pub(super) fn send(&mut self, message: &ToWorker) {
         if let ToWorker::Task(order) = message
             && self.configured.insert(order.target)
@@ -116,8 +117,8 @@ impl Live {
         self.messages()
     }
 
-    /// Takes what has been read and not been heard: behind `ready` there may be more in the same read, and no further read
-    /// would tell of it.
+    /// Takes what has been read and not been heard: behind `ready` there may be more in the same
+    /// read, and no further read would tell of it.
     pub(super) fn messages(&mut self) -> (Vec<FromWorker>, Option<SessionError>) {
         let mut messages = Vec::new();
         let now = std::time::Instant::now();
@@ -219,8 +220,8 @@ pub(super) async fn read_stderr(guard: &mut ChannelGuard, buffer: &mut [u8]) -> 
     std::future::pending().await
 }
 
-/// Writes what it is given, as much at once as is there. Ends when the session drops its end, and closes the
-/// worker's input with that.
+/// Writes what it is given, as much at once as is there. Ends when the session drops its end, and
+/// closes the worker's input with that.
 fn write_task(mut stdin: pipe::Sender) -> mpsc::UnboundedSender<Vec<u8>> {
     // No limit of its own: the scheduler limits what is on its way to a host.
     let (writer, mut lines) = mpsc::unbounded_channel::<Vec<u8>>();

@@ -17,7 +17,8 @@ use crate::store::StoreError;
 /// Time between two status lines of a host.
 const STATUS_INTERVAL_MS: u64 = 60_000;
 
-/// What may wait for a disk that is slow or stands still. The run goes on; the log says what it lacks.
+/// What may wait for a disk that is slow or stands still. The run goes on; the log says what it
+/// lacks.
 const WAITING: Kind =
     Kind { room: 4 << 20, gap: |lines| format!("... ({lines} lines left out: the disk was too slow)\n") };
 
@@ -55,8 +56,8 @@ struct HostStatus {
 }
 
 impl BossLog {
-    /// Opens `boss.log` in the result directory for appending. A host can say as much as it likes; no more than `room` bytes of
-    /// it are written down.
+    /// Opens `boss.log` in the result directory for appending. A host can say as much as it likes;
+    /// no more than `room` bytes of it are written down.
     pub fn open(root: &Path, room: u64) -> Result<Self, StoreError> {
         let path = root.join("boss.log");
         let file = Open::append().path(&path)?;

@@ -1,7 +1,8 @@
 //! One run: plan, sessions, handing out, results.
 //!
-//! [`dispatch`] holds the state and decides nothing that the scheduler can decide; [`session`] keeps one host going;
-//! [`push`] and [`fetch`] move bulk data beside it; [`drive`](run) waits for all of them and for the clock.
+//! [`dispatch`] holds the state and decides nothing that the scheduler can decide; [`session`]
+//! keeps one host going; [`push`] and [`fetch`] move bulk data beside it; [`drive`](run) waits for
+//! all of them and for the clock.
 
 mod awake;
 mod collect;
@@ -57,10 +58,12 @@ use upload::UploadsEnd;
 
 /// Carries out a run, and tells the sinks about it as it goes.
 ///
-/// When `stop` becomes true, everything is stopped on all hosts within [`STOP_WITHIN`], and what is there is kept.
+/// When `stop` becomes true, everything is stopped on all hosts within [`STOP_WITHIN`], and what is
+/// there is kept.
 ///
 /// # Errors
-/// If the run cannot begin: no usable repository, result directory or plan. What goes wrong later is in the summary.
+/// If the run cannot begin: no usable repository, result directory or plan. What goes wrong later
+/// is in the summary.
 pub async fn run(
     request: RunRequest,
     sinks: Vec<Box<dyn EventSink + Send>>,

@@ -138,8 +138,8 @@ fn check(message: FromWorker, binary: &OwnBinary) -> Result<Box<Ready>, SessionE
 }
 
 impl Greeting {
-    /// Lets the worker know that the boss is there while that still plans; a worker whose boss is silent ends. Never
-    /// comes to an end itself.
+    /// Lets the worker know that the boss is there while that still plans; a worker whose boss is
+    /// silent ends. Never comes to an end itself.
     pub(super) async fn reassure(&mut self, every: Duration) -> Infallible {
         let mut ping = Vec::new();
         encode(&ToWorker::Ping { number: 0 }, &mut ping);

@@ -56,7 +56,8 @@ impl Drop for Pusher {
 }
 
 impl Pusher {
-    /// For a session whose host has some trees already. Each tree that has arrived is told to `done`.
+    /// For a session whose host has some trees already. Each tree that has arrived is told to
+    /// `done`.
     pub fn start(
         site: Arc<Site>,
         source: Source,

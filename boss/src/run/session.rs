@@ -23,13 +23,13 @@ use crate::scheduler::HostIndex;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
 
-/// Tries without a session before a host is given up. With the pauses above: about a minute for a host that never
-/// answered, over two minutes for one that was there.
+/// Tries without a session before a host is given up. With the pauses above: about a minute for a
+/// host that never answered, over two minutes for one that was there.
 const TRIES_BEFORE_FIRST: u32 = 3;
 const TRIES_AFTER: u32 = 8;
 
-/// A session that stood so long makes up for the failures before it. A shorter one does not: a host that comes up only
-/// to be lost again would be tried for ever.
+/// A session that stood so long makes up for the failures before it. A shorter one does not: a host
+/// that comes up only to be lost again would be tried for ever.
 const STEADY_AFTER: Duration = RETRY_LONGEST;
 
 /// One host of a run.
@@ -105,7 +105,8 @@ impl Supervisor {
         }
     }
 
-    /// If a session ended since this process itself stood still, that counts for nothing, and the next one begins at once.
+    /// If a session ended since this process itself stood still, that counts for nothing, and the
+    /// next one begins at once.
     fn own_standstill(&self, error: &SessionError) -> Option<News> {
         let after = self.common.awake.explains().filter(|_| !error.is_lasting() && !error.is_quit())?;
         let reason = SessionError::OwnStandstill { after }.to_string();
@@ -207,8 +208,9 @@ impl Supervisor {
                     if quitting.is_some() {
                         return SessionError::Quit;
                     }
-                    // A boss that stood still itself must not take that for silence. The order of the branches would do as
-                    // well, but then a worker that never stops talking would keep all others from their turn.
+                    // A boss that stood still itself must not take that for silence. The order of
+                    // the branches would do as well, but then a worker that never stops talking
+                    // would keep all others from their turn.
                     match timeout(Duration::ZERO, live.stdout.read_buf(&mut buffer)).await {
                         Ok(read) => if let Err(error) = self.take(live, &mut buffer, read).await {
                             return error;

@@ -50,7 +50,8 @@ pub struct Common {
 }
 
 impl Common {
-    /// This program's own file. Reading it takes about as long as a login, so it happens at the same time.
+    /// This program's own file. Reading it takes about as long as a login, so it happens at the
+    /// same time.
     pub async fn binary(&self) -> Result<&OwnBinary, ShipError> {
         let read = || async {
             let read = tokio::task::spawn_blocking(OwnBinary::current).await;

@@ -29,7 +29,8 @@ use crate::scheduler::HostIndex;
 use crate::source::{Source, SourceError};
 use crate::store::{History, Journal, JournalError, OutDir, StoreError, Writer};
 
-/// Reports that may wait for the run loop; each holds what one read brought. Sessions wait when it is full.
+/// Reports that may wait for the run loop; each holds what one read brought. Sessions wait when it
+/// is full.
 const REPORTS_WAITING: usize = 256;
 
 /// What a run is asked to do.

@@ -1,4 +1,5 @@
-//! A session in which little is said: messages one after the other, without a plan or a store behind them.
+//! A session in which little is said: messages one after the other, without a plan or a store
+//! behind them.
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
-//! Uploads of tasks that have ended well: checked after they were fetched, then handed to the command of their type.
+//! Uploads of tasks that have ended well: checked after they were fetched, then handed to the
+//! command of their type.
 //!
-//! This happens before a result is stored, since a failed upload is a failed task. Commands run beside the run loop, a few at
-//! a time; when the run is stopped they are ended and their tasks count as not done.
+//! This happens before a result is stored, since a failed upload is a failed task. Commands run
+//! beside the run loop, a few at a time; when the run is stopped they are ended and their tasks
+//! count as not done.
 
 mod command;
 
@@ -32,7 +34,8 @@ const AT_ONCE: usize = 4;
 /// Output of all commands of one task that is kept.
 const OUTPUT_BYTES_MAX_ALL: usize = 4 << 20;
 
-/// How long all commands of one task may take, if none of them may take longer: others wait for their turn.
+/// How long all commands of one task may take, if none of them may take longer: others wait for
+/// their turn.
 const TOGETHER: Duration = Duration::from_secs(3600);
 
 /// A result whose uploads are to be handed over.
@@ -408,7 +411,8 @@ mod tests {
         assert_eq!(end.failure, None);
         assert!((4 << 20..(4 << 20) + 100).contains(&end.output.len()), "{}", end.output.len());
 
-        // The first ends in time, and the second hangs; no command may take longer than all together by default.
+        // The first ends in time, and the second hangs; no command may take longer than all
+        // together by default.
         let (short, line) = (Duration::from_secs(3), "test $CREWBOSS_UPLOAD_INSTANCE = 0 || exec sleep 600");
         let end = upload_within(short, &archives, &[("p", line, short)]);
         let expected = "upload p/1 failed: the uploads of this task took longer than 3s together";

@@ -1,10 +1,11 @@
 //! Incremental targets: their tasks go out in commit order, as long runs of neighbours to one host.
 //!
-//! A chain is cut into segments. Only the first task of a segment that has none out is in a queue, so at most one task
-//! of a segment is on a host at a time, and never two of one chain on the same host. A segment normally stays with its
-//! host to the end (see [`super::Scheduler`], continuations). A host that would idle otherwise takes the back half of
-//! the longest segment that still has [`SPLIT_MIN`] tasks left: with one chain and four hosts that makes four
-//! contiguous pieces.
+//! A chain is cut into segments. Only the first task of a segment that has none out is in a queue,
+//! so at most one task of a segment is on a host at a time, and never two of one chain on the same
+//! host. A segment normally stays with its host to the end (see [`super::Scheduler`],
+//! continuations). A host that would idle otherwise takes the back half of the longest segment that
+//! still has [`SPLIT_MIN`] tasks left: with one chain and four hosts that makes four contiguous
+//! pieces.
 
 use std::cmp::Reverse;
 
@@ -14,8 +15,9 @@ use super::Scheduler;
 use super::task::{NO_SEGMENT, Phase};
 use super::types::{ChainId, HostIndex};
 
-/// Tasks that a segment must have left, besides the one that is out, to be split. The first build of a piece is a full
-/// one, so a piece of one task gains nothing over waiting for the incremental one.
+/// Tasks that a segment must have left, besides the one that is out, to be split. The first build
+/// of a piece is a full one, so a piece of one task gains nothing over waiting for the incremental
+/// one.
 pub const SPLIT_MIN: u32 = 4;
 
 #[derive(Debug)]

@@ -23,10 +23,12 @@ pub struct Impossible {
 }
 
 impl Scheduler {
-    /// Whether a host, had it a free slot, would be given this task now. This is the predicate that handing out uses.
+    /// Whether a host, had it a free slot, would be given this task now. This is the predicate that
+    /// handing out uses.
     ///
     /// # Errors
-    /// The reason why not. For a task that is not waiting, what concerns the host alone is answered.
+    /// The reason why not. For a task that is not waiting, what concerns the host alone is
+    /// answered.
     pub fn can_take(&self, host: HostIndex, task: TaskId) -> Result<(), Unfit> {
         let state = self.tasks.get(task.0 as usize).filter(|state| state.phase != Phase::Absent);
         let (Some(state), Some(place)) = (state, self.hosts.get(host.0 as usize)) else {
@@ -52,8 +54,9 @@ impl Scheduler {
         }
     }
 
-    /// For each class without any host that takes it now or may do so later: its unfinished tasks and the reasons.
-    /// A host that is still connecting may take anything. Costs a pass over all tasks if there is such a class.
+    /// For each class without any host that takes it now or may do so later: its unfinished tasks
+    /// and the reasons. A host that is still connecting may take anything. Costs a pass over all
+    /// tasks if there is such a class.
     pub fn impossible(&self) -> Vec<Impossible> {
         let mut found = Vec::new();
         let nowhere = |(_, class): &(u32, &super::Class)| class.possible == 0;

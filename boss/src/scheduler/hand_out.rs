@@ -37,8 +37,8 @@ impl Scheduler {
         self.flagged.clear();
     }
 
-    /// Tasks may wait at a host for one that takes far longer than those before it, which only time can tell. As long as
-    /// some wait and some host has room, they are looked at again.
+    /// Tasks may wait at a host for one that takes far longer than those before it, which only time
+    /// can tell. As long as some wait and some host has room, they are looked at again.
     fn plan_look(&mut self) {
         let waiting = !self.donors.is_empty() && !self.roomy.is_empty();
         self.look_at = match self.look_at {
@@ -69,8 +69,8 @@ impl Scheduler {
         }
     }
 
-    /// The next task of a segment stays on the host that built the one before, unless the host has something of a
-    /// higher priority to do.
+    /// The next task of a segment stays on the host that built the one before, unless the host has
+    /// something of a higher priority to do.
     fn continue_chains(&mut self, out: &mut Vec<Action>) {
         for (host, task) in std::mem::take(&mut self.continuations) {
             let ready = self.task(task).phase == Phase::Waiting && self.host(host).free() > 0;
@@ -124,7 +124,8 @@ impl Scheduler {
         }
     }
 
-    /// Sends work ahead to hosts whose slots are full. Nobody who could start it at once is left by now.
+    /// Sends work ahead to hosts whose slots are full. Nobody who could start it at once is left by
+    /// now.
     fn send_ahead(&mut self, out: &mut Vec<Action>) {
         let roomy = |host: &&HostIndex| self.host(**host).free() == 0 && self.host(**host).room() > 0;
         let mut line: BTreeSet<Rank> = self.dirty.iter().filter(roomy).map(|host| self.rank(*host)).collect();
@@ -168,8 +169,8 @@ impl Scheduler {
         Some(near.unwrap_or(first).2)
     }
 
-    /// Near the end a slow host leaves what it could not finish in time to faster ones and takes something shorter,
-    /// if there is anything. It never idles for that.
+    /// Near the end a slow host leaves what it could not finish in time to faster ones and takes
+    /// something shorter, if there is anything. It never idles for that.
     fn shorter(&self, class: u32, host: HostIndex, first: &Key) -> Option<&Key> {
         let state = self.host(host);
         let known = first.1.0 != u64::MAX && self.task(first.2).segment == NO_SEGMENT;
@@ -294,7 +295,8 @@ impl Scheduler {
         !matches!(self.task(task).phase, Phase::Sent { recall: Recall::No, .. })
     }
 
-    /// How long a task sent last to a host waits there; in milliseconds if the host's tasks have been timed.
+    /// How long a task sent last to a host waits there; in milliseconds if the host's tasks have
+    /// been timed.
     fn wait_ms(&self, host: HostIndex) -> u64 {
         let state = self.host(host);
         let mean = if state.mean_ms > 0 { state.mean_ms } else { 1_000_000 / u64::from(state.speed) };

@@ -1,4 +1,5 @@
-//! What failures say about a host: that it gets nothing for a while, or that one of its machines is no good.
+//! What failures say about a host: that it gets nothing for a while, or that one of its machines is
+//! no good.
 
 use crewboss_protocol::TaskId;
 
@@ -9,8 +10,8 @@ use super::task::{Phase, Recall};
 use super::types::{Action, HostIndex, Millis};
 
 impl Scheduler {
-    /// The machines of a task are no good on this host. They must not keep it from everything else: when they fail again
-    /// and again, they count as missing there until the next session.
+    /// The machines of a task are no good on this host. They must not keep it from everything else:
+    /// when they fail again and again, they count as missing there until the next session.
     pub(super) fn blame_machines(
         &mut self,
         host: HostIndex,

@@ -7,10 +7,11 @@ use crewboss_protocol::TaskId;
 use super::requirement::{MachineNeed, Offer};
 use super::types::{ChainId, Millis};
 
-/// Added to the round trip when work is sent ahead: covers the scheduling jitter of both sides and lets the estimate
-/// grow while the link, and not the host, is what limits the rate.
+/// Added to the round trip when work is sent ahead: covers the scheduling jitter of both sides and
+/// lets the estimate grow while the link, and not the host, is what limits the rate.
 pub const JITTER_COVER_MICROS: u64 = 25_000;
-/// Most tasks sent ahead to one host: enough for 5,000 tasks a second over 50 ms, and little to ask back at the tail.
+/// Most tasks sent ahead to one host: enough for 5,000 tasks a second over 50 ms, and little to ask
+/// back at the tail.
 pub const AHEAD_MAX: u32 = 256;
 /// Failures in a row after which a host is paused.
 pub const STRIKES_MAX: u32 = 3;
@@ -193,7 +194,8 @@ impl Host {
         u64::from(self.slots) * u64::from(self.speed)
     }
 
-    /// Speeds within about an eighth count as equal, so that noise does not decide who gets everything.
+    /// Speeds within about an eighth count as equal, so that noise does not decide who gets
+    /// everything.
     pub fn speed_class(&self) -> u32 {
         let octave = self.speed.ilog2();
         let within = (u64::from(self.speed) * 8) >> octave;
@@ -211,7 +213,8 @@ impl Host {
         let micros = micros.min(ROUND_TRIP_MAX_MICROS);
         self.round_trip_micros = match self.round_trip_micros {
             0 => micros,
-            // A sudden delay counts at once, a shorter one slowly: sending too little ahead costs more.
+            // A sudden delay counts at once, a shorter one slowly: sending too little ahead costs
+            // more.
             old if micros > old => micros,
             old => (old * 7 + micros) / 8,
         };

@@ -282,7 +282,8 @@ impl Scheduler {
         self.refresh_host(host);
     }
 
-    /// The same of machines. If there are several it is not said which one is missing, so it counts for these together.
+    /// The same of machines. If there are several it is not said which one is missing, so it counts
+    /// for these together.
     pub(super) fn drop_machines(&mut self, host: HostIndex, task: TaskId, text: &str) {
         let class = &self.classes[self.task(task).class as usize];
         let machines = class.requirement.machines.clone();
@@ -303,7 +304,8 @@ impl Scheduler {
         if asked && !self.task(at.task).unwanted {
             self.put_back(at.task);
         } else {
-            // Nobody asked: a worker that gives everything back must not keep the run going for ever.
+            // Nobody asked: a worker that gives everything back must not keep the run going for
+            // ever.
             self.lose(host, at, out);
         }
     }
@@ -355,7 +357,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether this attempt is at this host and has not ended. What anybody else says of it is not true.
+    /// Whether this attempt is at this host and has not ended. What anybody else says of it is not
+    /// true.
     pub fn holds(&self, host: HostIndex, at: TaskRef) -> bool {
         self.held_at(host, at).is_some()
     }
@@ -409,7 +412,8 @@ impl Scheduler {
         self.make_ready(task);
     }
 
-    /// Ends a task that is in no queue; it still counted as waiting. The next of its segment has its turn.
+    /// Ends a task that is in no queue; it still counted as waiting. The next of its segment has
+    /// its turn.
     fn conclude(&mut self, task: TaskId, phase: Phase) {
         self.counts.waiting -= 1;
         match phase {

@@ -1,22 +1,24 @@
 //! Which task goes to which host, and when.
 //!
-//! Pure: no clock, no I/O, no chance. [`Scheduler::handle`] takes something that happened, and the time, and says what is
-//! to be done. The same inputs always give the same actions.
+//! Pure: no clock, no I/O, no chance. [`Scheduler::handle`] takes something that happened, and the
+//! time, and says what is to be done. The same inputs always give the same actions.
 //!
-//! **What keeps it fast.** Tasks with equal needs form a class; which hosts fit a class is worked out when a host comes
-//! or goes, not per task. Waiting tasks are in one ordered queue per class, classes in one order among themselves.
-//! After an input only the hosts whose state it changed are looked at, unless work became ready.
+//! **What keeps it fast.** Tasks with equal needs form a class; which hosts fit a class is worked
+//! out when a host comes or goes, not per task. Waiting tasks are in one ordered queue per class,
+//! classes in one order among themselves. After an input only the hosts whose state it changed are
+//! looked at, unless work became ready.
 //!
-//! **The order.** What a host can do; priority; rarest class first; longest expected first; plan order, with a bounded
-//! look ahead for a tree or warm chain that the host has already. Free slots are filled before anything is sent ahead,
-//! the least loaded host (relative to slots x speed) first, or the fastest first where durations are known.
+//! **The order.** What a host can do; priority; rarest class first; longest expected first; plan
+//! order, with a bounded look ahead for a tree or warm chain that the host has already. Free slots
+//! are filled before anything is sent ahead, the least loaded host (relative to slots x speed)
+//! first, or the fastest first where durations are known.
 //!
-//! **What always holds.** A task has at most one live attempt; attempts are numbered upwards and never reused; a message
-//! about another attempt or from another host is ignored and counted. A host with a free slot never idles while a task
-//! waits that [`Scheduler::can_take`] allows it.
+//! **What always holds.** A task has at most one live attempt; attempts are numbered upwards and
+//! never reused; a message about another attempt or from another host is ignored and counted. A
+//! host with a free slot never idles while a task waits that [`Scheduler::can_take`] allows it.
 //!
-//! Hedging (a second start of the longest task) would add a second place to a running task; recorded durations come in
-//! as [`TaskEntry::expected_ms`].
+//! Hedging (a second start of the longest task) would add a second place to a running task;
+//! recorded durations come in as [`TaskEntry::expected_ms`].
 
 mod chain;
 mod explain;
@@ -88,7 +90,8 @@ pub struct Scheduler {
     pauses: BTreeSet<(Millis, HostIndex)>,
     /// When tasks that wait at a host while another has room are looked at again.
     look_at: Option<Millis>,
-    /// A host came, went or changed: what was excluded may not be any more, and the other way round.
+    /// A host came, went or changed: what was excluded may not be any more, and the other way
+    /// round.
     crew_changed: bool,
     hand_outs: u64,
     counts: Counts,
@@ -147,7 +150,8 @@ impl Scheduler {
         RequirementId(index)
     }
 
-    /// Takes note of something that happened at `now`, and appends to `out` what is to be done, in that order.
+    /// Takes note of something that happened at `now`, and appends to `out` what is to be done, in
+    /// that order.
     pub fn handle(&mut self, input: Input, now: Millis, out: &mut Vec<Action>) {
         self.now = self.now.max(now);
         self.end_pauses();
@@ -171,8 +175,8 @@ impl Scheduler {
         self.counts
     }
 
-    /// Whether every task has its end. A later [`Input::ResultLost`] or [`Input::AddTasks`] can undo that, so a caller
-    /// also waits until what was accepted is stored.
+    /// Whether every task has its end. A later [`Input::ResultLost`] or [`Input::AddTasks`] can
+    /// undo that, so a caller also waits until what was accepted is stored.
     pub fn is_finished(&self) -> bool {
         let counts = &self.counts;
         counts.done + counts.given_up + counts.withdrawn == counts.total

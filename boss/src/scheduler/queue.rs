@@ -19,7 +19,8 @@ pub(super) type ClassKey = (Reverse<u32>, u32, Reverse<u64>, u32);
 pub(super) enum Fit {
     /// It will never take these tasks, as far as is known.
     Never,
-    /// It may take them later: it is connecting, paused, or lacks space while tasks still run there.
+    /// It may take them later: it is connecting, paused, or lacks space while tasks still run
+    /// there.
     Later,
     /// It takes them now.
     Now,

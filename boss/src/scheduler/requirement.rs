@@ -7,12 +7,14 @@ use crewboss_protocol::{Environment, Feature, Name, Target};
 
 use crate::plan::Needs;
 
-/// What a host must have. Tasks with equal requirements form a class and are matched to hosts together.
+/// What a host must have. Tasks with equal requirements form a class and are matched to hosts
+/// together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Requirement {
     /// The toolchain of the host, if the target names one and does not run in a machine.
     pub toolchain: Option<Name>,
-    /// Machines, the build machine first. One that is used twice is there twice, since each is a guest of its own.
+    /// Machines, the build machine first. One that is used twice is there twice, since each is a
+    /// guest of its own.
     pub machines: Vec<MachineNeed>,
     /// Features of kernel and file system.
     pub features: BTreeSet<Feature>,
@@ -70,7 +72,8 @@ pub struct MachineNeed {
 pub struct MachineOffer {
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<String>,
-    /// Toolchains with which it can be used, bootstrapped first if need be. Whatever it has itself needs none.
+    /// Toolchains with which it can be used, bootstrapped first if need be. Whatever it has itself
+    /// needs none.
     pub toolchains: BTreeSet<Name>,
     /// Toolchains with which it cannot be used, and why.
     pub without: BTreeMap<Name, String>,
@@ -201,7 +204,8 @@ pub enum Unfit {
     /// It is the turn of an earlier commit of the same incremental target.
     #[error("waits for an earlier commit of the same incremental target")]
     NotItsTurn,
-    /// Another task on its last attempt is there; if one of them brings hosts down, the other must not be blamed.
+    /// Another task on its last attempt is there; if one of them brings hosts down, the other must
+    /// not be blamed.
     #[error("holds another task on its last attempt")]
     LastAttempts,
     /// There is no such host or task.
@@ -210,7 +214,8 @@ pub enum Unfit {
 }
 
 impl Unfit {
-    /// Whether the host itself lacks something, as opposed to being away, paused or at odds with one task.
+    /// Whether the host itself lacks something, as opposed to being away, paused or at odds with
+    /// one task.
     pub fn is_lack(&self) -> bool {
         matches!(
             self,

@@ -4,7 +4,8 @@ use super::types::{AttemptStory, HostIndex, Millis};
 
 /// Failed attempts after which a task is given up.
 pub const ATTEMPTS_MAX: u8 = 3;
-/// Hand-outs lost before they started after which a task is given up: far more than bad luck brings.
+/// Hand-outs lost before they started after which a task is given up: far more than bad luck
+/// brings.
 pub const LOST_MAX: u8 = 10;
 /// Refusals by different hosts after which a task is given up.
 pub const REFUSALS_MAX: usize = 10;

@@ -663,7 +663,8 @@ fn what_waits_behind_a_task_that_takes_long_is_asked_back() {
         held.extend(orders(&desk.done(HOST, at), HOST));
     }
     desk.started(HOST, held[0]);
-    // A slower host comes. For all that is known the rest is done soonest where it is; only time shows otherwise.
+    // A slower host comes. For all that is known the rest is done soonest where it is; only time
+    // shows otherwise.
     let mut actions = desk.up(OTHER, 1, 300);
     for _ in 0..2000 {
         for action in std::mem::take(&mut actions) {
@@ -704,7 +705,8 @@ fn what_waits_for_slots_that_others_hold_is_asked_back() {
         .sum();
     assert!(recalled >= 1, "{back:?}");
     assert_eq!(desk.scheduler.host_view(HOST).unwrap().capacity, 0);
-    // One task still waits at a host without usable slots, so that it starts as soon as there is one.
+    // One task still waits at a host without usable slots, so that it starts as soon as there is
+    // one.
     assert_eq!(desk.scheduler.host_view(HOST).unwrap().ahead, 1);
     desk.say(Input::Slots { host: HOST, usable: 9 });
     assert_eq!(desk.scheduler.host_view(HOST).unwrap().capacity, 2);

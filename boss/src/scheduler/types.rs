@@ -12,8 +12,8 @@ use super::requirement::{Offer, Unfit};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostIndex(pub u32);
 
-/// A moment in milliseconds, from an origin that the caller chooses. It must not run backwards; if it does, the latest
-/// moment seen counts.
+/// A moment in milliseconds, from an origin that the caller chooses. It must not run backwards; if
+/// it does, the latest moment seen counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Millis(pub u64);
 
@@ -36,8 +36,8 @@ pub struct TaskEntry {
     pub priority: u32,
     /// How long it takes on a host of speed 1000, in milliseconds, if that is known.
     pub expected_ms: Option<u64>,
-    /// How long an attempt may run at most, with all that comes after its stages, in milliseconds; whoever takes longer stands
-    /// still.
+    /// How long an attempt may run at most, with all that comes after its stages, in milliseconds;
+    /// whoever takes longer stands still.
     pub limit_ms: Option<u64>,
     /// Index of its commit's tree.
     pub tree: u32,
@@ -54,16 +54,16 @@ pub enum Ended {
     Infrastructure(String),
     /// As above, but the machines that it was to run in are to blame, and the host is not.
     Machines(String),
-    /// What it asks for is not to be had on this host, for this reason, and trying again would not change that. It is tried
-    /// elsewhere if it can be, and nobody is to blame.
+    /// What it asks for is not to be had on this host, for this reason, and trying again would not
+    /// change that. It is tried elsewhere if it can be, and nobody is to blame.
     Lasting(String),
-    /// Somebody on the host has killed what ran it, as the kernel does for want of memory. It is tried once more; the second
-    /// time this is its result, for nothing else is common to both.
+    /// Somebody on the host has killed what ran it, as the kernel does for want of memory. It is
+    /// tried once more; the second time this is its result, for nothing else is common to both.
     Killed(String),
     /// Work of a higher priority took its place. It is tried again, and the host is not to blame.
     Interrupted,
-    /// It was stopped. If nobody here wanted that, its worker is ending: the session counts as lost, and the task is tried
-    /// again.
+    /// It was stopped. If nobody here wanted that, its worker is ending: the session counts as
+    /// lost, and the task is tried again.
     Cancelled {
         /// Why the worker ends.
         why: String,
@@ -168,7 +168,8 @@ pub enum Input {
     Slots {
         /// Which host.
         host: HostIndex,
-        /// How many tasks of ours it can run at once now; more than its slots counts as all of them.
+        /// How many tasks of ours it can run at once now; more than its slots counts as all of
+        /// them.
         usable: u32,
     },
     /// A host's free space.
@@ -180,7 +181,8 @@ pub enum Input {
     },
     /// Time has passed; due at [`super::Scheduler::next_wake`].
     Tick,
-    /// These need not be built: their results were found. One that is out on a host is cancelled there.
+    /// These need not be built: their results were found. One that is out on a host is cancelled
+    /// there.
     Withdraw {
         /// Which.
         tasks: Vec<TaskId>,
@@ -322,7 +324,8 @@ pub struct Counts {
 /// What a host does right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostView {
-    /// Tasks it may run at once now: the slots that it can use, 1 on trial, 0 while it is paused or not connected.
+    /// Tasks it may run at once now: the slots that it can use, 1 on trial, 0 while it is paused or
+    /// not connected.
     pub capacity: u32,
     /// Tasks it may hold beyond that.
     pub ahead: u32,

@@ -1,5 +1,6 @@
-//! Hosts that stand still although they answer: an attempt that runs for longer than it can, or room for a task and none that
-//! starts. Their session is to be ended; what is there counts as lost with it.
+//! Hosts that stand still although they answer: an attempt that runs for longer than it can, or
+//! room for a task and none that starts. Their session is to be ended; what is there counts as lost
+//! with it.
 
 use crewboss_protocol::TaskId;
 
@@ -18,7 +19,8 @@ pub(super) enum Watched {
 }
 
 impl Scheduler {
-    /// A host that has room and starts nothing of what it was sent for so long stands still. Without it none ever does.
+    /// A host that has room and starts nothing of what it was sent for so long stands still.
+    /// Without it none ever does.
     pub fn watch(&mut self, standstill_ms: u64) {
         self.standstill_ms = standstill_ms;
     }

@@ -1,5 +1,5 @@
-//! Refuses what cannot be sent: submodules, files kept by Git LFS, objects that are not here, and what no host would
-//! check out.
+//! Refuses what cannot be sent: submodules, files kept by Git LFS, objects that are not here, and
+//! what no host would check out.
 
 use std::collections::HashSet;
 
@@ -20,8 +20,8 @@ const POINTER_BYTES_MAX: usize = 1024;
 /// What an attributes file says if files are kept by Git LFS.
 const ATTRIBUTE: &[u8] = b"filter=lfs";
 
-/// Checks the trees of all commits, and finds the files that are too long for a pack. Each subtree is looked at once,
-/// however many commits share it.
+/// Checks the trees of all commits, and finds the files that are too long for a pack. Each subtree
+/// is looked at once, however many commits share it.
 pub(super) fn all(repository: &Repository, commits: &[Commit]) -> Result<Long, SourceError> {
     let mut long = Long::new();
     let mut plain = HashSet::new();
@@ -87,7 +87,8 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Refuses what no host would check out: each would find it out by itself, and be of no more use to the run.
+    /// Refuses what no host would check out: each would find it out by itself, and be of no more
+    /// use to the run.
     fn fits(
         &mut self,
         entry: &git2::TreeEntry<'_>,

@@ -1,4 +1,5 @@
-//! What of a working tree is taken, in all the ways that people set up repositories, by git and without it.
+//! What of a working tree is taken, in all the ways that people set up repositories, by git and
+//! without it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -170,7 +171,8 @@ fn edits_are_taken_whatever_the_index_says_of_the_file() {
     let content = |files: &Files| files.values().map(|(_, content)| content.clone()).collect::<Vec<_>>();
     let new: &[u8] = b"new";
     assert_eq!(content(&ground.taken("r")), [new, new, new, new, b"old"]);
-    // Added by force, it is no ignored file any more; libgit2 cannot read such an index, and says so.
+    // Added by force, it is no ignored file any more; libgit2 cannot read such an index, and says
+    // so.
     ground.write("r/.gitignore", "*.h");
     ground.write("r/config.h", "");
     ground.shell("r", "git add -f config.h && git update-index --split-index");

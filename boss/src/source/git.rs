@@ -1,8 +1,9 @@
 //! What the `git` that is installed knows of the user's repository.
 //!
-//! It is asked instead of libgit2 since it alone reads everything that it writes (its newer indexes, its newer ways to
-//! store branches), and since what it accepts, by whatever configuration, is what we accept. Only commands that run
-//! nothing of the repository's, change nothing in it and fetch nothing are used.
+//! It is asked instead of libgit2 since it alone reads everything that it writes (its newer
+//! indexes, its newer ways to store branches), and since what it accepts, by whatever
+//! configuration, is what we accept. Only commands that run nothing of the repository's, change
+//! nothing in it and fetch nothing are used.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -20,8 +21,8 @@ use super::known::Filtered;
 use super::select::COMMITS_MAX;
 use super::{Listed, Settings};
 
-/// Variables that may say how git works; all others of its own would lead it to another repository, index or work tree
-/// than the one that is meant. A hook has some of those.
+/// Variables that may say how git works; all others of its own would lead it to another repository,
+/// index or work tree than the one that is meant. A hook has some of those.
 const KEPT: [&str; 3] = ["GIT_CONFIG_", "GIT_EXEC_PATH", "GIT_ATTR_NOSYSTEM"];
 
 /// Takes the place of what the repository's own configuration says.
@@ -30,7 +31,8 @@ const SETTINGS: [&str; 3] = ["core.fsmonitor=false", "core.hooksPath=/dev/null",
 /// Attributes by which a file's content in git may be any other than that on disk.
 pub(super) const FILTERS: [&str; 2] = ["filter", "working-tree-encoding"];
 
-/// The program, if it is installed. Only absolute directories of `PATH` count: anything else might lie in the repository.
+/// The program, if it is installed. Only absolute directories of `PATH` count: anything else might
+/// lie in the repository.
 pub(super) fn program() -> Option<Command> {
     let path = std::env::var_os("PATH")?;
     let directories = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
@@ -45,7 +47,8 @@ pub(super) fn program() -> Option<Command> {
         }
     }
     git.env("LC_ALL", "C").env("GIT_OPTIONAL_LOCKS", "0").env("GIT_NO_REPLACE_OBJECTS", "1");
-    // A partial clone must fail, not fetch what may be gigabytes; older versions know the second only.
+    // A partial clone must fail, not fetch what may be gigabytes; older versions know the second
+    // only.
     git.env("GIT_NO_LAZY_FETCH", "1").env("GIT_ALLOW_PROTOCOL", "none").env("GIT_TERMINAL_PROMPT", "0");
     git.arg("--no-pager");
     for setting in SETTINGS {
@@ -177,7 +180,8 @@ impl Git {
             ids => String::from_utf8_lossy(&ids?).into_owned(),
         };
         let ids: Vec<&str> = ids.lines().filter(|line| *line != "--").collect();
-        // What is a range even if it leaves nothing out, as `a...b` does where the two have nothing in common.
+        // What is a range even if it leaves nothing out, as `a...b` does where the two have nothing
+        // in common.
         let is_range = range.contains("..") || ids.iter().any(|id| id.starts_with('^'));
         let most = format!("--max-count={}", COMMITS_MAX + 1);
         let mut words = vec!["rev-list", "--topo-order", "--reverse", most.as_str()];
@@ -197,7 +201,8 @@ impl Git {
     }
 }
 
-/// The first directory that git passed over, with a warning only: nobody knows what is missing of it.
+/// The first directory that git passed over, with a warning only: nobody knows what is missing of
+/// it.
 pub(super) fn unread(said: &[u8]) -> Option<(PathBuf, String)> {
     let said = String::from_utf8_lossy(said);
     let (_, after) = said.split_once("could not open directory '")?;

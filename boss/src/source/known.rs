@@ -1,4 +1,5 @@
-//! The index as a record of file times: what has not changed since git looked at it need not be read again.
+//! The index as a record of file times: what has not changed since git looked at it need not be
+//! read again.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,8 +14,8 @@ use super::git::as_path;
 /// Files whose content in git is not that on disk.
 pub(super) type Filtered = HashSet<Vec<u8>>;
 
-/// The bits of an entry's flags that say that git is not to look at the file (`assume-unchanged`), or that the entry is
-/// one side of a conflict.
+/// The bits of an entry's flags that say that git is not to look at the file (`assume-unchanged`),
+/// or that the entry is one side of a conflict.
 const UNRELIABLE: u16 = 0x8000 | 0x3000;
 
 /// What git knew when it wrote its index.
@@ -26,7 +27,8 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Reads an index. One that libgit2 cannot read (git has kinds of its own) serves as none: every file is read then.
+    /// Reads an index. One that libgit2 cannot read (git has kinds of its own) serves as none:
+    /// every file is read then.
     pub(super) fn read(path: &Path, filtered: Filtered) -> Self {
         // The time first: an index that is written meanwhile is then taken for older than it is.
         let written = fs::metadata(path).map_or((0, 0), |found| (found.mtime(), found.mtime_nsec()));
@@ -38,9 +40,10 @@ impl Known {
 
     /// The id of a file's content if it is surely the one that the index has.
     ///
-    /// That takes an entry without any flag, whose times, number and size are those of the file; that is older than the
-    /// index, since a change within the same tick of the clock would not show; and an object of the same size, since
-    /// conversions of line ends and of `$Id$` that git makes on the way in all change that.
+    /// That takes an entry without any flag, whose times, number and size are those of the file;
+    /// that is older than the index, since a change within the same tick of the clock would not
+    /// show; and an object of the same size, since conversions of line ends and of `$Id$` that git
+    /// makes on the way in all change that.
     pub(super) fn unchanged(&self, path: &[u8], stat: &Stat, odb: &Odb<'_>) -> Option<Oid> {
         let entry = self.index.as_ref()?.get_path(&as_path(path), 0)?;
         let size = usize::try_from(stat.st_size).ok()?;

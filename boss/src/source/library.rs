@@ -1,6 +1,7 @@
 //! What libgit2 knows of the user's repository, for computers without `git`.
 //!
-//! It is poorer: what it cannot read as git would (some kinds of index and of branches), it refuses, and so do we.
+//! It is poorer: what it cannot read as git would (some kinds of index and of branches), it
+//! refuses, and so do we.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -68,7 +69,8 @@ impl Library {
     pub(super) fn list(&self) -> Result<Vec<Listed>, SourceError> {
         let path = self.index();
         let mut found = Vec::new();
-        // One that is there and cannot be read must not be taken for none: files that were added would be missing.
+        // One that is there and cannot be read must not be taken for none: files that were added
+        // would be missing.
         if path.symlink_metadata().is_ok() {
             let index = Index::open(&path)
                 .map_err(|source| SourceError::Index { path: path.clone(), source: source.into() })?;
@@ -79,7 +81,8 @@ impl Library {
         Ok(found)
     }
 
-    /// Compared with an empty index, everything that is not ignored is new, and no file is read to find that out.
+    /// Compared with an empty index, everything that is not ignored is new, and no file is read to
+    /// find that out.
     fn list_rest(&self, found: &mut Vec<Listed>) -> Result<(), git2::Error> {
         let nothing = Index::new()?;
         let mut options = DiffOptions::new();
@@ -89,7 +92,8 @@ impl Library {
             let Some(path) = delta.new_file().path_bytes() else { continue };
             let path = path.strip_suffix(b"/").unwrap_or(path);
             let nested = self.top.join(as_path(path)).join(".git").exists();
-            // A repository in the working tree comes as an ignored directory, though no rule ignores it.
+            // A repository in the working tree comes as an ignored directory, though no rule
+            // ignores it.
             let passed = delta.status() == Delta::Ignored
                 && (!nested || self.repository.is_path_ignored(as_path(path))?);
             if !passed {

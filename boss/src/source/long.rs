@@ -15,7 +15,8 @@ pub(super) fn write(git_dir: &Path, id: Oid, out: &mut dyn Write) -> Result<(), 
     let failed = |source: git2::Error| SourceError::Git { doing: "read a long file", source: source.into() };
     let repository = super::open(git_dir)?;
     let odb = repository.odb().map_err(failed)?;
-    // Works for what was taken from the disk, and not in packs: those only git reads piece by piece.
+    // Works for what was taken from the disk, and not in packs: those only git reads piece by
+    // piece.
     if let Ok((mut reader, _, _)) = odb.reader(id) {
         copy(&mut reader, out).map_err(SourceError::Write)?;
         return out.flush().map_err(SourceError::Write);

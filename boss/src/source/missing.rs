@@ -9,8 +9,8 @@ use super::check::{find_tree, join};
 use super::error::SourceError;
 use super::{oid, tree_id};
 
-/// Trees that each wanted one is compared with. The nearest in history share nearly everything; more would cost more
-/// comparisons than they save.
+/// Trees that each wanted one is compared with. The nearest in history share nearly everything;
+/// more would cost more comparisons than they save.
 const BASES_MAX: usize = 4;
 
 /// Objects to send, with a path of each: git finds similar objects by it.
@@ -41,7 +41,8 @@ impl Missing {
     }
 }
 
-/// Finds them. Each wanted tree is compared with the one before it and with the last of those that the host has.
+/// Finds them. Each wanted tree is compared with the one before it and with the last of those that
+/// the host has.
 pub(super) fn find(
     repository: &Repository,
     long: &Long,

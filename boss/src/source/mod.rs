@@ -1,7 +1,7 @@
 //! The source: which commits are meant, and which objects a host lacks.
 //!
-//! Only trees and blobs travel. A host gets neither commits nor history, and needs no git. Everything here blocks
-//! while it reads the repository: call it on a thread that may wait.
+//! Only trees and blobs travel. A host gets neither commits nor history, and needs no git.
+//! Everything here blocks while it reads the repository: call it on a thread that may wait.
 
 mod check;
 mod error;
@@ -50,7 +50,8 @@ pub struct Commit {
     pub working_tree: bool,
 }
 
-/// What a selection means, and the objects that go with it. Clones are cheap and can be used on several threads.
+/// What a selection means, and the objects that go with it. Clones are cheap and can be used on
+/// several threads.
 #[derive(Debug, Clone)]
 pub struct Source {
     commits: Vec<Commit>,
@@ -124,12 +125,12 @@ impl Settings {
 }
 
 impl Source {
-    /// Finds the repository that a path is in, resolves the selection and checks that all of it can be sent. Neither
-    /// index nor branches nor stash nor objects of the repository are changed.
+    /// Finds the repository that a path is in, resolves the selection and checks that all of it can
+    /// be sent. Neither index nor branches nor stash nor objects of the repository are changed.
     ///
     /// # Errors
-    /// If there is no usable repository, the selection names nothing, or the source has submodules or files that are
-    /// kept by Git LFS.
+    /// If there is no usable repository, the selection names nothing, or the source has submodules
+    /// or files that are kept by Git LFS.
     pub fn open(path: &Path, selection: &Selection) -> Result<Self, SourceError> {
         let top = repository_of(path).unwrap_or_else(|| path.to_owned());
         Self::of(&User::at(&top)?, top, selection)
@@ -173,7 +174,8 @@ impl Source {
 
     /// The objects of the wanted trees that a host lacks which has these other trees, whole.
     ///
-    /// Objects that are elsewhere in what the host has may be listed as well; that costs time and nothing else.
+    /// Objects that are elsewhere in what the host has may be listed as well; that costs time and
+    /// nothing else.
     ///
     /// # Errors
     /// If an object is not in the repository (it is shallow or partial) or cannot be read.

@@ -10,9 +10,9 @@ use super::error::SourceError;
 use super::git::program;
 use super::missing::Missing;
 
-/// Up to here libgit2 packs, which is quicker than starting a program. Above, git itself does, if it is installed:
-/// it takes the deltas that its own packs have, and libgit2 computes each anew, which for a first push of a
-/// repository of 40,000 objects means 15 s in place of 3.
+/// Up to here libgit2 packs, which is quicker than starting a program. Above, git itself does, if
+/// it is installed: it takes the deltas that its own packs have, and libgit2 computes each anew,
+/// which for a first push of a repository of 40,000 objects means 15 s in place of 3.
 const OWN_PACK_OBJECTS_MAX: usize = 2000;
 
 /// What was packed.
@@ -149,7 +149,8 @@ impl Write for Ours<'_> {
 fn names(missing: &Missing, stdin: impl Write) {
     let mut stdin = io::BufWriter::with_capacity(64 << 10, stdin);
     for (id, path) in &missing.objects {
-        // The path is only a hint for finding similar objects, so one that would break the line may be changed.
+        // The path is only a hint for finding similar objects, so one that would break the line may
+        // be changed.
         let path = path.replace('\n', " ");
         if writeln!(stdin, "{id} {path}").is_err() {
             return;

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::git::Git;
 
-/// The nearest directory that has a `.git`, whatever that is: a directory, the file of a linked working tree, of a submodule
-/// or of `--separate-git-dir`, a link. That directory is the working tree, and nothing else is.
+/// The nearest directory that has a `.git`, whatever that is: a directory, the file of a linked
+/// working tree, of a submodule or of `--separate-git-dir`, a link. That directory is the working
+/// tree, and nothing else is.
 pub fn repository_of(from: &Path) -> Option<PathBuf> {
     from.ancestors().find(|directory| directory.join(".git").symlink_metadata().is_ok()).map(Path::to_owned)
 }
@@ -20,7 +21,8 @@ pub fn bare_repository_of(from: &Path) -> Option<PathBuf> {
     from.ancestors().find(is_bare).map(Path::to_owned)
 }
 
-/// Whether git itself would work in a repository, though it is another user's: by any form of `safe.directory`.
+/// Whether git itself would work in a repository, though it is another user's: by any form of
+/// `safe.directory`.
 pub fn is_accepted_by_git(top: &Path) -> bool {
     Git::at(top).is_some_and(|git| git.objects().is_ok())
 }

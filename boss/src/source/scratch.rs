@@ -1,7 +1,9 @@
-//! The repository beside the user's own: it has the objects that only the disk had, and sees the user's.
+//! The repository beside the user's own: it has the objects that only the disk had, and sees the
+//! user's.
 //!
-//! It is the only one that libgit2 opens to read objects, and the only one that anything is written to. So neither the
-//! user's configuration nor an extension of the user's repository has a say in how objects are read.
+//! It is the only one that libgit2 opens to read objects, and the only one that anything is written
+//! to. So neither the user's configuration nor an extension of the user's repository has a say in
+//! how objects are read.
 
 use std::fs;
 use std::io::{self, Read as _};

@@ -6,11 +6,12 @@ use git2::{ErrorCode, Oid, Repository};
 use super::error::SourceError;
 use super::{Commit, tree_id};
 
-/// Commits of one run: with one target it is the number of tasks, and more than this is surely a mistake.
+/// Commits of one run: with one target it is the number of tasks, and more than this is surely a
+/// mistake.
 pub(super) const COMMITS_MAX: usize = 100_000;
 
-/// The revisions in a text. Blanks part them, but not within braces (`HEAD@{2 days ago}`), and not in the search for a
-/// message (`:/fix the bug`).
+/// The revisions in a text. Blanks part them, but not within braces (`HEAD@{2 days ago}`), and not
+/// in the search for a message (`:/fix the bug`).
 pub(super) fn revisions(text: &str) -> Vec<String> {
     if text.trim_start().starts_with(":/") {
         return vec![text.trim_start().to_owned()];

@@ -54,8 +54,8 @@ impl User {
         }
     }
 
-    /// Takes the working tree, which must be the directory that has the `.git`: around a git directory that lies
-    /// elsewhere there may be anything.
+    /// Takes the working tree, which must be the directory that has the `.git`: around a git
+    /// directory that lies elsewhere there may be anything.
     pub(super) fn working_tree(
         &self,
         top: &Path,
@@ -92,7 +92,8 @@ impl User {
     }
 }
 
-/// Leaves out the files of the repository beside the user's: TMPDIR may lie within the working tree.
+/// Leaves out the files of the repository beside the user's: TMPDIR may lie within the working
+/// tree.
 fn leave_out(beside: &Path, top: &Path, listed: &mut Vec<Listed>) {
     let (Ok(beside), Ok(top)) = (beside.canonicalize(), top.canonicalize()) else { return };
     if let Ok(below) = beside.strip_prefix(top) {
@@ -100,14 +101,14 @@ fn leave_out(beside: &Path, top: &Path, listed: &mut Vec<Listed>) {
     }
 }
 
-/// With every repository, libgit2 reads the settings of the user and of the system, and fails where it
-/// may not. Where `git` answers for the user's repository, libgit2 only opens ours.
+/// With every repository, libgit2 reads the settings of the user and of the system, and fails where
+/// it may not. Where `git` answers for the user's repository, libgit2 only opens ours.
 fn ignore_foreign_settings() {
     static IGNORED: Once = Once::new();
     IGNORED.call_once(|| {
         for level in [ConfigLevel::ProgramData, ConfigLevel::System, ConfigLevel::XDG, ConfigLevel::Global] {
-            // SAFETY: libgit2 reads these paths when it opens a repository. It opens none before this: only
-            // `Source` does, and it comes through here first, one thread at a time.
+            // SAFETY: libgit2 reads these paths when it opens a repository. It opens none before
+            // this: only `Source` does, and it comes through here first, one thread at a time.
             #[expect(unsafe_code, reason = "it changes a setting of the whole process")]
             let set = unsafe { git2::opts::set_search_path(level, "") };
             if let Err(error) = set {

@@ -1,9 +1,9 @@
 //! The working tree as it is on disk, as a git tree.
 //!
-//! What belongs to it is what git would list: files that are tracked and there, and files that are neither tracked nor
-//! ignored. Their bytes are those on disk, whatever git would make of them on the way in. Nothing of the user's
-//! repository is written. Every step goes through open directories and follows no symbolic link, so nothing from
-//! elsewhere gets in.
+//! What belongs to it is what git would list: files that are tracked and there, and files that are
+//! neither tracked nor ignored. Their bytes are those on disk, whatever git would make of them on
+//! the way in. Nothing of the user's repository is written. Every step goes through open
+//! directories and follows no symbolic link, so nothing from elsewhere gets in.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -100,8 +100,8 @@ enum Attempt {
 }
 
 impl Walk<'_> {
-    /// The tree of a directory, whose path takes the first `above` bytes of what is listed; `None` if nothing of it is
-    /// there.
+    /// The tree of a directory, whose path takes the first `above` bytes of what is listed; `None`
+    /// if nothing of it is there.
     fn directory(
         &mut self,
         at: BorrowedFd<'_>,
@@ -205,7 +205,8 @@ impl Walk<'_> {
         Err(SourceError::Changing(self.top.join(as_path(path))))
     }
 
-    /// Reads as much of a file as it has now. What is appended meanwhile came later; what is cut off is missed.
+    /// Reads as much of a file as it has now. What is appended meanwhile came later; what is cut
+    /// off is missed.
     fn read(&mut self, at: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Attempt, SourceError> {
         let file = match openat(at, name, FILE, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(Attempt::Gone),

@@ -1,4 +1,5 @@
-//! Brings files and directories to the disk. What a power cut may not take is brought there before anybody is told of it.
+//! Brings files and directories to the disk. What a power cut may not take is brought there before
+//! anybody is told of it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,15 +11,17 @@ use rustix::fs::{Advice, OFlags, fadvise, fstatfs, syncfs};
 
 use super::layout::StoreError;
 
-/// Up to so many files and directories are synced one by one; more by one call for the whole filesystem.
+/// Up to so many files and directories are synced one by one; more by one call for the whole
+/// filesystem.
 ///
-/// That call writes what everybody has changed there, the scratch files of builds on this computer too. But each file costs a
-/// flush of the disk: on ext4 four results of four files took 4 ms one by one and 3 ms together, 256 results 84 and 64 ms, if
-/// nobody else wrote, and up to a second together, if somebody did.
+/// That call writes what everybody has changed there, the scratch files of builds on this computer
+/// too. But each file costs a flush of the disk: on ext4 four results of four files took 4 ms one
+/// by one and 3 ms together, 256 results 84 and 64 ms, if nobody else wrote, and up to a second
+/// together, if somebody did.
 const EACH_MAX: usize = 64;
 
-/// On btrfs syncing a new file commits all of the filesystem's changes. So each cost as much as all: 23 ms for one result, 8 ms
-/// together; 5 s for 256 results, 0.1 s together.
+/// On btrfs syncing a new file commits all of the filesystem's changes. So each cost as much as
+/// all: 23 ms for one result, 8 ms together; 5 s for 256 results, 0.1 s together.
 const EACH_MAX_BTRFS: usize = 0;
 
 /// The filesystem of a result directory.
@@ -68,14 +71,16 @@ impl Disk {
                 .map_err(StoreError::io("sync", self.root.path()));
         };
         for (_, file) in &each.found {
-            // Begins to write what has changed and waits for nothing, so that the first flush below serves all.
+            // Begins to write what has changed and waits for nothing, so that the first flush below
+            // serves all.
             let _begun_later = fadvise(file, 0, None, Advice::DontNeed);
         }
         each.found.iter().try_for_each(|(path, file)| sync_file(file).map_err(StoreError::io("sync", path)))
     }
 }
 
-/// What is synced one by one. `None` says that this will not do: there is too much, or something cannot be opened.
+/// What is synced one by one. `None` says that this will not do: there is too much, or something
+/// cannot be opened.
 struct Each {
     found: Vec<(PathBuf, File)>,
     most: usize,

@@ -1,7 +1,9 @@
-//! The journal `run.jsonl`: appended to, and synced at each batch of results. From it a later boss knows what is done.
+//! The journal `run.jsonl`: appended to, and synced at each batch of results. From it a later boss
+//! knows what is done.
 //!
-//! It ends with a whole record, always: what could not be written whole is cut off again. What a disk or a cut of power has
-//! damaged nevertheless is told and taken out; every record that is whole stays.
+//! It ends with a whole record, always: what could not be written whole is cut off again. What a
+//! disk or a cut of power has damaged nevertheless is told and taken out; every record that is
+//! whole stays.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -63,14 +65,16 @@ pub struct History {
 pub struct Journal {
     path: PathBuf,
     file: File,
-    /// Its length up to the last record that is on the disk. There is nothing behind it, unless cutting that off failed.
+    /// Its length up to the last record that is on the disk. There is nothing behind it, unless
+    /// cutting that off failed.
     whole: u64,
     torn: bool,
     buffer: Vec<u8>,
 }
 
 impl Journal {
-    /// Opens the journal of a result directory, takes out what is damaged and gives what is recorded.
+    /// Opens the journal of a result directory, takes out what is damaged and gives what is
+    /// recorded.
     pub fn open(root: &Path) -> Result<(Self, History), JournalError> {
         let path = root.join(JOURNAL);
         let error = |action| {
@@ -80,7 +84,8 @@ impl Journal {
         let text = load(&path)?;
         let contents = parse(&text, &path)?;
         let mended = contents.mended(&text);
-        // What the end alone has lost is worth nothing; in all other cases the file is kept as it was.
+        // What the end alone has lost is worth nothing; in all other cases the file is kept as it
+        // was.
         let cut = text.starts_with(&mended);
         if !cut {
             mend(root, &text, &mended).map_err(error("mend"))?;
@@ -121,8 +126,8 @@ impl Journal {
         self.sync()
     }
 
-    /// Writes what was added and waits until it is on the disk. After a failure the journal is what it was before, and
-    /// what was added is forgotten.
+    /// Writes what was added and waits until it is on the disk. After a failure the journal is what
+    /// it was before, and what was added is forgotten.
     pub fn sync(&mut self) -> Result<(), JournalError> {
         let added = std::mem::take(&mut self.buffer);
         if self.torn {
@@ -315,7 +320,8 @@ mod tests {
 
     /// A journal on a file that takes no more than so many bytes.
     fn limited(dir: &Path, bytes: u64) -> std::process::Output {
-        // The limit is a process's own, so another process is needed; SIGXFSZ is ignored there, and EFBIG is an error like any.
+        // The limit is a process's own, so another process is needed; SIGXFSZ is ignored there, and
+        // EFBIG is an error like any.
         let test = "store::journal::tests::writes_until_the_limit";
         std::process::Command::new("sh")
             .args(["-c", r#"trap "" XFSZ; exec prlimit --fsize="$0" "$@""#, &bytes.to_string()])

@@ -91,10 +91,11 @@ pub struct OutDir {
 }
 
 impl OutDir {
-    /// Makes the directory if need be, takes its lock and removes what a killed boss left half done.
+    /// Makes the directory if need be, takes its lock and removes what a killed boss left half
+    /// done.
     ///
-    /// It may have come with a repository, so nothing in it is believed to be ours: what has a fixed name is used if it is a
-    /// file, or directory, of this user.
+    /// It may have come with a repository, so nothing in it is believed to be ours: what has a
+    /// fixed name is used if it is a file, or directory, of this user.
     pub fn open(root: &Path, run: &RunId) -> Result<Self, StoreError> {
         if root.metadata().is_ok_and(|found| !found.is_dir()) {
             return Err(StoreError::NoDirectory(root.to_owned()));
@@ -132,14 +133,16 @@ impl Drop for OutDir {
         if let Err(error) = fs::remove_dir_all(&self.scratch) {
             tracing::warn!(path = %self.scratch.display(), %error, "could not remove");
         }
-        // Closing is not enough: a program that another thread is just starting may have it open as well.
+        // Closing is not enough: a program that another thread is just starting may have it open as
+        // well.
         if let Err(error) = self.lock.unlock() {
             tracing::warn!(path = %self.root.display(), %error, "could not unlock");
         }
     }
 }
 
-/// Refuses a directory with something in it that is not ours, unless a journal says that there are results as well.
+/// Refuses a directory with something in it that is not ours, unless a journal says that there are
+/// results as well.
 fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
     if root.join(JOURNAL).symlink_metadata().is_ok() {
         return Ok(());
@@ -203,7 +206,8 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
-/// A task's directory below the result directory: `<nn>_of_<mm>_g<hash>_<subject>/<target>`, as buildman names them.
+/// A task's directory below the result directory: `<nn>_of_<mm>_g<hash>_<subject>/<target>`, as
+/// buildman names them.
 pub fn task_path(index: usize, count: usize, short: &str, subject: &str, target: &Name) -> String {
     let width = count.to_string().len().max(2);
     format!("{:0width$}_of_{count:0width$}_g{short}_{}/{target}", index + 1, slug(subject))

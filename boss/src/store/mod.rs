@@ -1,4 +1,5 @@
-//! The result directory: one directory per task, whole or not there at all, and the journal that says what is done.
+//! The result directory: one directory per task, whole or not there at all, and the journal that
+//! says what is done.
 
 mod durable;
 mod journal;

@@ -1,7 +1,9 @@
-//! Lines of the journal, each a JSON object whose last field is a checksum of all that stands before it.
+//! Lines of the journal, each a JSON object whose last field is a checksum of all that stands
+//! before it.
 //!
-//! What a damaged disk or a cut of power made of a line is told from what was written, whatever it is. Journals of before
-//! have no checksums: their lines count as long as none with a checksum has come.
+//! What a damaged disk or a cut of power made of a line is told from what was written, whatever it
+//! is. Journals of before have no checksums: their lines count as long as none with a checksum has
+//! come.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::result::{MachineInputs, TaskKey};
 
-/// Version of the journal. A newer one is refused, since it may say things that this build does not know.
+/// Version of the journal. A newer one is refused, since it may say things that this build does not
+/// know.
 pub(super) const JOURNAL_SCHEMA: u32 = 2;
 
 /// What stands between a record and its checksum, in place of the record's last brace.
@@ -181,8 +184,8 @@ impl Contents {
         said.is_some_and(|said| said == sum(&record)) && self.take(&record, place)
     }
 
-    /// Takes every whole record out of a damaged line: zeros or garbage may have swallowed the line breaks around it.
-    /// Returns whether there was one.
+    /// Takes every whole record out of a damaged line: zeros or garbage may have swallowed the line
+    /// breaks around it. Returns whether there was one.
     fn salvage(&mut self, text: &[u8], line: usize, place: Range<usize>) -> bool {
         let known = self.records.len();
         let (mut lost, mut at) = (place.start, place.start);

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Version of `result.json`. Raised when a field is removed or changes its meaning.
 pub const RESULT_SCHEMA: u32 = 2;
 
-/// What a task builds: the hash of its tree and of its target's definition, environment included. Together with the
-/// version of the toolchain, or for a target in a machine with [`MachineInputs`], it decides whether a task is already done.
+/// What a task builds: the hash of its tree and of its target's definition, environment included.
+/// Together with the version of the toolchain, or for a target in a machine with [`MachineInputs`],
+/// it decides whether a task is already done.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskKey(pub [u8; 32]);
@@ -154,10 +155,11 @@ pub struct ResultFile {
     pub host: Option<HostName>,
     /// Milliseconds since 1970, UTC, by the boss's clock.
     pub ended_ms: u64,
-    /// The time that it has taken itself, see [`Phases::own_ms`]. Before schema 2 that of its stages alone.
+    /// The time that it has taken itself, see [`Phases::own_ms`]. Before schema 2 that of its
+    /// stages alone.
     pub wall_ms: u64,
-    /// Where all of its time went, from the start of the run, or from the end of the attempt before. `storing` lasts until
-    /// this was written.
+    /// Where all of its time went, from the start of the run, or from the end of the attempt
+    /// before. `storing` lasts until this was written.
     #[serde(default, skip_serializing_if = "Phases::is_empty")]
     pub phases: Phases,
     /// Processor time of all stages, in milliseconds.
@@ -192,7 +194,8 @@ pub struct ResultFile {
 }
 
 impl ResultFile {
-    /// What `done` holds, as buildman writes it: 0, or the exit code of the stage that ended the task.
+    /// What `done` holds, as buildman writes it: 0, or the exit code of the stage that ended the
+    /// task.
     pub fn return_code(&self) -> u8 {
         match self.stages.last() {
             _ if self.outcome.is_good() => 0,

@@ -1,8 +1,8 @@
-//! The thread that puts results into place. It takes all that is waiting at once, so that bringing one result to the disk and
-//! bringing many there costs about the same when they come fast.
+//! The thread that puts results into place. It takes all that is waiting at once, so that bringing
+//! one result to the disk and bringing many there costs about the same when they come fast.
 //!
-//! The order makes a power cut harmless: the files of a batch are on the disk before a name leads to them, the names before the
-//! journal says so, and the journal before anybody is told.
+//! The order makes a power cut harmless: the files of a batch are on the disk before a name leads
+//! to them, the names before the journal says so, and the journal before anybody is told.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,8 +25,9 @@ use crewboss_protocol::{Phase, RunId, TaskId, json};
 /// Results that are brought to the disk together.
 const BATCH_MAX: usize = 512;
 
-/// After a batch results are gathered for so many times as long as bringing it to the disk took, but not for ever: flushes hold
-/// up whoever else uses the disk, tasks on this computer too, so they get a small part of the time.
+/// After a batch results are gathered for so many times as long as bringing it to the disk took,
+/// but not for ever: flushes hold up whoever else uses the disk, tasks on this computer too, so
+/// they get a small part of the time.
 const GATHER_TIMES: u32 = 9;
 const GATHER_MAX: Duration = Duration::from_millis(200);
 
@@ -41,7 +42,8 @@ pub struct Submission {
     pub result: ResultFile,
     /// Goes into the journal.
     pub recorded: Recorded,
-    /// The directory in which the files are gathered. Artifacts, and logs that were fetched, are there already.
+    /// The directory in which the files are gathered. Artifacts, and logs that were fetched, are
+    /// there already.
     pub part: PathBuf,
     /// Whether `part` exists.
     pub fetched: bool,
@@ -94,7 +96,8 @@ pub struct Writer {
 impl Writer {
     /// Starts the thread. `reply` is called from it.
     ///
-    /// The queue has no limit of its own: the run loop stops listening to hosts while too much waits in it.
+    /// The queue has no limit of its own: the run loop stops listening to hosts while too much
+    /// waits in it.
     ///
     /// # Errors
     /// If the directory cannot be opened, or the thread not be started.
@@ -111,7 +114,8 @@ impl Writer {
         Ok(Self { submit: Some(submit), thread: Some(thread) })
     }
 
-    /// Hands a result over. Whether it will be answered for: the thread ends once it has reported a failure.
+    /// Hands a result over. Whether it will be answered for: the thread ends once it has reported a
+    /// failure.
     pub fn submit(&self, submission: Submission) -> bool {
         self.submit.as_ref().is_some_and(|submit| submit.send(submission).is_ok())
     }
@@ -205,7 +209,8 @@ impl<R: FnMut(StoreReply)> Work<R> {
         }
     }
 
-    /// Makes a commit's directory. A link that came in its place would lead results out of the result directory.
+    /// Makes a commit's directory. A link that came in its place would lead results out of the
+    /// result directory.
     fn make_parent(&self, name: &str, parent: &Path) -> Result<(), StoreError> {
         match fs::create_dir(parent) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -255,8 +260,8 @@ fn complete(submission: &mut Submission) -> Result<(), StoreError> {
     write(part, "result.json", json.as_bytes())
 }
 
-/// Puts a new result where an older one is: one of them is there at any time, where the filesystem can exchange names, and else
-/// one or none; never a half one.
+/// Puts a new result where an older one is: one of them is there at any time, where the filesystem
+/// can exchange names, and else one or none; never a half one.
 fn replace(part: &Path, place: &Path) -> Result<(), StoreError> {
     let mut old = part.to_owned();
     if renameat_with(CWD, part, CWD, place, RenameFlags::EXCHANGE).is_err() {

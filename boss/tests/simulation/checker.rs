@@ -1,4 +1,5 @@
-//! What must hold after every step, checked from outside: from the actions alone and the scheduler's public predicate.
+//! What must hold after every step, checked from outside: from the actions alone and the
+//! scheduler's public predicate.
 
 use std::collections::{BTreeMap, BTreeSet};
 

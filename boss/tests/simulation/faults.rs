@@ -52,7 +52,8 @@ fn the_last_host_dies_for_good_and_the_run_ends() {
     assert_eq!(world.checker.ends.len(), 50);
 }
 
-/// A host of which every task in the machine `debian` ends at once, and one that runs them if `able`.
+/// A host of which every task in the machine `debian` ends at once, and one that runs them if
+/// `able`.
 fn with_a_suspended_machine(able: bool) -> World {
     let need = MachineNeed { role: MachineRole::Build, name: "debian".parse().unwrap(), toolchain: None };
     let mut hosts = vec![model(4, 1000), model(4, 1000)];

@@ -99,7 +99,8 @@ fn check(seed: u64) {
     let mut world = random_world(seed);
     world.run();
     let counts = world.scheduler.counts();
-    // Nothing is left unless it waits for a host that never came back, and in these worlds all that return do.
+    // Nothing is left unless it waits for a host that never came back, and in these worlds all that
+    // return do.
     assert!(world.scheduler.is_finished(), "tasks are left over: {counts:?}");
     assert_eq!(world.checker.ends.len(), world.checker.tasks.len());
 }

@@ -1,4 +1,5 @@
-//! A crew in virtual time: hosts with slots, speed and latency, and links that lose sessions, delay and double lines.
+//! A crew in virtual time: hosts with slots, speed and latency, and links that lose sessions, delay
+//! and double lines.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,7 +23,8 @@ pub struct HostModel {
     pub fails_percent: u32,
     /// Per cent of orders that are refused.
     pub refuses_percent: u32,
-    /// Requirements that it never meets, whatever it offers: such an attempt ends at once, and lastingly.
+    /// Requirements that it never meets, whatever it offers: such an attempt ends at once, and
+    /// lastingly.
     pub never: BTreeSet<RequirementId>,
     /// When the first session is up.
     pub up_at: u64,
@@ -344,7 +346,8 @@ impl World {
                     return self.report(host, Input::Refused { host: HostIndex(host), at, reason, text });
                 }
                 let worker = &mut self.workers[host as usize];
-                // What was doubled on the way and has ended before is run again: this worker keeps no memory.
+                // What was doubled on the way and has ended before is run again: this worker keeps
+                // no memory.
                 if !worker.queue.contains(&at) && !worker.running.contains(&at) {
                     worker.queue.push_back(at);
                 }
@@ -393,7 +396,8 @@ impl World {
             .is_some_and(|entry| self.models[host as usize].never.contains(&entry.requirement))
     }
 
-    /// Never two tasks of a chain at once on a host (with honest lines: a doubled order can run an old task again).
+    /// Never two tasks of a chain at once on a host (with honest lines: a doubled order can run an
+    /// old task again).
     fn one_of_a_chain(&self, host: u32, task: TaskId) {
         let chain = |task: &TaskId| self.entries.get(task).and_then(|entry| entry.chain);
         let Some(own) = chain(&task).filter(|_| self.chaos.double == 0 && self.chaos.late == 0) else {

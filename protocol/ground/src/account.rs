@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use crate::owner::{PASSWD, account_of, list};
 use crate::{output, program};
 
-/// The account that this process runs under. Not what the environment says: `sudo` and services leave there whatever was
-/// in it before.
+/// The account that this process runs under. Not what the environment says: `sudo` and services
+/// leave there whatever was in it before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     /// Its name, or its number if nobody knows one.
@@ -32,7 +32,8 @@ pub fn home() -> Option<PathBuf> {
     set.or_else(|| account().home.clone())
 }
 
-/// Who is not in the list may be in a directory service, which `id` knows how to ask: linked dynamically, it can.
+/// Who is not in the list may be in a directory service, which `id` knows how to ask: linked
+/// dynamically, it can.
 fn asked(id: impl AsRef<OsStr>, uid: u32) -> String {
     let said = output(program(id).arg("-un"), "id -un", b"");
     let name = said.ok().filter(|said| said.status.success());

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-/// The clock of a file server may be ahead of ours by this much; what is further ahead has another reason.
+/// The clock of a file server may be ahead of ours by this much; what is further ahead has another
+/// reason.
 const SKEW_MAX: Duration = Duration::from_secs(60);
 
-/// How long ago a time was. `None` if it is still to come: a clock was set back since, or somebody has made it up, and
-/// neither says that it was just now.
+/// How long ago a time was. `None` if it is still to come: a clock was set back since, or somebody
+/// has made it up, and neither says that it was just now.
 pub fn age(time: SystemTime, now: SystemTime) -> Option<Duration> {
     match now.duration_since(time) {
         Ok(age) => Some(age),

@@ -13,8 +13,9 @@ use crate::owner;
 /// The permissions of a directory that is made: what we keep is nobody else's business.
 const MODE: u32 = 0o700;
 
-/// An open directory that belongs to this user or root, and that no other user can write to: what has a name in it was
-/// put there by this user. A sticky one such as `/tmp` is none: everybody can put things there.
+/// An open directory that belongs to this user or root, and that no other user can write to: what
+/// has a name in it was put there by this user. A sticky one such as `/tmp` is none: everybody can
+/// put things there.
 #[derive(Debug)]
 pub struct Directory {
     open: OwnedFd,
@@ -30,7 +31,8 @@ impl Directory {
         Self::checked(CWD, path, path, OFlags::empty())
     }
 
-    /// As [`Self::open`], and makes it with all that is missing above it. One that is there keeps its mode.
+    /// As [`Self::open`], and makes it with all that is missing above it. One that is there keeps
+    /// its mode.
     ///
     /// # Errors
     /// As for [`Self::open`], and if it cannot be made.
@@ -68,9 +70,10 @@ impl Directory {
         self.child(name)
     }
 
-    /// Makes sure that nobody else can put another directory in the place of this one, whose things are named by whole
-    /// paths: each directory above it belongs to this user, to root or to whoever owns `/`, and others cannot write to it,
-    /// or may not move what is not theirs there (it is sticky, as `/tmp`).
+    /// Makes sure that nobody else can put another directory in the place of this one, whose things
+    /// are named by whole paths: each directory above it belongs to this user, to root or to
+    /// whoever owns `/`, and others cannot write to it, or may not move what is not theirs there
+    /// (it is sticky, as `/tmp`).
     ///
     /// # Errors
     /// With the first directory above of which that is not so.

@@ -8,8 +8,8 @@ use std::path::Path;
 
 /// Holds the lock of a file; lets go of it when dropped.
 ///
-/// Closing the file is not enough: a process that another thread is just starting has a copy of the descriptor until it
-/// executes its program, and the lock would live on in it for that moment.
+/// Closing the file is not enough: a process that another thread is just starting has a copy of the
+/// descriptor until it executes its program, and the lock would live on in it for that moment.
 #[derive(Debug)]
 pub struct Held(File);
 
@@ -19,8 +19,8 @@ impl Held {
         Self(locked)
     }
 
-    /// Whether the path still leads to this file. Between opening and locking somebody may have removed it, and another
-    /// may hold the next one of that name by now.
+    /// Whether the path still leads to this file. Between opening and locking somebody may have
+    /// removed it, and another may hold the next one of that name by now.
     ///
     /// # Errors
     /// If that cannot be found out.

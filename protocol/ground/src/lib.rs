@@ -1,18 +1,20 @@
-//! The ground that everything else stands on: files and directories that are found by a fixed name, programs that are started,
-//! and the account that all this is done by.
+//! The ground that everything else stands on: files and directories that are found by a fixed name,
+//! programs that are started, and the account that all this is done by.
 //!
-//! What lies behind a fixed name may have been put there by anybody who can write into its directory: by another user, by
-//! a build, by a repository. So such a name is opened in one way only, which is here. A link in the last place is not
-//! followed, nothing is waited for (a FIFO would have us wait for ever), and what is open is looked at before it is used:
-//! it must be of the kind that it should be, belong to this user or to root, and nobody else may write to it.
-//! Whatever is wrong is an [`Error`] that names the path; "cannot be read" is never taken for "is not there".
+//! What lies behind a fixed name may have been put there by anybody who can write into its
+//! directory: by another user, by a build, by a repository. So such a name is opened in one way
+//! only, which is here. A link in the last place is not followed, nothing is waited for (a FIFO
+//! would have us wait for ever), and what is open is looked at before it is used: it must be of the
+//! kind that it should be, belong to this user or to root, and nobody else may write to it.
+//! Whatever is wrong is an [`Error`] that names the path; "cannot be read" is never taken for "is
+//! not there".
 //!
 //! | to | use |
 //! |---|---|
 //! | read, append to, make a file | [`Open`] |
 //! | read a small file whole | [`read_record`] |
 //! | read what a build or a person has made | [`Open::of_anybody`] |
-//! | read and write what the kernel shows as files | [`kernel_text`], [`kernel_bytes`], [`tell_kernel`] |
+//! | read and write files of the kernel | [`kernel_text`], [`kernel_bytes`], [`tell_kernel`] |
 //! | sync, lock or ask the file system of a directory | [`open_directory`] |
 //! | open the file of a lock, hold the lock | [`Open::lock`], [`Held`] |
 //! | make or check a directory, name things in it | [`Directory`] |

@@ -12,11 +12,12 @@ use crate::directory::Directory;
 use crate::error::{Error, Fault};
 use crate::owner;
 
-/// What every file is opened with: a link in the last place is not followed, a FIFO or device is not waited for, and no
-/// program that is started has it open.
+/// What every file is opened with: a link in the last place is not followed, a FIFO or device is
+/// not waited for, and no program that is started has it open.
 const ALWAYS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 
-/// How a file is opened. It is one by the time that anybody gets it: of this user or root, writable by nobody else.
+/// How a file is opened. It is one by the time that anybody gets it: of this user or root, writable
+/// by nobody else.
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Open<'a> {
@@ -56,8 +57,8 @@ impl<'a> Open<'a> {
         Self::with(OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL))
     }
 
-    /// For holding a lock on it, reading and writing; it is made if it is not there. Nobody else can open it, since whoever
-    /// can could hold the lock for ever.
+    /// For holding a lock on it, reading and writing; it is made if it is not there. Nobody else
+    /// can open it, since whoever can could hold the lock for ever.
     pub const fn lock() -> Self {
         Self { mode: 0o600, close: true, ..Self::with(OFlags::RDWR.union(OFlags::CREATE)) }
     }
@@ -77,7 +78,8 @@ impl<'a> Open<'a> {
         Self { flags: self.flags.difference(OFlags::WRONLY).union(OFlags::RDWR), ..self }
     }
 
-    /// Takes it from anybody, whoever may write to it: for what a build or a person has made, and nothing of ours rests on.
+    /// Takes it from anybody, whoever may write to it: for what a build or a person has made, and
+    /// nothing of ours rests on.
     pub const fn of_anybody(self) -> Self {
         Self { anybody: true, ..self }
     }
@@ -129,7 +131,8 @@ pub(crate) fn open_at(
     loop {
         match rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode)) {
             Err(Errno::INTR) => {}
-            // Of a link, a FIFO without a reader, a device on a disk that may have none: what it is says more.
+            // Of a link, a FIFO without a reader, a device on a disk that may have none: what it is
+            // says more.
             Err(error) if error != Errno::EXIST => {
                 let found = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
                 is_of_kind(found.map_err(|_| error)?.st_mode, wanted)?;
@@ -145,7 +148,8 @@ pub(crate) fn is_of_kind(mode: u32, wanted: FileType) -> Result<(), Fault> {
     if found == wanted { Ok(()) } else { Err(Fault::Kind { found, wanted }) }
 }
 
-/// Reads a small file whole. `None` if it is not there: whatever else keeps it from being read is an error.
+/// Reads a small file whole. `None` if it is not there: whatever else keeps it from being read is
+/// an error.
 ///
 /// # Errors
 /// If it is not what it should be, is longer than `max` bytes, or cannot be read.
@@ -157,8 +161,8 @@ pub fn read_record(path: &Path, max: u64) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
-/// Opens a directory to make its names durable, to lock it or to speak to its file system: a link is not followed, and whose it
-/// is does not matter.
+/// Opens a directory to make its names durable, to lock it or to speak to its file system: a link
+/// is not followed, and whose it is does not matter.
 ///
 /// # Errors
 /// If it is none, or the system refuses.

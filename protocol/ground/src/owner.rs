@@ -1,7 +1,7 @@
 //! Who may have written what we read.
 //!
-//! Users and groups are looked up in `/etc/passwd` and `/etc/group` alone: a static binary that goes through the name
-//! service of the C library crashes on systems with another one.
+//! Users and groups are looked up in `/etc/passwd` and `/etc/group` alone: a static binary that
+//! goes through the name service of the C library crashes on systems with another one.
 
 use std::io::Read as _;
 use std::os::fd::BorrowedFd;
@@ -15,8 +15,8 @@ use crate::error::Fault;
 /// Most that is read of `/etc/passwd` and `/etc/group`.
 const LIST_BYTES_MAX: u64 = 16 << 20;
 
-/// Refuses what belongs to somebody else than this user, root and those in `also`, or can be written by others than its
-/// owner: by everybody, or by a group that has other members.
+/// Refuses what belongs to somebody else than this user, root and those in `also`, or can be
+/// written by others than its owner: by everybody, or by a group that has other members.
 pub(crate) fn check(open: BorrowedFd<'_>, found: &Stat, also: &[u32]) -> Result<(), Fault> {
     let owner = found.st_uid;
     let own = rustix::process::geteuid().as_raw();
@@ -30,8 +30,9 @@ pub(crate) fn check(open: BorrowedFd<'_>, found: &Stat, also: &[u32]) -> Result<
     Ok(())
 }
 
-/// Whether nobody but the owner is in the group, as with files that were made under a umask of 002 where each user has a
-/// group of their own. With an access list the bits of the group stand for others as well.
+/// Whether nobody but the owner is in the group, as with files that were made under a umask of 002
+/// where each user has a group of their own. With an access list the bits of the group stand for
+/// others as well.
 fn is_private_to_owner(open: BorrowedFd<'_>, found: &Stat) -> bool {
     let mut none: [u8; 0] = [];
     let has_list = rustix::fs::fgetxattr(open, "system.posix_acl_access", &mut none).is_ok();
@@ -49,8 +50,9 @@ pub(crate) fn list(path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A group is its owner's own if it has the owner's number or name, which is how systems make private ones. Lists may be
-/// incomplete (users can come from a directory service), so a shared group that nobody is listed in is not taken for one.
+/// A group is its owner's own if it has the owner's number or name, which is how systems make
+/// private ones. Lists may be incomplete (users can come from a directory service), so a shared
+/// group that nobody is listed in is not taken for one.
 fn is_private(group: u32, owner: u32, passwd: &str, groups: &str) -> bool {
     let owner_name = user(owner, passwd);
     let entry = fields(groups).find(|entry| number(entry, 2) == Some(group));

@@ -45,13 +45,15 @@ pub fn raise_open_files(number: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A command that starts a program afresh. It leads a session and with it a process group, so `process_group` must not be
-/// asked for. What it is to be passed besides its standard streams has to be made inheritable in a `pre_exec` of the caller's.
+/// A command that starts a program afresh. It leads a session and with it a process group, so
+/// `process_group` must not be asked for. What it is to be passed besides its standard streams has
+/// to be made inheritable in a `pre_exec` of the caller's.
 pub fn program(program: impl AsRef<OsStr>) -> Command {
     starting(program, begin_anew)
 }
 
-/// As [`program`], for one that a person is to talk to: it keeps the session, and with it the terminal.
+/// As [`program`], for one that a person is to talk to: it keeps the session, and with it the
+/// terminal.
 pub fn program_for_person(program: impl AsRef<OsStr>) -> Command {
     starting(program, reset)
 }
@@ -63,8 +65,8 @@ fn starting(program: impl AsRef<OsStr>, prepare: fn() -> io::Result<()>) -> Comm
     command
 }
 
-/// Makes this process what a program is that [`program`] has started; for one that was just forked. It makes system calls
-/// alone, and leaves open descriptors open until another program is executed.
+/// Makes this process what a program is that [`program`] has started; for one that was just forked.
+/// It makes system calls alone, and leaves open descriptors open until another program is executed.
 ///
 /// # Errors
 /// If this process leads a group already.
@@ -74,11 +76,12 @@ pub fn begin_anew() -> io::Result<()> {
 }
 
 fn reset() -> io::Result<()> {
-    // The kernel's own structure, all of it zero: what the system does by default. The C library would keep two signals for
-    // itself, which may be ignored as well. Two cannot be set at all.
+    // The kernel's own structure, all of it zero: what the system does by default. The C library
+    // would keep two signals for itself, which may be ignored as well. Two cannot be set at all.
     let default = [0_u64; 4];
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: the structure is no longer than that, and its set of signals has eight bytes; no handler is installed.
+        // SAFETY: the structure is no longer than that, and its set of signals has eight bytes; no
+        // handler is installed.
         unsafe {
             libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), 8_usize)
         };
@@ -105,9 +108,9 @@ fn reset() -> io::Result<()> {
     Ok(())
 }
 
-/// Sets what signals this process hears of, whatever it was started with. The end of a child is one: where that is
-/// ignored, the system tells nobody how a child ended. A file that grows beyond `ulimit -f` is none: that is an error
-/// of the write, which has a path, and no end without a word.
+/// Sets what signals this process hears of, whatever it was started with. The end of a child is
+/// one: where that is ignored, the system tells nobody how a child ended. A file that grows beyond
+/// `ulimit -f` is none: that is an error of the write, which has a path, and no end without a word.
 pub fn set_signals() {
     // SAFETY: sets what the system does by default, and that it does nothing.
     unsafe {
@@ -116,8 +119,8 @@ pub fn set_signals() {
     }
 }
 
-/// Lets the program that this process becomes have these descriptors. For a child between fork and exec: it makes system
-/// calls alone.
+/// Lets the program that this process becomes have these descriptors. For a child between fork and
+/// exec: it makes system calls alone.
 ///
 /// # Errors
 /// If one is not open.

@@ -15,8 +15,9 @@ use crate::error::{Error, Fault};
 /// Names that are tried for the file before it has its own.
 const TRIES: usize = 100;
 
-/// How a file is written whole or not at all: under another name beside it, which begins with `.tmp`, and then renamed.
-/// Whatever had the name before is replaced and not written into, unless it is a directory.
+/// How a file is written whole or not at all: under another name beside it, which begins with
+/// `.tmp`, and then renamed. Whatever had the name before is replaced and not written into, unless
+/// it is a directory.
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Replace {

@@ -1,8 +1,10 @@
-//! The documents of a task in a guest: what to do, and how it went. The same whichever way they travel.
+//! The documents of a task in a guest: what to do, and how it went. The same whichever way they
+//! travel.
 //!
-//! They are made of lines, a word and a value each, so that a guest that has nothing but a shell can read and write them: a
-//! backslash in a value is written `\\` and a newline `\n`, which `printf %b` undoes. The first line names the kind and the
-//! version of the format, the last one is `end`: what lacks it was cut off.
+//! They are made of lines, a word and a value each, so that a guest that has nothing but a shell
+//! can read and write them: a backslash in a value is written `\\` and a newline `\n`, which
+//! `printf %b` undoes. The first line names the kind and the version of the format, the last one is
+//! `end`: what lacks it was cut off.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +21,8 @@ const FORMAT: &str = "1";
 /// Pairs in one document, at most: versions, variables.
 const PAIRS_MAX: usize = 1024;
 
-/// How many things that are wrong with its artifacts are told of a task: a million of them say less.
+/// How many things that are wrong with its artifacts are told of a task: a million of them say
+/// less.
 pub const PROBLEMS_MAX: usize = 16;
 
 /// Why a document cannot be read.
@@ -85,7 +88,8 @@ pub struct ResultDocument {
     pub rss_kib_max: u64,
     /// What `size` said.
     pub sizes: String,
-    /// What is wrong with what the stages made, so that the task has failed: an artifact that cannot be brought out.
+    /// What is wrong with what the stages made, so that the task has failed: an artifact that
+    /// cannot be brought out.
     pub problems: Vec<String>,
     /// What a person should know.
     pub message: String,
@@ -112,7 +116,8 @@ impl TaskDocument {
             text.line("variable", &format!("{name} {value}"));
         }
         for served in &self.served {
-            // A header for people, and for whoever wants to know which is whose; the variables are like all others.
+            // A header for people, and for whoever wants to know which is whose; the variables are
+            // like all others.
             text.line("auxiliary", served.name.as_str());
             for (name, value) in &served.variables {
                 text.line("variable", &format!("{name} {value}"));

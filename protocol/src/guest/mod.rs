@@ -1,10 +1,12 @@
 //! What a host and the agent in a guest say to each other over a virtio-serial port.
 //!
-//! JSON lines with the prefix of [`crate::codec`], as on the control channel. The host drives: it sends the task's document,
-//! then one stage after the other, then asks for the artifacts. Output of a stage is a line with its length, and that many
-//! raw bytes after it, so that nothing has to be escaped; whoever reads slowly slows the stage down.
+//! JSON lines with the prefix of [`crate::codec`], as on the control channel. The host drives: it
+//! sends the task's document, then one stage after the other, then asks for the artifacts. Output
+//! of a stage is a line with its length, and that many raw bytes after it, so that nothing has to
+//! be escaped; whoever reads slowly slows the stage down.
 //!
-//! Guests without a port speak TFTP: they get the same task document, and put the same result document.
+//! Guests without a port speak TFTP: they get the same task document, and put the same result
+//! document.
 
 mod document;
 
@@ -26,13 +28,16 @@ pub const AGENT_PORT: &str = "crewboss.agent";
 /// The name of the port that carries a person's shell: raw bytes of a terminal both ways.
 pub const SHELL_PORT: &str = "crewboss.shell";
 
-/// The serial number of the read-only disk that holds the source as a tar archive, as in `/sys/block/*/serial`.
+/// The serial number of the read-only disk that holds the source as a tar archive, as in
+/// `/sys/block/*/serial`.
 pub const SOURCE_DISK: &str = "crewboss-source";
 
-/// The serial number of the disk that the agent writes the archive of artifacts to, from its first byte.
+/// The serial number of the disk that the agent writes the archive of artifacts to, from its first
+/// byte.
 pub const RESULT_DISK: &str = "crewboss-result";
 
-/// The serial number of the read-only disk with agent and toolchain, present while a machine is bootstrapped.
+/// The serial number of the read-only disk with agent and toolchain, present while a machine is
+/// bootstrapped.
 pub const BOOTSTRAP_DISK: &str = "crewboss-boot";
 
 /// Where a task lies in its guest: `src`, `out`, `home` and `tmp` are below.
@@ -47,8 +52,8 @@ pub const GUEST_TOOLCHAIN: &str = "/usr/lib/crewboss/toolchain";
 /// How much of an address in the private network of a task's guests is the network's, in bits.
 pub const NETWORK_BITS: u8 = 24;
 
-/// The address of a guest in the private network of its task: auxiliary machines come first, in their order, and the
-/// build machine is the last one.
+/// The address of a guest in the private network of its task: auxiliary machines come first, in
+/// their order, and the build machine is the last one.
 pub fn network_address(place: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, place.saturating_add(2))
 }
@@ -171,7 +176,8 @@ pub enum FromGuest {
     Failed {
         /// What failed, where and why.
         text: String,
-        /// Whether it is the result disk that is full: the task has made more than there is room for.
+        /// Whether it is the result disk that is full: the task has made more than there is room
+        /// for.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         full: bool,
     },

@@ -2,7 +2,8 @@
 
 use super::{build, crew};
 
-/// The keys that the parser knows in a table, which it lists when it meets one that it does not know.
+/// The keys that the parser knows in a table, which it lists when it meets one that it does not
+/// know.
 fn known_keys<T>(table: &str, load: impl Fn(&str) -> Result<T, String>) -> Vec<String> {
     let error = load(&format!("{table}zzzzzzzz = 1\n")).err().unwrap();
     let list = error.lines().next().unwrap().split_once("expected ").unwrap().1;

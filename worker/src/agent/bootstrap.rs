@@ -37,7 +37,8 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Programs are run for an attempt; this is none.
 pub(super) const NO_TASK: TaskRef = TaskRef { task: TaskId(0), attempt: Attempt(0) };
 
-/// Runs the script, if there is one, and collects versions. The toolchain's files are gone afterwards.
+/// Runs the script, if there is one, and collects versions. The toolchain's files are gone
+/// afterwards.
 pub(super) fn run(reporter: &mut Reporter, place: &Place, toolchain: &Name) -> Result<FromGuest, AgentError> {
     let directory = place.at(GUEST_TOOLCHAIN);
     for directory in [place.work(), place.home(), place.tmp()] {

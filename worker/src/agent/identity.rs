@@ -1,4 +1,5 @@
-//! Becoming a guest of its own after being restored from another one's memory. What is answered was read back.
+//! Becoming a guest of its own after being restored from another one's memory. What is answered was
+//! read back.
 
 use std::fs;
 use std::io;
@@ -13,7 +14,8 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use super::error::AgentError;
 use super::place::Place;
 
-/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of `linux/random.h`; these are the numbers of x86, ARM and RISC-V.
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of `linux/random.h`; these are the numbers of x86, ARM and
+/// RISC-V.
 const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
 const RESEED: libc::Ioctl = 0x5207;
 
@@ -82,8 +84,8 @@ fn parse_seed(text: &str) -> Result<Vec<u8>, AgentError> {
     (0..length).map(byte).collect::<Option<_>>().ok_or_else(|| bad("seed", text))
 }
 
-/// Gives the kernel random bytes, and lets it begin anew with them at once: it has the same state as all other guests that
-/// were restored from the same memory.
+/// Gives the kernel random bytes, and lets it begin anew with them at once: it has the same state
+/// as all other guests that were restored from the same memory.
 fn stir(seed: &[u8]) -> io::Result<()> {
     let device = fs::File::options().write(true).open("/dev/urandom")?;
     let length = libc::c_int::try_from(seed.len()).map_err(io::Error::other)?;
@@ -116,8 +118,8 @@ fn set_machine_id(place: &Place, id: &str) -> Result<String, AgentError> {
     fs::read_to_string(&path).map(|text| text.trim().to_owned()).map_err(AgentError::at(&path))
 }
 
-/// Over the old one if there is one: a guest that has just been restored does that in a fraction of the time that a new file
-/// takes, and nobody reads it yet.
+/// Over the old one if there is one: a guest that has just been restored does that in a fraction of
+/// the time that a new file takes, and nobody reads it yet.
 fn write(path: &Path, id: &str) -> io::Result<()> {
     let line = format!("{id}\n");
     let old = fs::File::options().read(true).write(true).open(path);
@@ -143,7 +145,8 @@ pub(super) fn show_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Sets the address of the first network device, and says what the device then has; `None` if there is no device.
+/// Sets the address of the first network device, and says what the device then has; `None` if there
+/// is no device.
 fn set_mac(mac: [u8; 6]) -> Result<Option<String>, AgentError> {
     let Some(name) = first_device() else { return Ok(None) };
     let what = "set the address of the network device";
@@ -165,7 +168,8 @@ fn first_device() -> Option<String> {
     devices.min().map(|(_, name)| name)
 }
 
-/// Takes the device down for it only if its driver wants that, since its routes are lost then; and up again if it was.
+/// Takes the device down for it only if its driver wants that, since its routes are lost then; and
+/// up again if it was.
 fn change_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     let call = |code: libc::Ioctl, request: &mut libc::ifreq| {

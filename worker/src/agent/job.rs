@@ -1,7 +1,8 @@
 //! One piece of work, in a child of the agent.
 //!
-//! The child is a copy of the agent that never becomes another program, so nothing has to be handed over. It reports over a
-//! socket that keeps packets apart, and is stopped by closing the other direction of it.
+//! The child is a copy of the agent that never becomes another program, so nothing has to be handed
+//! over. It reports over a socket that keeps packets apart, and is stopped by closing the other
+//! direction of it.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -24,10 +25,12 @@ use crate::runner::link::Link;
 use crate::runner::stage::{self, Ended, Sink, Stream};
 use crate::sys;
 
-/// What goes into one packet; small, so that the kernel of a small guest always finds the room for it.
+/// What goes into one packet; small, so that the kernel of a small guest always finds the room for
+/// it.
 const PIECE: usize = 16 << 10;
 
-/// The kinds of packets: output, a part of a message, its last part, and the last part of the last message.
+/// The kinds of packets: output, a part of a message, its last part, and the last part of the last
+/// message.
 const OUT: u8 = b'o';
 const ERR: u8 = b'e';
 const PART: u8 = b'p';
@@ -64,7 +67,8 @@ pub(super) enum News<'a> {
     Died,
 }
 
-/// Takes the output of a program: returns what to say because of it, and what is output of the guest all the same.
+/// Takes the output of a program: returns what to say because of it, and what is output of the
+/// guest all the same.
 pub(super) type Take<'a> = dyn FnMut(Stream, &[u8]) -> (Option<FromGuest>, Vec<u8>) + 'a;
 
 /// Starts a job.
@@ -158,7 +162,8 @@ impl Job {
 /// The life of the child.
 fn child(socket: OwnedFd, work: impl FnOnce(&mut Reporter) -> Result<FromGuest, AgentError>) -> ! {
     close_others(&socket);
-    // What it starts begins as it does; in a guest there may be a terminal, and who knows what the loader has done to signals.
+    // What it starts begins as it does; in a guest there may be a terminal, and who knows what the
+    // loader has done to signals.
     let begun = begin_anew();
     set_killable(true);
     let own = rustix::process::getpid();
@@ -182,14 +187,15 @@ fn close_others(socket: &OwnedFd) {
     let Ok(own) = u32::try_from(socket.as_raw_fd()) else { return };
     for (first, last) in [(3, own.saturating_sub(1)), (own + 1, u32::MAX)] {
         if first <= last {
-            // SAFETY: this copy of the agent uses none of those descriptors, and ends without dropping their owners.
+            // SAFETY: this copy of the agent uses none of those descriptors, and ends without
+            // dropping their owners.
             unsafe { libc::syscall(libc::SYS_close_range, first, last, 0_u32) };
         }
     }
 }
 
-/// Sets whether the kernel may kill this process, and what it starts, when memory runs out. Of all in a guest the agent
-/// is to go last, since nobody else could tell.
+/// Sets whether the kernel may kill this process, and what it starts, when memory runs out. Of all
+/// in a guest the agent is to go last, since nobody else could tell.
 pub(super) fn set_killable(killable: bool) {
     let text = if killable { "0" } else { "-1000" };
     // Forbidden to users other than root: then the chance is the same for all.

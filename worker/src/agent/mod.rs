@@ -1,10 +1,12 @@
-//! The guest agent: `crewboss guest`, the same binary, runs a task inside a guest and talks to the host over a virtio-serial
-//! port.
+//! The guest agent: `crewboss guest`, the same binary, runs a task inside a guest and talks to the
+//! host over a virtio-serial port.
 //!
-//! It is one process with one thread ([`serve`]) that holds the port, answers at any time, and may be the guest's first
-//! process: then it reaps whatever is orphaned and never ends. All work is done by a child of it ([`job`]), one at a time,
-//! that is a sub-reaper: its process tree is the stage's, so it can prove that nothing of a stage is left, whatever else
-//! runs in the guest. Output that the host does not take in stops that child, and through it the stage, and nothing else.
+//! It is one process with one thread ([`serve`]) that holds the port, answers at any time, and may
+//! be the guest's first process: then it reaps whatever is orphaned and never ends. All work is
+//! done by a child of it ([`job`]), one at a time, that is a sub-reaper: its process tree is the
+//! stage's, so it can prove that nothing of a stage is left, whatever else runs in the guest.
+//! Output that the host does not take in stops that child, and through it the stage, and nothing
+//! else.
 #![expect(
     clippy::disallowed_methods,
     reason = "it runs in a guest as root, in a system that is all its own: nobody else is there"
@@ -53,8 +55,8 @@ const PORT_POLL: Duration = Duration::from_millis(50);
 /// Where an agent finds things; all by itself in a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// What stands for `/`. With another one the agent changes nothing but files below it: neither clock nor names nor
-    /// devices of the computer, which it does not switch off either.
+    /// What stands for `/`. With another one the agent changes nothing but files below it: neither
+    /// clock nor names nor devices of the computer, which it does not switch off either.
     pub root: Option<PathBuf>,
     /// The device of the agent's port; `-` for standard input, a socket.
     pub port: Option<PathBuf>,
@@ -62,7 +64,8 @@ pub struct Options {
     pub shell_port: Option<PathBuf>,
 }
 
-/// `crewboss guest`: serves the host until that switches the guest off. Returns only if it is not the first process.
+/// `crewboss guest`: serves the host until that switches the guest off. Returns only if it is not
+/// the first process.
 pub fn main(options: &Options) -> ExitCode {
     let place = Place::new(options.root.clone());
     let ended = std::panic::catch_unwind(|| run(options, &place));
@@ -122,7 +125,8 @@ fn open(path: &Path) -> Result<OwnedFd, AgentError> {
     openat(CWD, path, flags, Mode::empty()).map_err(|error| AgentError::at(path)(error.into()))
 }
 
-/// Says something on the console, the only other way out of a guest. That nobody hears it changes nothing.
+/// Says something on the console, the only other way out of a guest. That nobody hears it changes
+/// nothing.
 fn complain(text: impl std::fmt::Display) {
     let _unheard = writeln!(std::io::stderr(), "crewboss guest: {text}");
 }

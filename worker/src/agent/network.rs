@@ -19,7 +19,8 @@ const DEVICE_WITHIN: Duration = Duration::from_secs(20);
 /// Between two looks for the device.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Gives the address to the device with this MAC address, and takes it into use. Below another root nothing is changed.
+/// Gives the address to the device with this MAC address, and takes it into use. Below another root
+/// nothing is changed.
 pub(super) fn set(place: &Place, mac: &str, address: Ipv4Addr) -> Result<(), AgentError> {
     let bytes = parse_mac(mac);
     let mac = bytes

@@ -16,7 +16,8 @@ use crate::sys;
 /// With this much waiting for the host a stage gets no further.
 const OUTPUT_HIGH: usize = 256 << 10;
 
-/// Answers are kept up to here, and dropped beyond it: a host that asks and does not listen gets none.
+/// Answers are kept up to here, and dropped beyond it: a host that asks and does not listen gets
+/// none.
 const QUEUE_MAX: usize = 4 << 20;
 
 /// A port without a host is looked at this often; it cannot be polled for one.
@@ -65,7 +66,8 @@ impl Port {
         self.connected.then(|| PollFd::from_borrowed_fd(self.fd.as_fd(), wants))
     }
 
-    /// Looks for a host if there is none and it is time to; greets it. Returns how long until the next look.
+    /// Looks for a host if there is none and it is time to; greets it. Returns how long until the
+    /// next look.
     pub(super) fn look(&mut self) -> Option<Duration> {
         if self.connected {
             return None;

@@ -21,7 +21,8 @@ const ACCEPTED_WITHIN: Duration = Duration::from_secs(10);
 /// Left by our own loader when it is the first process itself and started the agent as a child.
 const LOADER: &str = "/run/crewboss-loader";
 
-/// Writes everything to disk and switches off. Returns only if that is somebody else's to do, or cannot be done.
+/// Writes everything to disk and switches off. Returns only if that is somebody else's to do, or
+/// cannot be done.
 pub(super) fn off(place: &Place) {
     if !place.is_system() {
         return;

@@ -283,7 +283,8 @@ impl<'a> Agent<'a> {
         self.port.say(message);
     }
 
-    /// A job that was killed, by a stage or for want of memory, could not end its processes: they have come to us.
+    /// A job that was killed, by a stage or for want of memory, could not end its processes: they
+    /// have come to us.
     fn job_died(&mut self) {
         let Some(job) = self.job.take() else { return };
         self.coming = None;

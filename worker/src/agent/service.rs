@@ -1,4 +1,5 @@
-//! The service of an auxiliary machine: a program that says what the task needs to know, and goes on running.
+//! The service of an auxiliary machine: a program that says what the task needs to know, and goes
+//! on running.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,7 +23,8 @@ const SERVICE: &str = "/etc/crewboss/service";
 const GREETING_BYTES_MAX: usize = 256 << 10;
 const VARIABLES_MAX: usize = 1000;
 
-/// Starts the service, says its variables once it is ready, and stays until it ends, which is a failure.
+/// Starts the service, says its variables once it is ready, and stays until it ends, which is a
+/// failure.
 pub(super) fn run(reporter: &mut Reporter, place: &Place, name: &Name) -> Result<FromGuest, AgentError> {
     let program: PathBuf = place.at(SERVICE);
     for directory in [place.work(), place.home(), place.tmp()] {
@@ -48,7 +50,8 @@ pub(super) fn run(reporter: &mut Reporter, place: &Place, name: &Name) -> Result
     Err(AgentError::Ended { program, exit: ended.exit })
 }
 
-/// What the service says before it is ready. Whatever is no variable is output, as is all that comes later.
+/// What the service says before it is ready. Whatever is no variable is output, as is all that
+/// comes later.
 #[derive(Debug, Default)]
 struct Greeting {
     pending: Vec<u8>,

@@ -18,7 +18,8 @@ use crate::sys;
 /// What may wait in one direction.
 const BUFFER_MAX: usize = 64 << 10;
 
-/// A port without anybody at the other end is left alone this long; it cannot be polled for somebody.
+/// A port without anybody at the other end is left alone this long; it cannot be polled for
+/// somebody.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What a person sees when the shell is gone.
@@ -203,8 +204,8 @@ impl Session {
     }
 }
 
-/// Takes the sizes of the window out of what is typed, of which the last one counts: a NUL, `ROWS COLUMNS`, a newline. No
-/// keyboard sends that.
+/// Takes the sizes of the window out of what is typed, of which the last one counts: a NUL,
+/// `ROWS COLUMNS`, a newline. No keyboard sends that.
 fn split_sizes(bytes: &[u8]) -> (Option<Winsize>, Vec<u8>) {
     let (mut found, mut typed, mut rest) = (None, Vec::with_capacity(bytes.len()), bytes);
     while let Some(at) = rest.iter().position(|byte| *byte == 0) {

@@ -64,9 +64,9 @@ fn unpack(place: &Place) -> Result<(), AgentError> {
 
 fn open(disk: &Path) -> io::Result<(File, u64)> {
     let mut file = File::open(disk)?;
-    // A guest that goes on from saved memory may remember the first blocks of the disk that was there before. Only
-    // block devices have such buffers; for a file the call fails.
-    // SAFETY: the call takes no argument and touches no memory of ours.
+    // A guest that goes on from saved memory may remember the first blocks of the disk that was
+    // there before. Only block devices have such buffers; for a file the call fails. SAFETY: the
+    // call takes no argument and touches no memory of ours.
     unsafe { libc::ioctl(file.as_raw_fd(), FLUSH_BUFFERS, 0) };
     let length = file.seek(SeekFrom::End(0))?;
     file.rewind()?;

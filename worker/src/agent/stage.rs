@@ -36,7 +36,8 @@ pub(super) fn run(
     match start(reporter, place, task, order) {
         Ok(ended) if ended.unkillable => Err(AgentError::Unkillable { what: format!("stage {name}") }),
         Ok(ended) => {
-            // Also when it ended because nobody took its output any more: that is only waited for until it is cancelled.
+            // Also when it ended because nobody took its output any more: that is only waited for
+            // until it is cancelled.
             let stopped = ended.stopped.is_some() || reporter.is_cancelled();
             Ok(told(name, &ended, stopped))
         }

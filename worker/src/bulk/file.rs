@@ -13,7 +13,8 @@ use super::{End, Failure};
 use crate::source::Objects;
 use crate::source::objects::oid;
 
-/// Receives frames up to their end, and stores them as a loose object, which can be read piece by piece later.
+/// Receives frames up to their end, and stores them as a loose object, which can be read piece by
+/// piece later.
 pub(super) fn receive(objects: &Path, id: TreeId, bytes: u64, input: &mut Input<'_>) -> Result<(), End> {
     let lost = |error: &git2::Error| End::Lost(library_failure(error));
     let repository = Objects::open(objects).map_err(|error| End::Lost(Failure::from(&error)))?;

@@ -1,7 +1,8 @@
 //! A bulk channel: receives git packs and long files, checks trees out, sends logs and artifacts.
 //!
-//! One process serves one channel, one request after the other, with blocking reads and writes. Every failure is answered
-//! with its kind; only a channel that cannot be read, or in which our place is lost, ends it, and the end of its session.
+//! One process serves one channel, one request after the other, with blocking reads and writes.
+//! Every failure is answered with its kind; only a channel that cannot be read, or in which our
+//! place is lost, ends it, and the end of its session.
 
 mod file;
 mod pack;
@@ -50,7 +51,8 @@ impl Failure {
         Self { kind, text: text.into() }
     }
 
-    /// For an error of the file system; the kind tells a full disk and a missing file from all others.
+    /// For an error of the file system; the kind tells a full disk and a missing file from all
+    /// others.
     fn io(what: &str, error: &io::Error) -> Self {
         let kind = match error.kind() {
             _ if is_no_space(error) => BulkErrorKind::NoSpace,
@@ -80,7 +82,8 @@ impl From<&SourceError> for Failure {
     }
 }
 
-/// Serves the channel on standard input and output until it ends. The exit code is 0 if it ended between requests.
+/// Serves the channel on standard input and output until it ends. The exit code is 0 if it ended
+/// between requests.
 pub fn main(work: Option<PathBuf>, session: SessionId) -> ExitCode {
     // Without a directory to work in there is nothing to say either: the worker has said why.
     let Ok(layout) = Layout::resolve(work) else { return ExitCode::FAILURE };
@@ -89,8 +92,8 @@ pub fn main(work: Option<PathBuf>, session: SessionId) -> ExitCode {
     if serve(layout, session, input.as_fd(), output.as_fd()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Ends this process soon after the session's directory has gone: behind a link that was cut nobody would ever say that the
-/// channel has ended, and it would be in use for ever.
+/// Ends this process soon after the session's directory has gone: behind a link that was cut nobody
+/// would ever say that the channel has ended, and it would be in use for ever.
 #[expect(clippy::exit, reason = "whatever it waits for does not come any more")]
 fn end_with_session(directory: PathBuf) {
     let watch = move || {

@@ -1,7 +1,7 @@
 //! Receiving git packs.
 //!
-//! Small packs are indexed here, which saves starting a program; large ones by git, if it is there, which is several times
-//! as fast and uses all processors.
+//! Small packs are indexed here, which saves starting a program; large ones by git, if it is there,
+//! which is several times as fast and uses all processors.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt as _;
@@ -25,8 +25,9 @@ const COMPLAINT_BYTES_MAX: u64 = 4096;
 /// The shortest pack: its head and its checksum.
 const PACK_BYTES_MIN: usize = 32;
 
-/// Besides the pack itself, space for its index and for the bases of a thin pack. libgit2 writes through a memory mapping,
-/// so a full disk would end the process with a signal: it is foreseen instead.
+/// Besides the pack itself, space for its index and for the bases of a thin pack. libgit2 writes
+/// through a memory mapping, so a full disk would end the process with a signal: it is foreseen
+/// instead.
 const SPARE_BYTES: u64 = 4 << 20;
 
 /// Receives frames up to their end, and stores them as a pack with its index.
@@ -139,7 +140,8 @@ fn with_git(
         Ok(status) => {
             let text = format!("git index-pack: {status}: {}", String::from_utf8_lossy(&complaint));
             let failure = match status.signal() {
-                // For want of memory, mostly: nothing is wrong with the pack, and another time it may be stored.
+                // For want of memory, mostly: nothing is wrong with the pack, and another time it
+                // may be stored.
                 Some(_) => Failure::new(BulkErrorKind::Io, text),
                 None => pack_failure(&text),
             };

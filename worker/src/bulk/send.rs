@@ -17,7 +17,8 @@ use super::stream::{Input, Output};
 use super::{End, Failure};
 use crate::storage::next_data;
 
-/// How long a log that does not grow is left alone. Adds to the delay of live output, but nothing else waits for it.
+/// How long a log that does not grow is left alone. Adds to the delay of live output, but nothing
+/// else waits for it.
 const LOG_PAUSE: Duration = Duration::from_millis(10);
 
 /// Longest line of the list of artifacts: a name, a path of a file, each character escaped to six.

@@ -1,4 +1,5 @@
-//! The two directions of a bulk channel: lines and frames, with as few and as large reads and writes as possible.
+//! The two directions of a bulk channel: lines and frames, with as few and as large reads and
+//! writes as possible.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -20,8 +21,8 @@ const OUTPUT_BYTES: usize = 1 << 20;
 /// The largest pipe that an ordinary user may ask for by default.
 const PIPE_BYTES: usize = 1 << 20;
 
-/// How often the boss hears that a request that brings no data is being worked on: well within the time in which a transfer
-/// counts as standing still.
+/// How often the boss hears that a request that brings no data is being worked on: well within the
+/// time in which a transfer counts as standing still.
 const WORKING_EVERY: Duration = Duration::from_secs(2);
 const _: () = assert!(5 * WORKING_EVERY.as_secs() < STALL.as_secs());
 
@@ -150,7 +151,8 @@ impl<'a> Output<'a> {
                 let mut line = Vec::new();
                 codec::encode(&BulkAnswer::Working, &mut line);
                 while ended.recv_timeout(WORKING_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    // So little goes into a pipe in one piece. If nobody hears it, that shows with the answer.
+                    // So little goes into a pipe in one piece. If nobody hears it, that shows with
+                    // the answer.
                     let _said = rustix::io::write(file, &line);
                 }
             };
@@ -176,8 +178,8 @@ impl<'a> Output<'a> {
         if self.buffer.len() >= OUTPUT_BYTES / 2 { self.flush() } else { Ok(()) }
     }
 
-    /// Adds a frame with up to `limit` bytes read from a file, and hands them out as well. Empty at the file's end; then
-    /// nothing is added.
+    /// Adds a frame with up to `limit` bytes read from a file, and hands them out as well. Empty at
+    /// the file's end; then nothing is added.
     pub(super) fn frame_from(&mut self, file: BorrowedFd<'_>, limit: u64) -> Result<io::Result<&[u8]>, End> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(BULK_CHUNK_BYTES_MAX);
         if self.buffer.capacity() - self.buffer.len() < limit + FRAME_HEAD {
@@ -241,7 +243,8 @@ fn read_up_to(file: BorrowedFd<'_>, buffer: &mut Vec<u8>, limit: usize) -> io::R
             Err(error) => return Err(error.into()),
         }
     };
-    // SAFETY: the kernel has just written this many bytes behind the old length, inside the capacity.
+    // SAFETY: the kernel has just written this many bytes behind the old length, inside the
+    // capacity.
     unsafe { buffer.set_len(from + count) };
     Ok(())
 }

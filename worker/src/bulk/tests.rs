@@ -136,8 +136,8 @@ fn git(directory: &Path, arguments: &[&str], input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// A repository with two trees that differ little, and the packs of the first, and of the second without the first
-/// (thin: its deltas need objects of the first).
+/// A repository with two trees that differ little, and the packs of the first, and of the second
+/// without the first (thin: its deltas need objects of the first).
 fn packs(lines: usize) -> (tempfile::TempDir, [TreeId; 2], [Vec<u8>; 2]) {
     let directory = tempfile::tempdir().unwrap();
     let repository = Repository::init_bare(directory.path()).unwrap();

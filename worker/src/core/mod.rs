@@ -1,4 +1,5 @@
-//! The worker proper: hears the boss, decides ([`state`]), has environments made ([`pool`]) and tasks run ([`runners`]).
+//! The worker proper: hears the boss, decides ([`state`]), has environments made ([`pool`]) and
+//! tasks run ([`runners`]).
 //!
 //! One thread waits for everything at once: the boss, the runners, the pool, signals and time.
 

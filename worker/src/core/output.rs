@@ -1,4 +1,5 @@
-//! What waits to be written to the boss. Control messages are never lost; live output is, when the boss is slow.
+//! What waits to be written to the boss. Control messages are never lost; live output is, when the
+//! boss is slow.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -54,7 +55,8 @@ impl Output {
         }
     }
 
-    /// Adds a line of live output, unless too much waits; then it is counted, and the next one tells how much is missing.
+    /// Adds a line of live output, unless too much waits; then it is counted, and the next one
+    /// tells how much is missing.
     pub fn live(&mut self, at: TaskRef, bytes: u64, line: &[u8]) {
         if self.len() + line.len() > LIVE_BUFFER_BYTES_MAX {
             *self.lost.entry(at).or_default() += bytes;

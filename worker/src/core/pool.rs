@@ -19,10 +19,12 @@ use crate::process::ProcessId;
 use crate::prune::Aside;
 use crate::sweep::end_abandoned;
 
-/// Snapshots that are taken at the same time share a commit of the file system; more threads than this gain nothing.
+/// Snapshots that are taken at the same time share a commit of the file system; more threads than
+/// this gain nothing.
 const THREADS: usize = 4;
 
-/// What is begun when a session ends may take so long. The boss, and the guardian, wait a little longer.
+/// What is begun when a session ends may take so long. The boss, and the guardian, wait a little
+/// longer.
 const WAIT_MAX: Duration = Duration::from_millis(400);
 
 /// What a thread is to do.
@@ -136,7 +138,8 @@ impl Pool {
         self.shared.wake.notify_one();
     }
 
-    /// Removes what was set aside, in a thread of its own, as nobody waits for that and it may take long.
+    /// Removes what was set aside, in a thread of its own, as nobody waits for that and it may take
+    /// long.
     fn prune(shared: Arc<Shared>, aside: Aside) {
         let prune = move || {
             let errors = aside.remove(|| !shared.is_closed());
@@ -166,7 +169,8 @@ impl Pool {
         self.shared.wake.notify_all();
     }
 
-    /// Waits for what was begun before [`Self::close`], so that nothing is made any more; says whether it has ended.
+    /// Waits for what was begun before [`Self::close`], so that nothing is made any more; says
+    /// whether it has ended.
     pub fn wait(&self) -> bool {
         let queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.shared.wake.wait_timeout_while(queues, WAIT_MAX, |queues| queues.busy > 0);

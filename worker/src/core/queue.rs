@@ -1,4 +1,5 @@
-//! What is done while no slot can be had: who has them all is told, and ended if nobody can want it any more.
+//! What is done while no slot can be had: who has them all is told, and ended if nobody can want it
+//! any more.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -38,7 +39,8 @@ impl Queue {
         due
     }
 
-    /// A sentence about who has the slots, if it was not said before. Those who share a host wait for each other all the time.
+    /// A sentence about who has the slots, if it was not said before. Those who share a host wait
+    /// for each other all the time.
     pub fn tell(&mut self, layout: &Layout, total: u32) -> Option<String> {
         let found = holders(layout, total);
         let who = |holder: &SlotHolder| format!("{} run {}", holder.boss, holder.run);

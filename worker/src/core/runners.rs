@@ -18,8 +18,8 @@ use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
 /// What is read from a runner at once.
 const READ_BYTES: usize = 64 << 10;
 
-/// A runner is idle when it is given a job, and reads at once. One that does not stands still, and the worker proper must not
-/// do so with it.
+/// A runner is idle when it is given a job, and reads at once. One that does not stands still, and
+/// the worker proper must not do so with it.
 const WRITE_WITHIN: Duration = Duration::from_secs(1);
 
 /// One runner that lives.
@@ -61,7 +61,8 @@ impl Runner {
         &self.socket
     }
 
-    /// Gives it a job, and the target if it does not know it yet. The runner must be idle, so this does not wait long.
+    /// Gives it a job, and the target if it does not know it yet. The runner must be idle, so this
+    /// does not wait long.
     ///
     /// # Errors
     /// If it is gone, or stands still.
@@ -92,7 +93,8 @@ impl Runner {
             write_line(&mut line, &ToRunner::Cancel { at }).and_then(|()| self.socket.write_all(&line));
     }
 
-    /// Reads once, and hands out each whole line with its newline. Returns false once the runner is gone.
+    /// Reads once, and hands out each whole line with its newline. Returns false once the runner is
+    /// gone.
     pub fn read(&mut self, mut line: impl FnMut(&[u8])) -> bool {
         let start = self.input.len();
         self.input.resize(start + READ_BYTES, 0);

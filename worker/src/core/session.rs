@@ -144,7 +144,8 @@ impl Session {
         if self.touched.is_none_or(|then| now.duration_since(then) >= TOUCH_EVERY) {
             self.touched = Some(now);
             if let Some(file) = &self.alive {
-                // Without it the session only looks forsaken to `clean`, and only if the worker hangs as well.
+                // Without it the session only looks forsaken to `clean`, and only if the worker
+                // hangs as well.
                 let _untouched = file.set_modified(SystemTime::now());
             }
         }

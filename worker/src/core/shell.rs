@@ -36,7 +36,8 @@ const SOURCES_EVERY: Duration = Duration::from_secs(2);
 /// Held guests whose time may be over are looked for.
 const EXPIRY_EVERY: Duration = Duration::from_secs(60);
 
-/// Between two rounds of the loop this process does nothing that takes longer, unless something it waits for hangs.
+/// Between two rounds of the loop this process does nothing that takes longer, unless something it
+/// waits for hangs.
 const ROUND_WITHIN: Duration = Duration::from_secs(60);
 
 struct Held {
@@ -75,7 +76,8 @@ impl std::fmt::Debug for Shell {
 }
 
 impl Shell {
-    /// Everything is made here that a session with tasks needs; a session that only looks needs nothing.
+    /// Everything is made here that a session with tasks needs; a session that only looks needs
+    /// nothing.
     ///
     /// # Errors
     /// A sentence for a person if the work directory cannot be used.
@@ -162,7 +164,8 @@ impl Shell {
         kill_all_descendants(|_| ());
         self.prepared.clear();
         self.slots = None;
-        // Who hangs in the kernel makes nothing any more either, once the session's directory is gone.
+        // Who hangs in the kernel makes nothing any more either, once the session's directory is
+        // gone.
         let _idle = pool.is_none_or(|pool| pool.wait());
         self.session.take().map(|session| session.end().errors).unwrap_or_default()
     }
@@ -464,7 +467,8 @@ impl Shell {
         }
     }
 
-    /// Names the warm directory of a target: another definition or another compiler starts from nothing.
+    /// Names the warm directory of a target: another definition or another compiler starts from
+    /// nothing.
     fn key(&mut self, number: u32) -> Option<WarmKey> {
         if let Some(key) = self.keys.get(&number) {
             return Some(key.clone());

@@ -1,7 +1,8 @@
-//! The worker's decisions, pure: an event and the time go in, actions come out. No clock, file or process is in here.
+//! The worker's decisions, pure: an event and the time go in, actions come out. No clock, file or
+//! process is in here.
 //!
-//! The states of an attempt: waiting (for its source) -> queued -> preparing -> ready -> running -> keeping (only with a
-//! warm directory) -> done (until the boss has collected it) -> gone.
+//! The states of an attempt: waiting (for its source) -> queued -> preparing -> ready -> running ->
+//! keeping (only with a warm directory) -> done (until the boss has collected it) -> gone.
 
 mod bootstraps;
 mod held_back;
@@ -25,14 +26,16 @@ use held_back::HeldBack;
 pub use promises::GRACE;
 use promises::Promises;
 
-/// Environments that are ready, or being made, beyond one per slot: snapshots are made several at once, and a task may be
-/// over before the next one is ready.
+/// Environments that are ready, or being made, beyond one per slot: snapshots are made several at
+/// once, and a task may be over before the next one is ready.
 pub const READY_AHEAD: usize = 16;
 
-/// A slot that is wanted and held by others for so long is told to the boss. Shorter, it is only passed on between bosses.
+/// A slot that is wanted and held by others for so long is told to the boss. Shorter, it is only
+/// passed on between bosses.
 const SHORT_AFTER: Duration = Duration::from_millis(500);
 
-/// What is still running this long after the worker was told to stop is left to the guardian, which kills it.
+/// What is still running this long after the worker was told to stop is left to the guardian, which
+/// kills it.
 pub const STOP_WITHIN: Duration = KILL_GRACE.saturating_add(Duration::from_secs(1));
 
 /// What happened.
@@ -263,8 +266,9 @@ pub struct Core {
 }
 
 impl Core {
-    /// A worker with this many slots and toolchains. After `silence` without a word the boss counts as gone; a runner that does
-    /// one thing for longer than `standstill` stands still. Without slots it takes no tasks.
+    /// A worker with this many slots and toolchains. After `silence` without a word the boss counts
+    /// as gone; a runner that does one thing for longer than `standstill` stands still. Without
+    /// slots it takes no tasks.
     pub fn new(slots: u32, offer: Offer, silence: Duration, standstill: Duration, now: Instant) -> Self {
         Self {
             slots,
@@ -373,7 +377,8 @@ impl Core {
             return self.stop(Ending::Silence { ms }, now, actions);
         }
         self.report_failures(now, actions);
-        // A runner that is over its time stands still: it keeps the limits of its tasks itself, as long as it runs.
+        // A runner that is over its time stands still: it keeps the limits of its tasks itself, as
+        // long as it runs.
         for (runner, outcome, text) in self.promises.overdue(now) {
             actions.push(Action::EndRunner { runner, outcome, text });
         }
@@ -708,7 +713,8 @@ impl Core {
         }
     }
 
-    /// The warm directory of this attempt is free for the next one, which goes to the head of the queue.
+    /// The warm directory of this attempt is free for the next one, which goes to the head of the
+    /// queue.
     fn release_warm(&mut self, order: &TaskOrder) {
         if is_warm(&self.targets, order) {
             for at in self.warm.remove(&order.target).unwrap_or_default().into_iter().rev() {

@@ -31,7 +31,8 @@ fn target(name: &str, incremental: bool) -> Target {
     }
 }
 
-/// The world around a core: does what it asks, when the test says so, and checks what must always hold.
+/// The world around a core: does what it asks, when the test says so, and checks what must always
+/// hold.
 struct World {
     core: Core,
     now: Instant,
@@ -532,8 +533,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: every order is answered exactly once, no slot is over-filled, no warm directory
-    /// is used twice at a time, and in the end nothing is left.
+    /// Whatever happens in whatever order: every order is answered exactly once, no slot is
+    /// over-filled, no warm directory is used twice at a time, and in the end nothing is left.
     #[test]
     fn every_order_is_answered_once_and_nothing_is_left(steps in prop::collection::vec(step(), 0..120)) {
         let mut world = World::new();

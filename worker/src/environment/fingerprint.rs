@@ -1,7 +1,8 @@
 //! Proof that nobody changed a directory tree: the inode and the change time of everything in it.
 //!
-//! The kernel sets the change time at every change of content, name, mode or attribute, and no call sets it back. A change
-//! within the clock tick of the fingerprint could go unseen on older kernels, so the tick is waited for.
+//! The kernel sets the change time at every change of content, name, mode or attribute, and no call
+//! sets it back. A change within the clock tick of the fingerprint could go unseen on older
+//! kernels, so the tick is waited for.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,7 +12,8 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Trees with more entries are copied anew instead of being looked through; a snapshot takes as long as this many `stat`s.
+/// Trees with more entries are copied anew instead of being looked through; a snapshot takes as
+/// long as this many `stat`s.
 const ENTRIES_MAX: usize = 512;
 
 /// Trees with more bytes are not kept as spares, since without copy-on-write they fill the disk.
@@ -63,7 +65,8 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Walk {
-    /// The order of entries is the file system's: it does not change in a directory that nobody changes.
+    /// The order of entries is the file system's: it does not change in a directory that nobody
+    /// changes.
     fn directory(&mut self, directory: &OwnedFd) -> io::Result<bool> {
         for entry in Dir::read_from(directory)? {
             let entry = entry?;

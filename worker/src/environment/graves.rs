@@ -1,8 +1,9 @@
 //! Removing used snapshots in batches.
 //!
-//! Snapshots made by several threads at once share a transaction commit, unless another snapshot is destroyed in between:
-//! then all take turns, and sixteen threads are no faster than one. So destroying waits until it is worth a pause of all
-//! making, and then many are destroyed in the time that one is made.
+//! Snapshots made by several threads at once share a transaction commit, unless another snapshot is
+//! destroyed in between: then all take turns, and sixteen threads are no faster than one. So
+//! destroying waits until it is worth a pause of all making, and then many are destroyed in the
+//! time that one is made.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -13,7 +14,8 @@ use crate::storage::remove_tree;
 /// Destroyed together: takes about as long as making one.
 const BATCH: usize = 64;
 
-/// Nothing waits longer than this while environments come and go, since a used snapshot may hold much data.
+/// Nothing waits longer than this while environments come and go, since a used snapshot may hold
+/// much data.
 const WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// If no snapshot was made for this long, there is nothing to disturb.

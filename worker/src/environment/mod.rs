@@ -6,9 +6,10 @@
 //! | reflinks | a copy that shares data | the same | copies that share data |
 //! | neither | a copy | the same | copies |
 //!
-//! Outside btrfs nothing stops root, or the owner of the files, from writing the shared source: so nobody is given it. On
-//! btrfs a task that forces its way (root can make the subvolume writable, its owner can move it) is found out before the
-//! next one starts, and the source is checked out anew.
+//! Outside btrfs nothing stops root, or the owner of the files, from writing the shared source: so
+//! nobody is given it. On btrfs a task that forces its way (root can make the subvolume writable,
+//! its owner can move it) is found out before the next one starts, and the source is checked out
+//! anew.
 
 mod error;
 mod fingerprint;
@@ -55,8 +56,9 @@ pub struct EnvRequest {
 
 /// An environment that is ready. It holds locks while it is incremental.
 ///
-/// After the last stage of an attempt call [`Preparer::succeed`] or [`Preparer::fail`], after its results are collected
-/// [`Preparer::remove`]. Dropping it instead leaves its files to be swept with the session.
+/// After the last stage of an attempt call [`Preparer::succeed`] or [`Preparer::fail`], after its
+/// results are collected [`Preparer::remove`]. Dropping it instead leaves its files to be swept
+/// with the session.
 #[derive(Debug)]
 pub struct Prepared {
     /// The attempt's own directory.
@@ -76,8 +78,9 @@ pub struct Prepared {
     hold: Option<warm::Hold>,
 }
 
-/// Makes and removes environments below one work directory. All methods may be called from several threads at once, and
-/// many threads make snapshots faster than one: those in different directories share a commit.
+/// Makes and removes environments below one work directory. All methods may be called from several
+/// threads at once, and many threads make snapshots faster than one: those in different directories
+/// share a commit.
 #[derive(Debug)]
 pub struct Preparer {
     layout: Layout,
@@ -91,7 +94,8 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    /// Finds out by trying how trees can be copied below the work directory, which is made if it is not there.
+    /// Finds out by trying how trees can be copied below the work directory, which is made if it is
+    /// not there.
     ///
     /// # Errors
     /// If the work directory cannot be made or written.
@@ -150,14 +154,15 @@ impl Preparer {
             None => self.prepare_fresh(request, request.environment == Environment::Directory),
         };
         if result.is_err() {
-            // The first error is the one to report; what cannot be removed now is swept with the session.
+            // The first error is the one to report; what cannot be removed now is swept with the
+            // session.
             drop(remove_tree(&request.attempt_dir));
         }
         result
     }
 
-    /// A task may have changed or moved the shared source, however hard it has to try: root can make it writable. The next
-    /// one must not see that.
+    /// A task may have changed or moved the shared source, however hard it has to try: root can
+    /// make it writable. The next one must not see that.
     fn check(&self, tree: TreeId) -> Result<(), EnvError> {
         if self.way != Way::Snapshot || self.sources.is_intact(tree) {
             return Ok(());
@@ -224,8 +229,9 @@ impl Preparer {
         Ok(prepared)
     }
 
-    /// After an attempt that succeeded: what an incremental target built becomes the directory to start from next time.
-    /// `src` and `out` of `prepared` may move; paths below the old ones are to be looked up below the new ones.
+    /// After an attempt that succeeded: what an incremental target built becomes the directory to
+    /// start from next time. `src` and `out` of `prepared` may move; paths below the old ones are
+    /// to be looked up below the new ones.
     ///
     /// # Errors
     /// If the file system refuses; the last good directory is then still the old one.
@@ -237,8 +243,9 @@ impl Preparer {
         Ok(())
     }
 
-    /// After an attempt that did not succeed: what an incremental target left moves to the attempt's own directory, so
-    /// that its next task can start. `src` and `out` may move, as with [`Self::succeed`].
+    /// After an attempt that did not succeed: what an incremental target left moves to the
+    /// attempt's own directory, so that its next task can start. `src` and `out` may move, as with
+    /// [`Self::succeed`].
     ///
     /// # Errors
     /// If the file system refuses.
@@ -250,8 +257,8 @@ impl Preparer {
         Ok(())
     }
 
-    /// Removes what [`Self::remove`] left for later. To be called when a worker has been idle for a moment; removing the
-    /// directory of the session does the same.
+    /// Removes what [`Self::remove`] left for later. To be called when a worker has been idle for a
+    /// moment; removing the directory of the session does the same.
     ///
     /// # Errors
     /// If something cannot be removed; as much as can be is.
@@ -259,9 +266,9 @@ impl Preparer {
         self.graves.tidy().map_err(EnvError::io("empty", &self.layout.tasks()))
     }
 
-    /// Removes everything of an attempt. A directory that is as good as new stays for the next attempt; a copy of the source
-    /// that is destroyed faster together with others stays for a while under a name that begins with a dot. Both are gone
-    /// with the session.
+    /// Removes everything of an attempt. A directory that is as good as new stays for the next
+    /// attempt; a copy of the source that is destroyed faster together with others stays for a
+    /// while under a name that begins with a dot. Both are gone with the session.
     ///
     /// # Errors
     /// If something cannot be removed; as much as can be is.
@@ -318,8 +325,8 @@ fn cannot_be_written(source: &Path) -> bool {
     rustix::fs::access(source, rustix::fs::Access::WRITE_OK) == Err(rustix::io::Errno::ROFS)
 }
 
-/// Makes an attempt's directory. If the one of its session is missing the session is over, and nobody would know whose the
-/// new one is.
+/// Makes an attempt's directory. If the one of its session is missing the session is over, and
+/// nobody would know whose the new one is.
 fn make(directory: &Path) -> Result<(), EnvError> {
     fs::create_dir(directory).map_err(EnvError::io("make", directory))
 }

@@ -1,8 +1,8 @@
 //! Spare directories: of attempts that are over and left them as they were made.
 //!
-//! A snapshot costs a transaction commit, a copy more, and most tasks never write to their source. So a copy that was not
-//! touched serves the next attempt; the proof is in [`super::fingerprint`]. The empty directories around it are as good
-//! as new if they are empty still.
+//! A snapshot costs a transaction commit, a copy more, and most tasks never write to their source.
+//! So a copy that was not touched serves the next attempt; the proof is in [`super::fingerprint`].
+//! The empty directories around it are as good as new if they are empty still.
 
 use std::collections::HashSet;
 use std::fs;
@@ -62,8 +62,8 @@ impl Spares {
         fingerprint
     }
 
-    /// Turns a spare with a copy of this tree, or without a copy, into the new directory `attempt`. Some of the
-    /// [`INNER`] directories may be missing in it. Gives the fingerprint of the copy.
+    /// Turns a spare with a copy of this tree, or without a copy, into the new directory `attempt`.
+    /// Some of the [`INNER`] directories may be missing in it. Gives the fingerprint of the copy.
     pub(super) fn take(&self, tree: Option<TreeId>, attempt: &Path) -> Option<Option<Fingerprint>> {
         loop {
             let spare = {
@@ -79,8 +79,9 @@ impl Spares {
         }
     }
 
-    /// Keeps the directory of an attempt that is over, if its copy of the source, should it have one, is as it was made.
-    /// It stays where it is until it is taken. False if it cannot be kept; nothing was changed then.
+    /// Keeps the directory of an attempt that is over, if its copy of the source, should it have
+    /// one, is as it was made. It stays where it is until it is taken. False if it cannot be kept;
+    /// nothing was changed then.
     pub(super) fn keep(&self, attempt: &Path, copy: Option<(TreeId, &Path, Fingerprint)>) -> bool {
         if copy.as_ref().is_some_and(|(_, src, fingerprint)| !fingerprint.holds(src)) {
             return false;
@@ -102,7 +103,8 @@ impl Spares {
     }
 }
 
-/// Removes everything from an attempt's directory but its copy of the source, if it has one, and what is as good as new.
+/// Removes everything from an attempt's directory but its copy of the source, if it has one, and
+/// what is as good as new.
 fn clear(directory: &Path, has_copy: bool) -> bool {
     let Ok(entries) = fs::read_dir(directory) else { return false };
     entries.into_iter().all(|entry| {

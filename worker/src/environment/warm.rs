@@ -1,14 +1,17 @@
 //! Warm directories: where an incremental target starts from what it built last.
 //!
 //! ```text
-//! <work>/warm/<key>/build/{src,out,tree}    where it runs: always the same path, since build systems store paths
+//! <work>/warm/<key>/build/{src,out,tree}    where it runs: always the same path, since build
+//!                                           systems store paths
 //! <work>/warm/<key>/good-<n>/{src,out,tree} what succeeded; never written again
-//! <work>/warm/<key>/current                 the number of the one to start from, and the boot it was made in
+//! <work>/warm/<key>/current                 the number of the one to start from, and the boot it
+//!                                           was made in
 //! ```
 //!
-//! Whoever holds the lock `locks/warm-<key>` may use `build` and change `current`. A good directory becomes current by the
-//! renaming of one file, so a crash leaves the old or the new one. Attempts whose results are still to be fetched hold a
-//! shared lock on their good directory itself; one that is neither current nor locked is removed by whoever sees it.
+//! Whoever holds the lock `locks/warm-<key>` may use `build` and change `current`. A good directory
+//! becomes current by the renaming of one file, so a crash leaves the old or the new one. Attempts
+//! whose results are still to be fetched hold a shared lock on their good directory itself; one
+//! that is neither current nor locked is removed by whoever sees it.
 
 use std::fmt;
 use std::fs::{self, TryLockError};
@@ -29,8 +32,8 @@ use crewboss_ground::{Held, Open, Replace, read_record};
 /// Longest note that is read.
 const NOTE_BYTES_MAX: u64 = 4 << 10;
 
-/// What makes two builds start from the same directory: the hash, in hexadecimal, of everything but the source that
-/// decides what is built.
+/// What makes two builds start from the same directory: the hash, in hexadecimal, of everything but
+/// the source that decides what is built.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WarmKey(String);
 
@@ -74,8 +77,8 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// Makes `build` with the source of `tree`, from the last good directory if there is one; whether there was is told
-    /// as well. `None` if somebody else builds there right now.
+    /// Makes `build` with the source of `tree`, from the last good directory if there is one;
+    /// whether there was is told as well. `None` if somebody else builds there right now.
     pub(super) fn take(
         layout: &Layout,
         way: Way,
@@ -91,7 +94,8 @@ impl Hold {
         let made = match current(&hold.root).map(|good| hold.start_warm(layout, way, &good, tree)) {
             Some(Ok(())) => Ok(true),
             Some(Err(error)) if error.refusal() == crewboss_protocol::message::Refusal::NoSpace => Err(error),
-            // Whatever is wrong with the good directory or the objects of its tree, starting cold still works.
+            // Whatever is wrong with the good directory or the objects of its tree, starting cold
+            // still works.
             Some(Err(_)) | None => {
                 hold.clear().and_then(|()| hold.start_cold(layout, way, tree)).map(|()| false)
             }
@@ -212,8 +216,8 @@ fn note_use(root: &Path) -> Result<(), EnvError> {
     touched.map_err(EnvError::io("write", &path))
 }
 
-/// The good directory to start from. One of an earlier boot is not trusted: nothing was synced to the disk, and after a
-/// crash of the machine files may be empty.
+/// The good directory to start from. One of an earlier boot is not trusted: nothing was synced to
+/// the disk, and after a crash of the machine files may be empty.
 fn current(root: &Path) -> Option<PathBuf> {
     // One that cannot be read is none: a cold build costs less than a wrong one.
     let text = String::from_utf8(read_record(&root.join("current"), NOTE_BYTES_MAX).ok()??).ok()?;
@@ -236,7 +240,8 @@ fn numbers(root: &Path) -> Vec<u64> {
     entries.filter_map(number).filter(|number| *number < u64::MAX).collect()
 }
 
-/// Removes good directories that are neither current nor read. What cannot be removed is tried again next time.
+/// Removes good directories that are neither current nor read. What cannot be removed is tried
+/// again next time.
 fn collect(root: &Path) {
     for number in numbers(root) {
         let good = root.join(format!("good-{number}"));
@@ -245,8 +250,8 @@ fn collect(root: &Path) {
             continue;
         }
         let held = Held::new(file);
-        // Only now: who publishes one holds its lock until it is current. And one that another has removed meanwhile may
-        // have a successor of its name.
+        // Only now: who publishes one holds its lock until it is current. And one that another has
+        // removed meanwhile may have a successor of its name.
         if current(root).as_ref() != Some(&good) && held.is_at(&good).unwrap_or(false) {
             drop(remove_tree(&good));
         }

@@ -1,9 +1,10 @@
 //! Which accelerator guests run with: found out by starting a tiny guest, with a time limit.
 //!
-//! That `/dev/kvm` opens says nothing about whether a guest runs: there are hosts where it hangs, or where QEMU aborts.
-//! So the guest of [`super::qemu::rom`] is run with the processor that guests get, and what it printed is the reason that a
-//! person reads. The answer is kept until the host boots again, or QEMU or the kernel change; that a KVM which opens does
-//! not work for an hour only, since the host may just have been too busy for the time limit.
+//! That `/dev/kvm` opens says nothing about whether a guest runs: there are hosts where it hangs,
+//! or where QEMU aborts. So the guest of [`super::qemu::rom`] is run with the processor that guests
+//! get, and what it printed is the reason that a person reads. The answer is kept until the host
+//! boots again, or QEMU or the kernel change; that a KVM which opens does not work for an hour
+//! only, since the host may just have been too busy for the time limit.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -30,7 +31,8 @@ use crate::{process, sys};
 /// What KVM is reached by.
 const KVM: &str = "/dev/kvm";
 
-/// A trial guest takes a tenth of a second in KVM. Emulation is tried on busy hosts too, and there is nothing after it.
+/// A trial guest takes a tenth of a second in KVM. Emulation is tried on busy hosts too, and there
+/// is nothing after it.
 const KVM_LIMIT: Duration = Duration::from_secs(5);
 const TCG_LIMIT: Duration = Duration::from_secs(20);
 
@@ -43,14 +45,16 @@ const CACHE_BYTES_MAX: u64 = 64 << 10;
 /// Longest words of QEMU in a reason.
 const SAID_BYTES_MAX: usize = 300;
 
-/// What guests of this host run with. `None` if it has no machine directory: then nobody asks, and nothing is tried.
+/// What guests of this host run with. `None` if it has no machine directory: then nobody asks, and
+/// nothing is tried.
 pub fn of_host(layout: &Layout, hello: &Hello) -> Option<Result<Emulator, QemuError>> {
     let machines = hello.machines.as_ref().map_or_else(|| layout.work().join("machines"), PathBuf::from);
     machines.is_dir().then(|| find(&layout.emulator_cache(), hello.accel, hello.refresh))
 }
 
-/// Finds out what guests of this host run with. What an earlier call found is taken from the file `cache` unless `refresh`
-/// says to try anew. What a crew file says is taken as it is, without a trial.
+/// Finds out what guests of this host run with. What an earlier call found is taken from the file
+/// `cache` unless `refresh` says to try anew. What a crew file says is taken as it is, without a
+/// trial.
 ///
 /// # Errors
 /// If there is no QEMU that can be used.
@@ -165,7 +169,8 @@ impl Host {
         } else {
             Err(trial.complaint(ended, limit))
         };
-        // A QEMU that cannot be killed hangs in the kernel: whatever it printed, it must not run guests.
+        // A QEMU that cannot be killed hangs in the kernel: whatever it printed, it must not run
+        // guests.
         let killed = trial.child.kill();
         Ok(if killed { verdict } else { Err("a trial guest could not be killed".to_owned()) })
     }
@@ -198,7 +203,8 @@ struct Trial {
 }
 
 impl Trial {
-    /// Until it has printed all, or something else, or has ended, or the time is over. How it ended, if it has.
+    /// Until it has printed all, or something else, or has ended, or the time is over. How it
+    /// ended, if it has.
     fn run(&mut self, until: Instant) -> Option<Ended> {
         while self.printed < expected().len() && self.garbage.is_none() {
             let left = until.saturating_duration_since(Instant::now());

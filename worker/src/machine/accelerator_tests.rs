@@ -53,7 +53,8 @@ impl Scene {
     }
 }
 
-/// What it does for KVM and for emulation, in bash, which knows descriptors above 9; `say` prints on the console.
+/// What it does for KVM and for emulation, in bash, which knows descriptors above 9; `say` prints
+/// on the console.
 fn script(kvm: &str, tcg: &str) -> String {
     format!("say() {{ printf \"$1\" | cat >&3; }}\nexec 3>&$fd\nif $kvm; then {kvm}; else {tcg}; fi")
 }

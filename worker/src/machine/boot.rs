@@ -28,8 +28,9 @@ pub struct Boot {
     pub boots: u32,
 }
 
-/// Starts guests of `machine` until one asks what to do; that one is the last of `guests` then. Every try gets a guest of
-/// its own from `start`, since nobody knows what a boot that failed has left on the disk.
+/// Starts guests of `machine` until one asks what to do; that one is the last of `guests` then.
+/// Every try gets a guest of its own from `start`, since nobody knows what a boot that failed has
+/// left on the disk.
 ///
 /// # Errors
 /// If none comes up, if one cannot be started at all, or if another of the guests ends meanwhile.

@@ -62,8 +62,9 @@ pub struct Means {
 /// Takes output of the bootstrap as it comes.
 pub type Show<'a> = dyn FnMut(&mut Watch<'_>, &[u8]) + 'a;
 
-/// Makes the copy of a machine for a toolchain and puts it into place. The caller holds the bootstrap lock. A machine that
-/// cannot be bootstrapped is suspended, unless somebody stopped it or the host was the reason. Returns the versions.
+/// Makes the copy of a machine for a toolchain and puts it into place. The caller holds the
+/// bootstrap lock. A machine that cannot be bootstrapped is suspended, unless somebody stopped it
+/// or the host was the reason. Returns the versions.
 ///
 /// # Errors
 /// Why there is no new copy. An old one stays as it was.
@@ -244,7 +245,8 @@ fn publish(bench: &Bench<'_>, guest: &Guest, mut versions: Versions) -> Result<V
         versions: versions.clone(),
         made,
     };
-    // Its snapshot becomes the copy: what goes with the guest is its record, and an old copy that was left there.
+    // Its snapshot becomes the copy: what goes with the guest is its record, and an old copy that
+    // was left there.
     bench.directory.publish(&staging, &record).map_err(|error| Stop::host(&error))?;
     Ok(versions)
 }

@@ -1,4 +1,5 @@
-//! What a guest prints on its serial console: its beginning and its end are kept, however much there is between.
+//! What a guest prints on its serial console: its beginning and its end are kept, however much
+//! there is between.
 
 use std::collections::VecDeque;
 
@@ -10,7 +11,8 @@ const HEAD_BYTES: usize = 128 << 10;
 /// Kept from the end: what led to it.
 const TAIL_BYTES: usize = 384 << 10;
 
-/// What the last words are looked for in: a kernel that panics prints up to 4 KiB after it has said why.
+/// What the last words are looked for in: a kernel that panics prints up to 4 KiB after it has said
+/// why.
 const LAST_BYTES: usize = 8 << 10;
 
 /// A console's text.
@@ -54,7 +56,8 @@ impl Console {
         text
     }
 
-    /// The last lines that say something, for a message. Of a kernel that panicked it is why, and not the registers.
+    /// The last lines that say something, for a message. Of a kernel that panicked it is why, and
+    /// not the registers.
     pub fn last_words(&self, lines: usize) -> String {
         let text = self.text();
         let mut start = text.len().saturating_sub(LAST_BYTES);

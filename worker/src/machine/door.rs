@@ -1,8 +1,9 @@
 //! The way into the guest of a task that waits for a person: a socket in the guest's directory.
 //!
-//! Whoever may connect gets a descriptor of the guest's shell or console, and talks to the guest without us; while a
-//! console is lent nobody else reads it. A line each way, as JSON: what is wanted, and what comes of it. The connection
-//! stays open as long as the task waits, so whoever is inside notices the end of that.
+//! Whoever may connect gets a descriptor of the guest's shell or console, and talks to the guest
+//! without us; while a console is lent nobody else reads it. A line each way, as JSON: what is
+//! wanted, and what comes of it. The connection stays open as long as the task waits, so whoever is
+//! inside notices the end of that.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

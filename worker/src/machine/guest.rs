@@ -1,4 +1,5 @@
-//! One guest under control: QEMU, its channels, and what comes through them, as one thing that can be polled.
+//! One guest under control: QEMU, its channels, and what comes through them, as one thing that can
+//! be polled.
 
 use std::io;
 
@@ -31,14 +32,15 @@ use super::verdict::Stop;
 /// How often a guest with our agent is asked how it is.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
-/// After this long without a byte from its agent a guest counts as hung. A host that is short of processors lets a guest
-/// wait for long, so it is generous.
+/// After this long without a byte from its agent a guest counts as hung. A host that is short of
+/// processors lets a guest wait for long, so it is generous.
 pub const SILENCE: Duration = Duration::from_secs(120);
 
 /// What is read from one channel at one look, so that a flood on it does not hold up the others.
 const READ_BYTES: usize = 256 << 10;
 
-/// What may wait for an agent that does not read. What we say is little: an agent that lets this much pile up hangs.
+/// What may wait for an agent that does not read. What we say is little: an agent that lets this
+/// much pile up hangs.
 const UNREAD_BYTES_MAX: usize = 4 << 20;
 
 /// What a guest did.
@@ -70,7 +72,8 @@ pub enum GuestEvent {
     Silent(Duration),
     /// The host's disk is full or broken, and it felt that.
     DiskFailed(String),
-    /// Its QEMU was killed from outside, as the kernel does for want of memory. It is gone, and not by its own doing.
+    /// Its QEMU was killed from outside, as the kernel does for want of memory. It is gone, and not
+    /// by its own doing.
     Killed(String),
     /// It is gone.
     Ended(String),
@@ -85,13 +88,15 @@ pub enum Way {
     Ended,
 }
 
-/// What somebody else ends a process with. The other signals are of QEMU's own making, to which a guest may drive it.
+/// What somebody else ends a process with. The other signals are of QEMU's own making, to which a
+/// guest may drive it.
 const FROM_OUTSIDE: [i32; 5] = [libc::SIGKILL, libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
 
 /// Of what a service or a bootstrap printed before it failed, so many lines stand in the message.
 const PRINTED_LINES: usize = 5;
 
-/// What QEMU says of an operation that failed since the host's disk is broken, or its owner may have no more of it.
+/// What QEMU says of an operation that failed since the host's disk is broken, or its owner may
+/// have no more of it.
 const BROKEN_DISK: [&str; 3] = ["Input/output error", "Disk quota exceeded", "Read-only file system"];
 
 /// A guest that runs. Killed and removed when dropped.
@@ -243,7 +248,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Whether its agent has to be told an address, which it is with that; it answers that it has it.
+    /// Whether its agent has to be told an address, which it is with that; it answers that it has
+    /// it.
     pub fn tell_address(&mut self) -> Result<bool, Stop> {
         let Talk::Agent(_) = &self.talk else { return Ok(false) };
         let Some((mac, address)) = self.private.clone() else { return Ok(false) };
@@ -360,8 +366,8 @@ impl Guest {
     }
 
     fn look_at_monitor(&mut self, events: &mut Vec<GuestEvent>) {
-        // A monitor that fails means that QEMU is about to end, which shows by itself, or that it makes no sense any
-        // more, which matters only to those who want something of it.
+        // A monitor that fails means that QEMU is about to end, which shows by itself, or that it
+        // makes no sense any more, which matters only to those who want something of it.
         let _silent = self.qemu.qmp.handle_writable().and_then(|()| self.qemu.qmp.handle_readable());
         while let Some(incoming) = self.qemu.qmp.take() {
             match incoming {
@@ -380,7 +386,8 @@ impl Guest {
                 Incoming::Event(MonitorEvent::GuestPanicked { .. }) => {
                     self.farewell = Some("panicked".to_owned());
                 }
-                // QEMU stops a guest whose disk finds no room, and would wait for somebody to make some.
+                // QEMU stops a guest whose disk finds no room, and would wait for somebody to make
+                // some.
                 Incoming::Event(MonitorEvent::BlockIoError { operation, reason, action, .. })
                     if action == "stop" =>
                 {
@@ -388,7 +395,8 @@ impl Guest {
                         "the host has no room for what a guest writes to its disk ({operation}: {reason})"
                     )));
                 }
-                // What a guest can bring about itself, as by writing to a disk that is read-only, is none of these.
+                // What a guest can bring about itself, as by writing to a disk that is read-only,
+                // is none of these.
                 Incoming::Event(MonitorEvent::BlockIoError { operation, reason, .. })
                     if BROKEN_DISK.contains(&reason.as_str()) =>
                 {
@@ -461,7 +469,8 @@ impl Guest {
         self.take_down()
     }
 
-    /// Gives it up as a running guest, but keeps what lies on the disk, for its record says that it is held.
+    /// Gives it up as a running guest, but keeps what lies on the disk, for its record says that it
+    /// is held.
     pub fn leave(mut self) -> Vec<String> {
         self.removed = true;
         self.take_down()
@@ -483,7 +492,8 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Whoever wants to know what could not be done calls `end`; what stays has a record, and is swept.
+        // Whoever wants to know what could not be done calls `end`; what stays has a record, and is
+        // swept.
         let _swept = self.take_down();
     }
 }

@@ -1,13 +1,13 @@
-//! Standing still at a step of a guest's life, so that what happens when everything is killed there can be tried. Only in
-//! builds for that: nobody can have a released program stop by a variable.
+//! Standing still at a step of a guest's life, so that what happens when everything is killed there
+//! can be tried. Only in builds for that: nobody can have a released program stop by a variable.
 
 use super::record::Step;
 
 /// Stops this process, as Ctrl-Z would, if the step is the one that was named.
 #[cfg(debug_assertions)]
 pub fn at(step: Step) {
-    /// The variable that names the step, as records do: `CREWBOSS_HALT_AT=booting`; with a file, `booting=FILE`, only who
-    /// makes that file stands still, which is the first one to get there.
+    /// The variable that names the step, as records do: `CREWBOSS_HALT_AT=booting`; with a file,
+    /// `booting=FILE`, only who makes that file stands still, which is the first one to get there.
     const VARIABLE: &str = "CREWBOSS_HALT_AT";
     let Some(wanted) = std::env::var(VARIABLE).ok() else { return };
     let (wanted, file) =

@@ -1,8 +1,9 @@
 //! The private network of the guests of one task: what one of them sends, all others get.
 //!
-//! It is a hub of datagram sockets, a frame each, and lives in the runner: so it can be reached by nobody else, needs no right
-//! on the host, and is gone with the task. Nothing is kept: a frame for a guest that does not take it is lost, as on a wire
-//! that is too slow, and whoever sent it sends it again.
+//! It is a hub of datagram sockets, a frame each, and lives in the runner: so it can be reached by
+//! nobody else, needs no right on the host, and is gone with the task. Nothing is kept: a frame for
+//! a guest that does not take it is lost, as on a wire that is too slow, and whoever sent it sends
+//! it again.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -10,7 +11,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-/// Frames that are taken from one guest at one look, so that a flood does not hold up what else the runner watches.
+/// Frames that are taken from one guest at one look, so that a flood does not hold up what else the
+/// runner watches.
 const FRAMES_AT_ONCE: usize = 256;
 
 /// Longer than any frame that QEMU sends: its guests have no segments to be cut up.
@@ -28,7 +30,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Connects the guest with this place. What was connected there before is not any more. Returns the end for QEMU.
+    /// Connects the guest with this place. What was connected there before is not any more. Returns
+    /// the end for QEMU.
     ///
     /// # Errors
     /// If the system has no descriptors left.
@@ -79,7 +82,8 @@ fn send_to_others(ports: &BTreeMap<u8, OwnedFd>, from: u8, frame: &[u8]) {
     }
 }
 
-/// The end of a network of which nothing else is there any more: for a guest that was alone kept of its task.
+/// The end of a network of which nothing else is there any more: for a guest that was alone kept of
+/// its task.
 ///
 /// # Errors
 /// If the system has no descriptors left.

@@ -1,7 +1,9 @@
-//! Who a guest is that went on from saved memory, and whether it has become that; all but the random bytes is pure.
+//! Who a guest is that went on from saved memory, and whether it has become that; all but the
+//! random bytes is pure.
 //!
-//! Every guest of a template wakes up as the one that was saved: with its clock, its random numbers, its names. It is told
-//! who it is now, and nothing runs in it before its answer, read back from its kernel, says so.
+//! Every guest of a template wakes up as the one that was saved: with its clock, its random
+//! numbers, its names. It is told who it is now, and nothing runs in it before its answer, read
+//! back from its kernel, says so.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -21,7 +23,8 @@ const HOST_NAME_MAX: usize = 64;
 /// What an answer leaves to doubt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Doubt {
-    /// The clock alone is wrong: it took long until the guest heard what time it is. It may be told again.
+    /// The clock alone is wrong: it took long until the guest heard what time it is. It may be told
+    /// again.
     #[error("its clock is {ms} ms off")]
     Clock {
         /// By so much.
@@ -35,8 +38,8 @@ pub enum Doubt {
     },
 }
 
-/// Makes up an identity: random numbers and machine id that no other guest has, the name that the machine itself would
-/// have, the time `now` in milliseconds since 1970.
+/// Makes up an identity: random numbers and machine id that no other guest has, the name that the
+/// machine itself would have, the time `now` in milliseconds since 1970.
 ///
 /// # Errors
 /// If there are no random bytes to be had.

@@ -1,6 +1,7 @@
 //! Whether the kernel has killed processes for want of memory.
 //!
-//! The control group says so of its own processes, where it has the memory controller; the kernel counts all of the host.
+//! The control group says so of its own processes, where it has the memory controller; the kernel
+//! counts all of the host.
 
 use std::path::{Path, PathBuf};
 
@@ -36,7 +37,8 @@ impl KillCounts {
         Self { group: Counter::of(group), host: Counter::of(host) }
     }
 
-    /// What has happened since, as the rest of a sentence; nothing if nothing has, or nobody counts.
+    /// What has happened since, as the rest of a sentence; nothing if nothing has, or nobody
+    /// counts.
     pub fn since(&self) -> String {
         let told = |count: u64, whose: &str| {
             let (noun, were) = if count == 1 { ("process", "was") } else { ("processes", "were") };

@@ -1,12 +1,13 @@
 //! How the memory of a task is divided among its build machine and those that serve it.
 //!
-//! Each machine gets its minimum first. What is left is shared in rounds: in each, every machine that may have more gets
-//! another step of the size of its minimum, or what is missing to its maximum. What is less than the next step stays with
-//! the host.
+//! Each machine gets its minimum first. What is left is shared in rounds: in each, every machine
+//! that may have more gets another step of the size of its minimum, or what is missing to its
+//! maximum. What is less than the next step stays with the host.
 
 use crewboss_protocol::limits::AUXILIARIES_MAX;
 
-/// Memory that guests leave to the host, in hundredths: its kernel, QEMU itself, the page cache for their disks.
+/// Memory that guests leave to the host, in hundredths: its kernel, QEMU itself, the page cache for
+/// their disks.
 const HOST_PERCENT: u64 = 10;
 
 /// What a slot has of a host's memory for all guests of its task together, in bytes.
@@ -43,8 +44,9 @@ pub struct Division {
     pub auxiliary: Vec<u64>,
 }
 
-/// Divides `total` bytes. `None` if the minimums do not fit, a maximum is below its minimum, or there are more auxiliary
-/// machines than a target may have. The same wishes always give the same division.
+/// Divides `total` bytes. `None` if the minimums do not fit, a maximum is below its minimum, or
+/// there are more auxiliary machines than a target may have. The same wishes always give the same
+/// division.
 pub fn divide(total: u64, build: Wish, auxiliary: &[Wish]) -> Option<Division> {
     if auxiliary.len() > AUXILIARIES_MAX {
         return None;
@@ -62,8 +64,8 @@ pub fn divide(total: u64, build: Wish, auxiliary: &[Wish]) -> Option<Division> {
     Some(Division { build: shares.next()?, auxiliary: shares.collect() })
 }
 
-/// Gives as many full steps to all as nobody reaches the maximum in and the rest allows, at once: with a small minimum and
-/// much memory there may be millions of rounds. Returns what is left.
+/// Gives as many full steps to all as nobody reaches the maximum in and the rest allows, at once:
+/// with a small minimum and much memory there may be millions of rounds. Returns what is left.
 fn whole_rounds(wishes: &[Wish], shares: &mut [u64], mut left: u64) -> u64 {
     loop {
         let open: Vec<usize> =
@@ -81,7 +83,8 @@ fn whole_rounds(wishes: &[Wish], shares: &mut [u64], mut left: u64) -> u64 {
     }
 }
 
-/// The rounds in which not everybody gets a full step: each but the last brings somebody to the maximum.
+/// The rounds in which not everybody gets a full step: each but the last brings somebody to the
+/// maximum.
 fn last_rounds(wishes: &[Wish], shares: &mut [u64], mut left: u64) {
     loop {
         let mut given = false;

@@ -152,7 +152,8 @@ impl Plan<'_> {
         if let Some(server) = &mut server {
             server.guest_is(qemu.child.pid());
         }
-        // What QEMU has against a guest it says before its greeting, and it comes of the manifest mostly.
+        // What QEMU has against a guest it says before its greeting, and it comes of the manifest
+        // mostly.
         let greeted = qemu.wait_ready(Instant::now() + GREETING_WITHIN);
         let version = greeted.map_err(|error| match error {
             QemuError::Killed => Stop::host(&error),
@@ -242,7 +243,8 @@ impl Plan<'_> {
         format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
     }
 
-    /// The address of its card in the private network, of another part of the hash than the other one.
+    /// The address of its card in the private network, of another part of the hash than the other
+    /// one.
     fn private_mac(&self) -> String {
         let hash = blake3::hash(self.guest.record().id.as_str().as_bytes());
         let [_, _, _, a, b, c, ..] = *hash.as_bytes();
@@ -273,7 +275,8 @@ impl Plan<'_> {
         })
     }
 
-    /// Makes the files of a guest that are neither of its machine nor of its task. One that goes on has them.
+    /// Makes the files of a guest that are neither of its machine nor of its task. One that goes on
+    /// has them.
     fn make_files(&self, directory: &Path) -> Result<(), Stop> {
         if let Boot::Uefi = &self.manifest.boot {
             let uefi = Uefi::find().and_then(|uefi| uefi.with_own_variables(&directory.join(UEFI_VARIABLES)));
@@ -343,7 +346,8 @@ impl Plan<'_> {
     }
 }
 
-/// The disk that artifacts come out on: all of it a hole, and no larger than what the host could hold.
+/// The disk that artifacts come out on: all of it a hole, and no larger than what the host could
+/// hold.
 fn make_result_disk(directory: &Path) -> Result<(), Stop> {
     let path = result_disk(directory);
     let made = result_disk_bytes_in(directory)
@@ -356,8 +360,8 @@ pub(super) fn result_disk_bytes_in(directory: &Path) -> std::io::Result<u64> {
     Ok(result_disk_bytes(crate::storage::free_bytes(directory)?))
 }
 
-/// Half of what is free at most, and a power of two, so that it seldom changes: a guest that goes on from saved memory must
-/// find a disk of the size that it knows.
+/// Half of what is free at most, and a power of two, so that it seldom changes: a guest that goes
+/// on from saved memory must find a disk of the size that it knows.
 fn result_disk_bytes(free: u64) -> u64 {
     const LEAST: u64 = 16 << 20;
     let half = (free / 2).max(LEAST);

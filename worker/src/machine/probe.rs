@@ -14,15 +14,15 @@ use super::lock::{self, Holding};
 use super::manifest::Manifest;
 use super::record;
 
-/// All machines together in a line of the control channel, which has room for more than this. What does not fit is left
-/// out from the end.
+/// All machines together in a line of the control channel, which has room for more than this. What
+/// does not fit is left out from the end.
 const BYTES_MAX: usize = 384 << 10;
 
 /// Longest reason: the parser of manifests may repeat half of one.
 const WHY_CHARS_MAX: usize = 1000;
 
-/// What is said of every machine, in the order of the directory. Those that cannot be used are there, too, with the reason.
-/// `memory` is what a guest can get at most, in bytes.
+/// What is said of every machine, in the order of the directory. Those that cannot be used are
+/// there, too, with the reason. `memory` is what a guest can get at most, in bytes.
 pub fn machines(machines: &Machines, memory: u64) -> Vec<MachineFacts> {
     let listing = match machines.list() {
         Ok(listing) => listing,

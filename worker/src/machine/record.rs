@@ -1,7 +1,8 @@
 //! Who owns which guest: `<machines>/guests/<guest>.json`.
 //!
-//! The record is written before the guest's snapshot is made, and removed after it: whatever is found later has an owner
-//! who can be asked whether he lives. Everything of a guest lies in its snapshot, so that is all there is to remove.
+//! The record is written before the guest's snapshot is made, and removed after it: whatever is
+//! found later has an owner who can be asked whether he lives. Everything of a guest lies in its
+//! snapshot, so that is all there is to remove.
 
 use std::fs;
 use std::io;
@@ -146,7 +147,8 @@ impl RecordError {
 }
 
 impl GuestRecord {
-    /// Makes up a name for a guest of a machine and writes its record. Its snapshot is to be made at [`Self::snapshot`].
+    /// Makes up a name for a guest of a machine and writes its record. Its snapshot is to be made
+    /// at [`Self::snapshot`].
     ///
     /// # Errors
     /// If there can be no such name, or the record cannot be written.
@@ -211,8 +213,8 @@ impl GuestRecord {
         Ok(())
     }
 
-    /// Notes that the guest is kept for a person. From then on it needs no process: QEMU must have ended. This survives
-    /// the loss of power.
+    /// Notes that the guest is kept for a person. From then on it needs no process: QEMU must have
+    /// ended. This survives the loss of power.
     ///
     /// # Errors
     /// If the record cannot be written; then it is as it was.
@@ -254,7 +256,8 @@ impl GuestRecord {
     pub fn load(machines: &Machines, id: &Name) -> Option<Self> {
         let text = read_record(&path(machines, id), RECORD_BYTES_MAX).ok()??;
         let record: Self = serde_json::from_slice(&text).ok()?;
-        // The snapshot's path is made of these names: nothing but a guest of this machine may come of it.
+        // The snapshot's path is made of these names: nothing but a guest of this machine may come
+        // of it.
         let prefix = format!("{}-{}-", record.machine, record.toolchain);
         let own = record.id == *id && id.as_str().starts_with(&prefix);
         (own && toolchain_name(record.toolchain.as_str()).is_some()).then_some(record)

@@ -1,7 +1,8 @@
 //! What a task in a guest may take of its host's disk.
 //!
-//! A guest does not see how much of it others need, and a full disk puts a host out of a run. So what comes out of a guest
-//! never takes the last of the disk: the task that would do so fails, and the others go on.
+//! A guest does not see how much of it others need, and a full disk puts a host out of a run. So
+//! what comes out of a guest never takes the last of the disk: the task that would do so fails, and
+//! the others go on.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::storage::free_bytes;
 
-/// Kept free on every disk by what comes out of guests. Only who takes no more than this himself may use it.
+/// Kept free on every disk by what comes out of guests. Only who takes no more than this himself
+/// may use it.
 pub const RESERVE: u64 = 256 << 20;
 
 /// Between two looks. A guest that writes as fast as disks do cannot take the reserve between them.
@@ -51,8 +53,8 @@ struct Place {
 }
 
 impl Room {
-    /// For a task whose output goes to these files, or into these directories but none below them. What is there already
-    /// does not count.
+    /// For a task whose output goes to these files, or into these directories but none below them.
+    /// What is there already does not count.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>, reserve: u64) -> Self {
         let place = |path: PathBuf| {
             let (free, used) = (free_bytes(&path).unwrap_or(u64::MAX), used(&path));

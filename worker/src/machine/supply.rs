@@ -151,8 +151,8 @@ impl<'a> Supply<'a> {
         standing.map_err(|error| Stop::directory(&error))
     }
 
-    /// Bootstraps a machine unless somebody else is at it, for whom it waits a moment; or unless, once it has the lock, it
-    /// is not so any more that it has to. `None` if it did nothing.
+    /// Bootstraps a machine unless somebody else is at it, for whom it waits a moment; or unless,
+    /// once it has the lock, it is not so any more that it has to. `None` if it did nothing.
     ///
     /// # Errors
     /// If the copy cannot be made, or somebody wants an end.

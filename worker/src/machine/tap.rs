@@ -1,7 +1,7 @@
 //! TAP devices: how a guest is put on a bridge of the host.
 //!
-//! The device is not persistent: it lives as long as a descriptor of it is open, which only QEMU has. So there is nothing to
-//! remove, however QEMU ends.
+//! The device is not persistent: it lives as long as a descriptor of it is open, which only QEMU
+//! has. So there is nothing to remove, however QEMU ends.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -115,7 +115,8 @@ fn switch_on(socket: &OwnedFd, device: &str) -> io::Result<()> {
 
 /// A request about a device. A name that is too long is cut, and then there is no such device.
 fn request(device: &str) -> libc::ifreq {
-    // SAFETY: the structure is made of integers and arrays of integers, for which all zeros are valid.
+    // SAFETY: the structure is made of integers and arrays of integers, for which all zeros are
+    // valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let last = request.ifr_name.len() - 1;
     for (to, from) in request.ifr_name[..last].iter_mut().zip(device.bytes()) {

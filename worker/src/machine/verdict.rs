@@ -120,8 +120,9 @@ pub enum Stop {
     /// The machine is none that can be used now.
     #[error("{0}")]
     Machine(String),
-    /// The task asks for what is not to be had here, and trying again would not change that: a machine that is suspended, a
-    /// toolchain that is not there, what QEMU or the host's network does not have.
+    /// The task asks for what is not to be had here, and trying again would not change that: a
+    /// machine that is suspended, a toolchain that is not there, what QEMU or the host's network
+    /// does not have.
     #[error("{0}")]
     Lasting(String),
     /// The host cannot run it: lock, disk, QEMU.
@@ -147,7 +148,8 @@ impl Stop {
         Stop::Host(crewboss_protocol::chain(error))
     }
 
-    /// An error of a machine's directory, with its causes: an operator may do with that what he likes, at any time.
+    /// An error of a machine's directory, with its causes: an operator may do with that what he
+    /// likes, at any time.
     pub fn directory(error: &DirectoryError) -> Self {
         if error.is_of_host() { Stop::host(error) } else { Stop::Machine(crewboss_protocol::chain(error)) }
     }
@@ -192,7 +194,8 @@ impl Stop {
         }
     }
 
-    /// What it is due to. Tasks that run elsewhere than in these machines may do well on the host, unless that is the cause.
+    /// What it is due to. Tasks that run elsewhere than in these machines may do well on the host,
+    /// unless that is the cause.
     pub fn cause(&self) -> Cause {
         match self {
             Stop::Lasting(_) => Cause::Lasting,

@@ -1,12 +1,15 @@
-//! Warm starts: a task that goes on from the saved memory of a guest which had booted, instead of booting one.
+//! Warm starts: a task that goes on from the saved memory of a guest which had booted, instead of
+//! booting one.
 //!
-//! A **template** is made at first need, by whoever gets the bootstrap lock; everybody else boots meanwhile. A snapshot of
-//! the copy boots with its memory in a file that it shares, and is saved when its agent asks what to do. A task takes a
-//! snapshot of the template for its disks, maps that file so that its own changes stay its own, and restores the rest.
-//! The guest is then told who it is ([`super::identity`]).
+//! A **template** is made at first need, by whoever gets the bootstrap lock; everybody else boots
+//! meanwhile. A snapshot of the copy boots with its memory in a file that it shares, and is saved
+//! when its agent asks what to do. A task takes a snapshot of the template for its disks, maps that
+//! file so that its own changes stay its own, and restores the rest. The guest is then told who it
+//! is ([`super::identity`]).
 //!
-//! Whatever goes wrong here costs time and nothing else: the guest is thrown away and one boots. The template is then left
-//! alone for [`REST`], so that a machine that cannot start warm does not make a template for every task.
+//! Whatever goes wrong here costs time and nothing else: the guest is thrown away and one boots.
+//! The template is then left alone for [`REST`], so that a machine that cannot start warm does not
+//! make a template for every task.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -34,8 +37,8 @@ use super::record::{GuestRecord, Step};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
 
-/// A guest is restored in tenths of a second. On a host that is so busy that it takes longer than this, something else is
-/// wrong.
+/// A guest is restored in tenths of a second. On a host that is so busy that it takes longer than
+/// this, something else is wrong.
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Saving writes what the guest has used of its memory.
@@ -47,7 +50,8 @@ const REST: Duration = Duration::from_secs(600);
 /// How often a guest is told what time it is, if it hears of it too late.
 const TOLD_MAX: u32 = 3;
 
-/// What stands in the place of the source while a template is made: a disk of the same size with nothing on it.
+/// What stands in the place of the source while a template is made: a disk of the same size with
+/// nothing on it.
 const NO_SOURCE: &str = "no-source.img";
 
 /// A machine of which guests start warm, and on whose account.
@@ -103,8 +107,8 @@ impl From<Stop> for Cold {
     }
 }
 
-/// Starts a guest from the machine's template, which is made first if need be; it is the last of `guests` then. `None` if
-/// the task has to boot one.
+/// Starts a guest from the machine's template, which is made first if need be; it is the last of
+/// `guests` then. `None` if the task has to boot one.
 ///
 /// # Errors
 /// If the task is stopped, or another of its guests ends meanwhile.
@@ -295,13 +299,15 @@ impl Site<'_> {
             return Err(Stop::Host("QEMU lives on after SIGKILL".to_owned()));
         }
         self.directory.publish_saved(&staging, self.toolchain, &saved).map_err(|error| Stop::host(&error))?;
-        // Its snapshot has become the template: what is removed with it is its record, and an old template.
+        // Its snapshot has become the template: what is removed with it is its record, and an old
+        // template.
         guest.end();
         Ok(())
     }
 
-    /// Has the guest become somebody else once before it is saved. So it is known that it can, and all that it takes is in
-    /// its memory then: whatever had to be read from its disk, every guest would read.
+    /// Has the guest become somebody else once before it is saved. So it is known that it can, and
+    /// all that it takes is in its memory then: whatever had to be read from its disk, every guest
+    /// would read.
     fn rehearse(&self, watch: &mut Watch<'_>, guests: &mut [Guest], mac: Option<String>) -> Result<(), Stop> {
         let identity = identity::make_up(&self.directory.name, mac, now_ms())
             .map_err(|error| Stop::Host(format!("no random numbers: {error}")))?;
@@ -380,7 +386,8 @@ fn fits(plan: &Plan<'_>, saved: &SavedRecord) -> Result<(), Cold> {
     let snapshot = plan.guest.snapshot();
     let bytes = result_disk_bytes_in(&snapshot)
         .map_err(|error| Cold::Failed(format!("cannot look at {}: {error}", snapshot.display())))?;
-    // A power of two: free space that goes up and down by little must not make it change all the time.
+    // A power of two: free space that goes up and down by little must not make it change all the
+    // time.
     if bytes / 2 > saved.result_bytes || saved.result_bytes / 2 > bytes {
         return unfit("the free space of the host has changed");
     }

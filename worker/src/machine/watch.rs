@@ -19,7 +19,8 @@ use crate::sys;
 pub enum Seen {
     /// A guest did something; its place among those watched.
     Guest(usize, GuestEvent),
-    /// It is over, whatever was being done: the host's disk fails a guest, or somebody has killed one.
+    /// It is over, whatever was being done: the host's disk fails a guest, or somebody has killed
+    /// one.
     Stop(Stop),
     /// The worker proper wants an end, or is gone.
     Cancelled,
@@ -74,12 +75,14 @@ impl<'a> Watch<'a> {
         self.link.forward(&FromWorker::Phase { at: self.at, phase: self.phase(), text });
     }
 
-    /// Waits until something happens that its caller has to know, for no longer than `until`. Consoles are kept, and shown
-    /// live if they are the build machine's; pings are sent and answered.
+    /// Waits until something happens that its caller has to know, for no longer than `until`.
+    /// Consoles are kept, and shown live if they are the build machine's; pings are sent and
+    /// answered.
     pub fn next(&mut self, guests: &mut [Guest], until: Instant) -> Seen {
         self.link.promise(until);
         loop {
-            // Before the first wait too: what came together with the job has been read with it, and no poll tells of it.
+            // Before the first wait too: what came together with the job has been read with it, and
+            // no poll tells of it.
             self.hear();
             if self.cancelled {
                 return Seen::Cancelled;
@@ -97,7 +100,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Ends the guest that was started last, with all that it did and nobody has seen: its place may be another's soon.
+    /// Ends the guest that was started last, with all that it did and nobody has seen: its place
+    /// may be another's soon.
     pub fn end_last(&mut self, guests: &mut Vec<Guest>) {
         let Some(guest) = guests.pop() else { return };
         let gone = guests.len();
@@ -107,7 +111,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Whether the worker proper wants an end, or is gone: for work that cannot wait in [`Self::next`].
+    /// Whether the worker proper wants an end, or is gone: for work that cannot wait in
+    /// [`Self::next`].
     pub fn is_cancelled(&mut self) -> bool {
         let mut fds = [PollFd::new(self.link.fd(), PollFlags::IN)];
         let heard = sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0);
@@ -118,7 +123,8 @@ impl<'a> Watch<'a> {
         self.cancelled
     }
 
-    /// Waits for a moment, watching nothing but the worker proper. Returns false when it wants an end.
+    /// Waits for a moment, watching nothing but the worker proper. Returns false when it wants an
+    /// end.
     pub fn pause(&mut self, duration: Duration) -> bool {
         matches!(self.next(&mut [], Instant::now() + duration), Seen::TimeUp)
     }

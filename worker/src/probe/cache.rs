@@ -58,8 +58,8 @@ impl Cache {
         Ok(Replace::with_mode(0o600).path(path, &serde_json::to_vec(self)?)?)
     }
 
-    /// The best of what was measured. A disturbed measurement is tried again by the next probes, so that every
-    /// probe takes about as long as one measurement at the most.
+    /// The best of what was measured. A disturbed measurement is tried again by the next probes, so
+    /// that every probe takes about as long as one measurement at the most.
     pub(super) fn speed(
         &mut self,
         key: &speed::Key,

@@ -57,8 +57,8 @@ fn cgroup() -> bool {
     })
 }
 
-/// Whether a process can have a mount namespace of its own, as root or with a user namespace. Tried in a child, since it
-/// cannot be undone.
+/// Whether a process can have a mount namespace of its own, as root or with a user namespace. Tried
+/// in a child, since it cannot be undone.
 fn namespaces() -> bool {
     let mut arguments = vec!["-m"];
     if !rustix::process::geteuid().is_root() {

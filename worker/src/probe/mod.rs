@@ -1,5 +1,5 @@
-//! What this host is and can do. A second probe of the same host takes milliseconds: what is slow to find out is kept in
-//! `probe.json`, under keys that change when the answer may.
+//! What this host is and can do. A second probe of the same host takes milliseconds: what is slow
+//! to find out is kept in `probe.json`, under keys that change when the answer may.
 
 mod cache;
 mod features;
@@ -60,7 +60,8 @@ pub enum ProbeError {
 /// Finds out everything about the host. Makes the work directory if it is not there.
 ///
 /// # Errors
-/// Only if the work directory cannot be made or written; whatever else cannot be found out is left out.
+/// Only if the work directory cannot be made or written; whatever else cannot be found out is left
+/// out.
 pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     let work = layout.work();
     let failed = |source| ProbeError::Work { path: work.to_owned(), source };
@@ -118,8 +119,8 @@ fn kernel(what: &str) -> String {
     crewboss_ground::kernel_text(format!("/proc/sys/kernel/{what}")).unwrap_or_default().trim().to_owned()
 }
 
-/// Only trees whose objects are there as well: what the boss leaves out when it sends another tree is taken from them, and
-/// somebody may have removed one and not the other.
+/// Only trees whose objects are there as well: what the boss leaves out when it sends another tree
+/// is taken from them, and somebody may have removed one and not the other.
 fn trees(layout: &Layout) -> Vec<TreeId> {
     let path = layout.objects();
     let Some(objects) = path.is_dir().then(|| Objects::open(&path).ok()).flatten() else { return Vec::new() };

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::host::SpeedSource;
 use serde::{Deserialize, Serialize};
 
-/// One round of the kernel takes the reference machine (a server processor of about 2020 at 2.6 GHz) this long: its speed
-/// is 1000. A host that takes half as long has 2000.
+/// One round of the kernel takes the reference machine (a server processor of about 2020 at 2.6
+/// GHz) this long: its speed is 1000. A host that takes half as long has 2000.
 const REFERENCE: Duration = Duration::from_micros(375);
 
-/// Rounds, many and far shorter than a time slice; the fastest counts, since other work on the host can only make a round
-/// slower.
+/// Rounds, many and far shorter than a time slice; the fastest counts, since other work on the host
+/// can only make a round slower.
 const ROUNDS: usize = 100;
 
 /// On a busy host fewer rounds are made: a first task should not wait for them.
@@ -23,7 +23,8 @@ const SETTLED_PERCENT_MAX: u128 = 10;
 /// Bogomips of the reference machine.
 const REFERENCE_BOGOMIPS: u64 = 6000;
 
-/// Larger than the caches next to a core and smaller than the last one, as the working set of a compiler is.
+/// Larger than the caches next to a core and smaller than the last one, as the working set of a
+/// compiler is.
 const TABLE_WORDS: usize = 1 << 18;
 
 /// Steps of one round.
@@ -49,7 +50,8 @@ impl Key {
             ["model name", "Model", "CPU part", "uarch"].iter().any(|name| line.starts_with(name))
         };
         let processor = text.lines().find(named).unwrap_or_default();
-        // An unoptimised build measures itself, not the host; an optimised one must not take its word for it.
+        // An unoptimised build measures itself, not the host; an optimised one must not take its
+        // word for it.
         let build = if cfg!(debug_assertions) { " (debug build)" } else { "" };
         Self { boot, processor: format!("{processor}{build}") }
     }
@@ -97,7 +99,8 @@ fn score(thousandths: u128) -> u32 {
     u32::try_from(thousandths).unwrap_or(u32::MAX).clamp(1, 1_000_000)
 }
 
-/// Integer arithmetic, branches that cannot be foreseen and reads and writes all over the table: what compilers do.
+/// Integer arithmetic, branches that cannot be foreseen and reads and writes all over the table:
+/// what compilers do.
 fn round(table: &mut [u64]) -> u64 {
     let mask = table.len() as u64 - 1;
     let (mut state, mut sum) = (0x2545_f491_4f6c_dd1d_u64, 0_u64);

@@ -101,7 +101,8 @@ fn slots_are_held_while_their_files_are_locked() {
     let lock = fs::File::open(layout.locks().join("slot-1")).unwrap();
     lock.try_lock().unwrap();
     assert_eq!(holders(&layout), [held]);
-    // Closing is not enough: a program that another thread is just starting may have it open as well.
+    // Closing is not enough: a program that another thread is just starting may have it open as
+    // well.
     lock.unlock().unwrap();
     assert_eq!(holders(&layout), []);
 }

@@ -6,8 +6,9 @@
 //! | `<triplet>-gcc` | the triplet, and its first word |
 //! | named in the crew file | that name, before all others |
 //!
-//! If several compilers could have one name, the first that works gets it: the native one, then triplets ending in
-//! `linux-gnu`, other `linux-gnu...`, `linux-musl...`, other `linux`, then the rest, each by the alphabet.
+//! If several compilers could have one name, the first that works gets it: the native one, then
+//! triplets ending in `linux-gnu`, other `linux-gnu...`, `linux-musl...`, other `linux`, then the
+//! rest, each by the alphabet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

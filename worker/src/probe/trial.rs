@@ -46,12 +46,13 @@ const TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest version line that is told further.
 const VERSION_BYTES_MAX: u64 = 1024;
 
-/// What is told of a complaint: its last lines, since the first are often warnings, and no more than so many bytes.
+/// What is told of a complaint: its last lines, since the first are often warnings, and no more
+/// than so many bytes.
 const COMPLAINT_LINES_MAX: usize = 3;
 const COMPLAINT_BYTES_MAX: u64 = 400;
 
-/// What compilers say, with other words around it, of a host that is short of something, or of a part of them that was
-/// killed.
+/// What compilers say, with other words around it, of a host that is short of something, or of a
+/// part of them that was killed.
 const DISTURBANCES: [&str; 6] = [
     "No space left on device",
     "quota exceeded",

@@ -19,8 +19,9 @@ use super::pattern::Pattern;
 use super::walk::walk;
 use crate::storage::is_no_space;
 
-/// Bytes of all artifacts. A sparse file can be of any length, but the boss refuses a larger number, and the host with it.
-/// Archives of uploads and consoles, which are counted with them, take real space and do not come near the other half.
+/// Bytes of all artifacts. A sparse file can be of any length, but the boss refuses a larger
+/// number, and the host with it. Archives of uploads and consoles, which are counted with them,
+/// take real space and do not come near the other half.
 pub(super) const BYTES_MAX: u64 = NUMBER_MAX / 2;
 
 /// What was found for a list of patterns.
@@ -30,7 +31,8 @@ pub struct Found {
     pub files: BTreeMap<String, PathBuf>,
     /// All bytes.
     pub bytes: u64,
-    /// What is wrong, each a sentence: a pattern without a match, a name that cannot be brought back.
+    /// What is wrong, each a sentence: a pattern without a match, a name that cannot be brought
+    /// back.
     pub problems: Vec<String>,
     /// There were more than may be, so there are none.
     pub(crate) too_many: bool,
@@ -56,8 +58,9 @@ impl Found {
         }
     }
 
-    /// Forgets each file whose name is also the directory of another one, and says so: no directory can have both. They can
-    /// come from two roots, or be an archive and what a task has made. To be done after the last one was added.
+    /// Forgets each file whose name is also the directory of another one, and says so: no directory
+    /// can have both. They can come from two roots, or be an archive and what a task has made. To
+    /// be done after the last one was added.
     pub fn settle(&mut self) {
         for (name, below) in clashes(&self.files) {
             if let Some(file) = self.files.remove(&name) {
@@ -76,7 +79,8 @@ impl Found {
     /// Writes the list that the bulk channel reads, one JSON line per file.
     ///
     /// # Errors
-    /// If the file cannot be written, or a name is not one that could be brought back (which [`find`] has ruled out).
+    /// If the file cannot be written, or a name is not one that could be brought back (which
+    /// [`find`] has ruled out).
     pub fn write_list(&self, path: &Path) -> io::Result<()> {
         let mut list = BufWriter::new(Open::create().path(path)?);
         for (name, file) in &self.files {
@@ -128,8 +132,8 @@ impl Wanted {
     }
 }
 
-/// Looks for all patterns in the roots, in the first one first. A file found in an earlier root wins. What a task has made
-/// so that it cannot be found or read is a problem.
+/// Looks for all patterns in the roots, in the first one first. A file found in an earlier root
+/// wins. What a task has made so that it cannot be found or read is a problem.
 ///
 /// # Errors
 /// If the host fails at it, see [`is_of_host`].
@@ -158,7 +162,8 @@ pub fn find(patterns: &[String], roots: &[&Path], wanted: Wanted) -> io::Result<
     Ok(found)
 }
 
-/// Whether an error comes from the host and not from what a task has made: its names, rights and files.
+/// Whether an error comes from the host and not from what a task has made: its names, rights and
+/// files.
 pub fn is_of_host(error: &io::Error) -> bool {
     let of_host = [Errno::IO, Errno::ROFS, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
     is_no_space(error) || Errno::from_io_error(error).is_some_and(|errno| of_host.contains(&errno))

@@ -53,7 +53,8 @@ struct Attempt<'a> {
     begun: Timespec,
 }
 
-/// Runs a job. When this returns, nothing of it runs any more; its directory still holds logs and artifacts.
+/// Runs a job. When this returns, nothing of it runs any more; its directory still holds logs and
+/// artifacts.
 pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done {
     let output = Output::new(job.at, &job.dir, spec.limits);
     let begun = clock_gettime(ClockId::RealtimeCoarse);
@@ -238,7 +239,8 @@ impl Attempt<'_> {
         found
     }
 
-    /// What `size` says of the files that the target names; empty, with a message, if it cannot say anything.
+    /// What `size` says of the files that the target names; empty, with a message, if it cannot say
+    /// anything.
     fn sizes(&mut self, link: &mut Link, kept: &mut Kept) -> String {
         let wanted = Wanted { limits: self.spec.limits, since: None };
         let found = find(&self.spec.target.sizes, &[&self.job.out, &self.job.src], wanted);
@@ -266,7 +268,8 @@ impl Attempt<'_> {
             self.message = format!("no sizes: {error}");
         }
         let text = String::from_utf8(text).unwrap_or_default();
-        // What lies in the source is named by its place there, not by where this attempt happened to be.
+        // What lies in the source is named by its place there, not by where this attempt happened
+        // to be.
         match self.job.src.canonicalize() {
             Ok(src) => text.replace(&format!("{}/", src.display()), "./"),
             Err(_) => text,
@@ -313,7 +316,8 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why a program was not started, with its name. Of a script without its interpreter the system says that it is not there.
+/// Why a program was not started, with its name. Of a script without its interpreter the system
+/// says that it is not there.
 fn not_started(command: &StageCommand, error: &io::Error) -> String {
     let program = match command {
         StageCommand::Shell(_) => SHELL,
@@ -333,7 +337,8 @@ fn is_of_the_host(error: &io::Error) -> bool {
     ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// The command of a stage, with an absolute program, since looking through `PATH` would take the slow way of starting.
+/// The command of a stage, with an absolute program, since looking through `PATH` would take the
+/// slow way of starting.
 pub(crate) fn command(
     command: &StageCommand,
     programs: &mut BTreeMap<String, PathBuf>,

@@ -1,4 +1,5 @@
-//! A runner's end of the socket to the worker proper, with the live view, which may lose pieces but never waits.
+//! A runner's end of the socket to the worker proper, with the live view, which may lose pieces but
+//! never waits.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -14,10 +15,12 @@ use rustix::net::SendFlags;
 use super::message::ToRunner;
 use crate::doing::Doing;
 
-/// A live piece is sent at most this often: as smooth as an eye can tell, cheap for a build that prints line by line.
+/// A live piece is sent at most this often: as smooth as an eye can tell, cheap for a build that
+/// prints line by line.
 const LIVE_EVERY: Duration = Duration::from_millis(100);
 
-/// Longest line that a runner accepts; a definition of a target is the longest, and came in one line itself.
+/// Longest line that a runner accepts; a definition of a target is the longest, and came in one
+/// line itself.
 const LINE_MAX: usize = 4 << 20;
 
 /// The socket.
@@ -65,8 +68,9 @@ impl Link {
         self.standstill = standstill;
     }
 
-    /// Tells the worker proper that we go on until then at most, and after it do one thing that nobody hears of. It need not
-    /// be told of the stages of a task on the host itself: it knows their limit.
+    /// Tells the worker proper that we go on until then at most, and after it do one thing that
+    /// nobody hears of. It need not be told of the stages of a task on the host itself: it knows
+    /// their limit.
     pub fn promise(&mut self, until: Instant) {
         if self.promised.is_some_and(|promised| promised >= until + self.standstill / 2) {
             return;
@@ -119,7 +123,8 @@ impl Link {
         let end = self.input.iter().position(|byte| *byte == b'\n')?;
         let line: Vec<u8> = self.input.drain(..=end).collect();
         let message = serde_json::from_slice(&line).ok();
-        // The other end is the same binary: a line that makes no sense means that it is not itself any more.
+        // The other end is the same binary: a line that makes no sense means that it is not itself
+        // any more.
         self.closed |= message.is_none();
         message
     }
@@ -175,7 +180,8 @@ impl Link {
         wants.then(|| self.live.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now)))
     }
 
-    /// Sends the live output that has come together, if its time has come or `force`. Never waits for a slow boss.
+    /// Sends the live output that has come together, if its time has come or `force`. Never waits
+    /// for a slow boss.
     pub fn flush_live(&mut self, at: TaskRef, now: Instant, force: bool) {
         match self.live_due(now) {
             Some(wait) if force || wait.is_zero() => {}
@@ -245,7 +251,8 @@ fn incomplete_utf8(bytes: &[u8]) -> usize {
 pub(crate) mod tests {
     use super::*;
 
-    /// A runner's end that has read a `Cancel` together with what came before it; and the other end.
+    /// A runner's end that has read a `Cancel` together with what came before it; and the other
+    /// end.
     pub(crate) fn with_a_cancel_in_its_buffer(at: TaskRef) -> (Link, File) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut theirs = File::from(OwnedFd::from(theirs));

@@ -1,4 +1,5 @@
-//! The stored output of one attempt: in memory while it is short, since then it travels in the result, else in a file.
+//! The stored output of one attempt: in memory while it is short, since then it travels in the
+//! result, else in a file.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -80,7 +81,8 @@ impl Log {
         Ok(LogEnd { bytes, text: None })
     }
 
-    /// Brings the file back if the build has removed or replaced it. What was written is still behind the descriptor.
+    /// Brings the file back if the build has removed or replaced it. What was written is still
+    /// behind the descriptor.
     fn restore(&mut self) -> io::Result<()> {
         let Some(mut old) = self.file.take() else { return Ok(()) };
         let meta = old.metadata()?;
@@ -99,7 +101,8 @@ impl Log {
     }
 }
 
-/// Looks for `warning:`, in any case, in a stream that comes in pieces. This is what makes a good task a `warning`.
+/// Looks for `warning:`, in any case, in a stream that comes in pieces. This is what makes a good
+/// task a `warning`.
 #[derive(Debug, Default)]
 pub struct WarningScan {
     found: bool,

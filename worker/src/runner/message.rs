@@ -1,7 +1,8 @@
 //! What the worker proper and its runners say to each other over their socket.
 //!
-//! To a runner: JSON lines. From a runner: lines too, but a result already is the line for the boss, with the two words
-//! in front that the worker proper needs. So nothing is parsed twice on the way of a task.
+//! To a runner: JSON lines. From a runner: lines too, but a result already is the line for the
+//! boss, with the two words in front that the worker proper needs. So nothing is parsed twice on
+//! the way of a task.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToRunner {
-    /// Everything about a target that does not change from task to task. Comes before the first job that names it.
+    /// Everything about a target that does not change from task to task. Comes before the first job
+    /// that names it.
     Define {
         /// The number by which jobs name it.
         number: u32,
@@ -70,7 +72,8 @@ pub struct Job {
     pub src: PathBuf,
     /// `$CREWBOSS_OUT`.
     pub out: PathBuf,
-    /// A link that is to lead to `dir`: `$HOME` and `$TMPDIR` are named by it, since sockets need short paths.
+    /// A link that is to lead to `dir`: `$HOME` and `$TMPDIR` are named by it, since sockets need
+    /// short paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<PathBuf>,
     /// Where the stages start.
@@ -133,7 +136,8 @@ pub struct ArtifactLine {
     pub file: PathBuf,
 }
 
-/// A line from a runner, as far as the worker proper looks at it. `line` is a whole line for the boss.
+/// A line from a runner, as far as the worker proper looks at it. `line` is a whole line for the
+/// boss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FromRunner<'a> {
     /// For the live view: may be dropped when the boss is slow.

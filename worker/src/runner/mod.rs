@@ -1,8 +1,8 @@
 //! A runner: one process per slot that runs attempts, one after the other.
 //!
-//! It has one thread and is a sub-reaper, so its process tree is the task's: whatever a task starts, and however it hides,
-//! is a descendant of the runner and of nothing else. When the worker proper is gone (the socket closes) the runner ends
-//! its task and itself.
+//! It has one thread and is a sub-reaper, so its process tree is the task's: whatever a task
+//! starts, and however it hides, is a descendant of the runner and of nothing else. When the worker
+//! proper is gone (the socket closes) the runner ends its task and itself.
 
 pub mod artifacts;
 pub mod job;
@@ -53,7 +53,8 @@ fn serve(mut link: Link) {
                 specs.insert(number, *spec);
             }
             ToRunner::Run(job) => {
-                // The worker proper defines before it orders; anything else means that one of us is broken.
+                // The worker proper defines before it orders; anything else means that one of us is
+                // broken.
                 let Some(spec) = specs.get(&job.target) else { return };
                 if let Some(session) = job.dir.parent() {
                     let machine = job.machine.as_ref().map(|machine| machine.machines.name.clone());

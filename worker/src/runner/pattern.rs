@@ -1,7 +1,9 @@
-//! The patterns by which a target names files: what they mean, and which of them can never mean anything.
+//! The patterns by which a target names files: what they mean, and which of them can never mean
+//! anything.
 //!
-//! A pattern is read once into the names of a path, one after the other. So looking for files on a disk and choosing among
-//! the names of an archive mean the same by it, and only directories that can hold a match are ever opened.
+//! A pattern is read once into the names of a path, one after the other. So looking for files on a
+//! disk and choosing among the names of an archive mean the same by it, and only directories that
+//! can hold a match are ever opened.
 
 use crewboss_protocol::limits::{PATH_BYTES_MAX, PATH_PART_BYTES_MAX, PATH_PARTS_MAX};
 use globset::{GlobBuilder, GlobMatcher};
@@ -36,7 +38,8 @@ pub struct Pattern {
     alternatives: Vec<Vec<Part>>,
 }
 
-/// How far into a pattern the names of a path have led: which alternative, and which part of it is next.
+/// How far into a pattern the names of a path have led: which alternative, and which part of it is
+/// next.
 type At = (usize, usize);
 
 /// All places in a pattern to which the names of a path have led.
@@ -50,8 +53,9 @@ pub struct Step {
     pub matches: bool,
     /// Where it leads if it is a directory.
     pub directory: Places,
-    /// Where it leads if it is a link to a directory: on only where a part of the pattern is meant for its name. What `**`
-    /// stands for are directories, as in a shell, or links in circles would never end.
+    /// Where it leads if it is a link to a directory: on only where a part of the pattern is meant
+    /// for its name. What `**` stands for are directories, as in a shell, or links in circles would
+    /// never end.
     pub link: Places,
 }
 
@@ -273,7 +277,8 @@ fn braces(text: &str) -> Option<(&str, Vec<&str>, &str)> {
             _ if class => {}
             '[' => {
                 class = true;
-                // The first character of a class may be the bracket that would end it, also behind a negation.
+                // The first character of a class may be the bracket that would end it, also behind
+                // a negation.
                 characters.next_if(|(_, next)| matches!(next, '!' | '^'));
                 characters.next_if(|(_, next)| *next == ']');
             }

@@ -1,4 +1,5 @@
-//! One program and everything that comes from it: started, listened to, ended, and proven to be gone.
+//! One program and everything that comes from it: started, listened to, ended, and proven to be
+//! gone.
 
 use std::ffi::OsStr;
 use std::io;
@@ -86,8 +87,9 @@ struct Run<'a> {
     link: &'a mut Link,
 }
 
-/// A command for [`run`]. This process has begun anew itself, as what [`crewboss_ground::program`] starts or by
-/// [`crewboss_ground::begin_anew`]: so there is nothing left to prepare between fork and exec, and the fast way of starting can be taken.
+/// A command for [`run`]. This process has begun anew itself, as what [`crewboss_ground::program`]
+/// starts, or by [`crewboss_ground::begin_anew`]. So nothing is left to prepare between fork and
+/// exec, and the fast way of starting can be taken.
 pub(crate) fn program(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0);
@@ -295,8 +297,8 @@ impl Run<'_> {
         false
     }
 
-    /// Takes what is still in the pipes. All processes are gone, so nobody writes any more; who got hold of the pipe by
-    /// being handed it from elsewhere is not waited for.
+    /// Takes what is still in the pipes. All processes are gone, so nobody writes any more; who got
+    /// hold of the pipe by being handed it from elsewhere is not waited for.
     fn drain(&mut self, buffer: &mut [u8], sink: &mut Sink<'_>) -> io::Result<()> {
         for index in 0..2 {
             while let Some(pipe) = &self.pipes[index] {

@@ -1,5 +1,5 @@
-//! Uploads: what a task leaves below `$CREWBOSS_OUT/upload/<type>/<instance>/` becomes one archive per instance, with its
-//! SHA-256 beside it, and is brought back like artifacts.
+//! Uploads: what a task leaves below `$CREWBOSS_OUT/upload/<type>/<instance>/` becomes one archive
+//! per instance, with its SHA-256 beside it, and is brought back like artifacts.
 //!
 //! The same files give the same archive: entries are sorted, and times and owners are left out.
 
@@ -36,10 +36,12 @@ pub fn are_in(out: &Path) -> bool {
     out.join("upload").symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }
 
-/// Makes the archives of a task below `dir` and adds them to what was found. That there are none is the ordinary case.
+/// Makes the archives of a task below `dir` and adds them to what was found. That there are none is
+/// the ordinary case.
 ///
 /// # Errors
-/// If the host has no room, or its disk fails. All else is what the task did wrong, and among the problems of `found`.
+/// If the host has no room, or its disk fails. All else is what the task did wrong, and among the
+/// problems of `found`.
 pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
     if !are_in(out) {
         return Ok(());
@@ -52,7 +54,8 @@ pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
         }
         instances => instances?,
     };
-    // Said before anything is written: these are as many commands at the boss, and there it would be too late.
+    // Said before anything is written: these are as many commands at the boss, and there it would
+    // be too late.
     if instances.len() > UPLOADS_MAX {
         found.problem(format!("there are more than {UPLOADS_MAX} uploads"));
         return Ok(());
@@ -66,7 +69,8 @@ pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
     for instance in instances {
         match add_one(&instance, dir, found) {
             Ok(()) => {}
-            // A name too long, a right that the task took away from itself: trying again elsewhere would not help.
+            // A name too long, a right that the task took away from itself: trying again elsewhere
+            // would not help.
             Err(error) if !is_of_host(&error) => {
                 found.problem(format!("the upload {} cannot be archived: {error}", instance.name));
             }
@@ -76,7 +80,8 @@ pub fn add(out: &Path, dir: &Path, found: &mut Found) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts files below `out` where [`add`] looks for them, by hard links. Fails with the name that cannot be there.
+/// Puts files below `out` where [`add`] looks for them, by hard links. Fails with the name that
+/// cannot be there.
 ///
 /// # Errors
 /// See [`is_of_host`].
@@ -136,7 +141,8 @@ fn sorted(directory: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Says what cannot be read, if that is the task's doing: of an error of the host only the number counts.
+/// Says what cannot be read, if that is the task's doing: of an error of the host only the number
+/// counts.
 fn at(shown: &Path) -> impl Fn(io::Error) -> io::Error {
     move |error| match is_of_host(&error) {
         true => error,
@@ -161,7 +167,8 @@ fn directory(parent: &Path, entry: &OsString, found: &mut Found) -> Option<Name>
     }
 }
 
-/// Writes the archive of one instance and returns its SHA-256, or `None` if something in it cannot be archived.
+/// Writes the archive of one instance and returns its SHA-256, or `None` if something in it cannot
+/// be archived.
 fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Result<Option<String>> {
     let mut tar = Tar::new(Open::create().path(file)?);
     let mut entries = 0;
@@ -196,8 +203,9 @@ fn archive(root: &Path, name: &Name, file: &Path, found: &mut Found) -> io::Resu
     tar.finish().map(Some)
 }
 
-/// Whether a link in an archive leads to a place in the same archive. A `..` behind a name is refused, since that name may
-/// be a link, too: then it does not lead back to where the name stands.
+/// Whether a link in an archive leads to a place in the same archive. A `..` behind a name is
+/// refused, since that name may be a link, too: then it does not lead back to where the name
+/// stands.
 fn stays_below(link: &Path, target: &Path) -> bool {
     let depth = link.components().count().saturating_sub(1);
     let mut parts = target.components().filter(|part| *part != Component::CurDir).peekable();
@@ -264,7 +272,8 @@ impl Tar {
 
     fn entry(&mut self, kind: u8, name: &[u8], link: &[u8], mode: u64, size: u64) -> io::Result<()> {
         for (kind, text) in [(b'L', name), (b'K', link)] {
-            // A name that does not fit comes before its entry, as the content of an entry of its own.
+            // A name that does not fit comes before its entry, as the content of an entry of its
+            // own.
             if text.len() > 100 {
                 let size = text.len() as u64 + 1;
                 self.write(&header(kind, b"././@LongLink", &[], 0, size))?;
@@ -414,7 +423,8 @@ mod tests {
     fn what_a_task_makes_impossible_is_not_the_failure_of_the_host() {
         let base = tempfile::tempdir().unwrap();
         put(base.path(), "kind/one/x", "");
-        // More than a path can have, as a build can make it by changing into one directory after the other.
+        // More than a path can have, as a build can make it by changing into one directory after
+        // the other.
         let mut at = File::open(base.path().join("out/upload/kind/one")).unwrap();
         for _ in 0..20 {
             let name = "x".repeat(250);

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use super::artifacts::{BYTES_MAX, Found, Wanted, is_of_host};
 use super::pattern::{Pattern, Places};
 
-/// Links to directories that are followed for one pattern. In a tree that is full of links to itself a pattern with some `*`
-/// would never be done.
+/// Links to directories that are followed for one pattern. In a tree that is full of links to
+/// itself a pattern with some `*` would never be done.
 const LINKS_MAX: usize = 10_000;
 
 /// Directories that wait to be looked into. A task may have made any number of them.
@@ -25,9 +25,10 @@ const OPEN_MAX: usize = 1_000_000;
 /// Entries of a directory that are in memory together.
 const ENTRIES_AT_ONCE: usize = 1 << 16;
 
-/// Takes up all files below `root`, which must be a canonical path, that match. Links are followed as far as they stay
-/// below it: those that a part of the pattern names to where they lead, be it a directory; those that `**` meets only if they lead
-/// to a file. Returns whether the pattern has been answered, if only by a problem.
+/// Takes up all files below `root`, which must be a canonical path, that match. Links are followed
+/// as far as they stay below it: those that a part of the pattern names to where they lead, be it a
+/// directory; those that `**` meets only if they lead to a file. Returns whether the pattern has
+/// been answered, if only by a problem.
 ///
 /// # Errors
 /// If the host fails.
@@ -188,7 +189,8 @@ impl Walk<'_> {
         self.found.problem(problem);
     }
 
-    /// What is not there has no match. What is there and cannot be read must not be passed over: something could be missing.
+    /// What is not there has no match. What is there and cannot be read must not be passed over:
+    /// something could be missing.
     fn failed(&mut self, path: &Path, error: io::Error) -> io::Result<()> {
         let is_missing = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
         if Errno::from_io_error(&error).is_some_and(|errno| is_missing.contains(&errno)) {

@@ -38,7 +38,8 @@ impl Note {
     }
 }
 
-/// When the last change of a tree was made: being renamed into place, which counts as a change of its top.
+/// When the last change of a tree was made: being renamed into place, which counts as a change of
+/// its top.
 pub(super) fn time_of(tree: &Path) -> io::Result<Time> {
     Ok(time(&statat(CWD, tree, AtFlags::SYMLINK_NOFOLLOW)?))
 }
@@ -46,8 +47,9 @@ pub(super) fn time_of(tree: &Path) -> io::Result<Time> {
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Whether nothing in a tree has a change time after this. The kernel sets it at every change of content, name or mode;
-/// only a change within a tick of its clock, some milliseconds, could go unseen.
+/// Whether nothing in a tree has a change time after this. The kernel sets it at every change of
+/// content, name or mode; only a change within a tick of its clock, some milliseconds, could go
+/// unseen.
 pub(super) fn is_unchanged_since(tree: &Path, time: Time) -> io::Result<bool> {
     let top = openat(CWD, tree, DIRECTORY, Mode::empty())?;
     Ok(is_older(&fstat(&top)?, time) && is_older_below(&top, time)?)

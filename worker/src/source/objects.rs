@@ -132,7 +132,8 @@ pub fn read<'a>(database: &'a Odb<'_>, id: Oid, kind: ObjectType) -> Result<OdbO
     Ok(object)
 }
 
-/// A file that is read piece by piece. `None` if it is not long, or in a pack, which libgit2 can only read whole.
+/// A file that is read piece by piece. `None` if it is not long, or in a pack, which libgit2 can
+/// only read whole.
 pub fn long_file<'a>(database: &'a Odb<'_>, id: Oid) -> Option<OdbReader<'a>> {
     let (reader, bytes, kind) = database.reader(id).ok()?;
     (kind == ObjectType::Blob && bytes as u64 >= LONG_FILE_BYTES).then_some(reader)
@@ -144,7 +145,8 @@ pub fn read_tree(database: &Odb<'_>, id: Oid) -> Result<Entries, SourceError> {
     parse_tree(object.data()).map_err(|why| SourceError::Content { id: id.to_string(), why })
 }
 
-/// Parses the content of a tree object: mode, space, name, NUL, twenty bytes of id; again and again.
+/// Parses the content of a tree object: mode, space, name, NUL, twenty bytes of id; again and
+/// again.
 fn parse_tree(mut data: &[u8]) -> Result<Entries, String> {
     let mut entries = Entries::new();
     while !data.is_empty() {

@@ -1,7 +1,7 @@
 //! Writing a tree into a directory, or turning one tree into another there.
 //!
-//! Every step goes through open directories and follows no symbolic link, since the directory may be one in which a
-//! build has been.
+//! Every step goes through open directories and follows no symbolic link, since the directory may
+//! be one in which a build has been.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -31,8 +31,8 @@ pub(super) struct Update<'a> {
 }
 
 impl Update<'_> {
-    /// Turns what `old` left in `directory` into `new`. Files that are the same in both are not touched, nor is what
-    /// neither names.
+    /// Turns what `old` left in `directory` into `new`. Files that are the same in both are not
+    /// touched, nor is what neither names.
     pub(super) fn apply(&self, directory: &OwnedFd, old: Option<Oid>, new: Oid) -> Result<(), SourceError> {
         self.tree(directory.as_fd(), old, Some(new), 0)
     }

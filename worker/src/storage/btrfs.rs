@@ -48,18 +48,20 @@ pub fn create_subvolume(path: &Path) -> io::Result<()> {
 
 /// Makes `destination` a snapshot of the subvolume `source`.
 ///
-/// Waits for a transaction commit. Several callers share one commit only if their destinations lie in different
-/// directories: the kernel holds the lock of the parent directory for the whole time.
+/// Waits for a transaction commit. Several callers share one commit only if their destinations lie
+/// in different directories: the kernel holds the lock of the parent directory for the whole time.
 pub fn snapshot(source: &Path, destination: &Path, read_only: bool) -> io::Result<()> {
     let source = open_directory(source)?;
     let (parent, name) = split(destination)?;
-    // SAFETY: the structure is made of integers and arrays of integers, for which all zeros are valid.
+    // SAFETY: the structure is made of integers and arrays of integers, for which all zeros are
+    // valid.
     let mut arguments: btrfs_ioctl_vol_args_v2 = unsafe { std::mem::zeroed() };
     arguments.fd = source.as_raw_fd().into();
     arguments.flags = if read_only { READ_ONLY } else { 0 };
     // SAFETY: all fields of the union are plain bytes.
     fill_name(unsafe { &mut arguments.__bindgen_anon_2.name }, name)?;
-    // SAFETY: the opcode reads exactly this structure; `source` stays open until the call has returned.
+    // SAFETY: the opcode reads exactly this structure; `source` stays open until the call has
+    // returned.
     let result = unsafe {
         ioctl(
             &parent,
@@ -69,7 +71,8 @@ pub fn snapshot(source: &Path, destination: &Path, read_only: bool) -> io::Resul
     Ok(result?)
 }
 
-/// Makes a subvolume read-only or writable. The kernel then refuses every change in it, root's included.
+/// Makes a subvolume read-only or writable. The kernel then refuses every change in it, root's
+/// included.
 pub fn set_read_only(path: &Path, read_only: bool) -> io::Result<()> {
     let subvolume = open_directory(path)?;
     set_read_only_at(subvolume.as_fd(), read_only)
@@ -81,14 +84,15 @@ pub(super) fn set_read_only_at(subvolume: BorrowedFd<'_>, read_only: bool) -> io
     Ok(unsafe { ioctl(subvolume, Setter::<{ opcode::BTRFS_IOC_SUBVOL_SETFLAGS }, u64>::new(flags)) }?)
 }
 
-/// Whether a subvolume is read-only, and the number of the transaction that last changed anything in it. A change counts
-/// at once, not only when it reaches the disk.
+/// Whether a subvolume is read-only, and the number of the transaction that last changed anything
+/// in it. A change counts at once, not only when it reaches the disk.
 pub fn last_change(path: &Path) -> io::Result<(bool, u64)> {
     let info = info(path)?;
     Ok((info.flags & ROOT_READ_ONLY != 0, info.ctransid))
 }
 
-/// When a subvolume was made; for a snapshot that is when the snapshot was, whatever the times in it say.
+/// When a subvolume was made; for a snapshot that is when the snapshot was, whatever the times in
+/// it say.
 pub fn created(path: &Path) -> io::Result<SystemTime> {
     let time = info(path)?.otime;
     let since = Duration::new(time.sec, time.nsec.min(999_999_999));
@@ -139,7 +143,8 @@ fn split(path: &Path) -> io::Result<(File, &OsStr)> {
 }
 
 fn volume_arguments(fd: i64, name: &OsStr) -> io::Result<btrfs_ioctl_vol_args> {
-    // SAFETY: the structure is made of integers and an array of integers, for which all zeros are valid.
+    // SAFETY: the structure is made of integers and an array of integers, for which all zeros are
+    // valid.
     let mut arguments: btrfs_ioctl_vol_args = unsafe { std::mem::zeroed() };
     arguments.fd = fd;
     fill_name(&mut arguments.name, name)?;

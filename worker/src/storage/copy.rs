@@ -14,7 +14,8 @@ use rustix::fs::{
 
 use rustix::io::Errno;
 
-/// Directories inside directories that are followed. Each holds two open files; Linux allows 1024 by default.
+/// Directories inside directories that are followed. Each holds two open files; Linux allows 1024
+/// by default.
 const DEPTH_MAX: usize = 400;
 
 /// How a tree is copied.
@@ -26,8 +27,9 @@ pub struct CopyOptions {
     pub add_write: bool,
 }
 
-/// Copies the directory `source` to `destination`, which must not exist, with modes, symbolic links and times of
-/// modification. Files with several names become several files; sockets and devices are left out.
+/// Copies the directory `source` to `destination`, which must not exist, with modes, symbolic links
+/// and times of modification. Files with several names become several files; sockets and devices
+/// are left out.
 ///
 /// # Errors
 /// Whatever the file system says; the destination is then there in part.
@@ -131,8 +133,8 @@ pub(super) fn copy_data(mut source: &File, mut target: &File) -> io::Result<()> 
     Ok(())
 }
 
-/// Where a file has data next, from `at` on and before `end`; the file is to be read from there then. `None` if all the rest
-/// is a hole.
+/// Where a file has data next, from `at` on and before `end`; the file is to be read from there
+/// then. `None` if all the rest is a hole.
 ///
 /// # Errors
 /// Whatever the file system says.

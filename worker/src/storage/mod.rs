@@ -1,6 +1,7 @@
 //! Copying and removing directory trees, the fastest way that the file system allows.
 //!
-//! [`Way`] is found out by trying, in this order: a btrfs snapshot, files that share their data (reflink), a plain copy.
+//! [`Way`] is found out by trying, in this order: a btrfs snapshot, files that share their data
+//! (reflink), a plain copy.
 
 pub mod btrfs;
 pub mod copy;
@@ -43,8 +44,8 @@ impl Way {
         Ok(way)
     }
 
-    /// Copies `source` to `destination`, which must not exist. `source` is a tree made by this way: with snapshots,
-    /// a subvolume. A copy in part is removed.
+    /// Copies `source` to `destination`, which must not exist. `source` is a tree made by this way:
+    /// with snapshots, a subvolume. A copy in part is removed.
     pub fn copy(self, source: &Path, destination: &Path, add_write: bool) -> io::Result<()> {
         let reflink = match self {
             Self::Snapshot if btrfs::is_subvolume(source)? => {
@@ -54,7 +55,8 @@ impl Way {
             Self::Plain => false,
         };
         copy_tree(source, destination, CopyOptions { reflink, add_write }).inspect_err(|_| {
-            // The first error is the one to report; what cannot be removed now is swept with the session.
+            // The first error is the one to report; what cannot be removed now is swept with the
+            // session.
             drop(remove_tree(destination));
         })
     }
@@ -68,7 +70,8 @@ impl Way {
     }
 }
 
-/// Copies one file to `to`, which must not exist: data is shared where the file system can, and holes stay holes.
+/// Copies one file to `to`, which must not exist: data is shared where the file system can, and
+/// holes stay holes.
 ///
 /// # Errors
 /// Whatever the file system says; a copy in part is removed.

@@ -15,21 +15,22 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use super::btrfs;
 
-/// Directories are followed this deep; what lies deeper is moved up first. A build can nest directories without limit,
-/// but open files and stack have one.
+/// Directories are followed this deep; what lies deeper is moved up first. A build can nest
+/// directories without limit, but open files and stack have one.
 const DEPTH_MAX: usize = 100;
 
 /// How often a directory is read again because it was not empty after all its entries were removed.
 const ROUNDS_MAX: usize = 8;
 
-/// Removes a file, or a directory with everything in it: read-only and immutable files and directories, nested btrfs
-/// subvolumes (emptied if the kernel does not let us destroy them), mounts. Symbolic links are removed, never followed. A
-/// mount is taken away where we may do that, and never entered. That the path does not exist is fine, and so is that
-/// others remove the same at the same time. What can be removed is removed, whatever else cannot.
+/// Removes a file, or a directory with everything in it: read-only and immutable files and
+/// directories, nested btrfs subvolumes (emptied if the kernel does not let us destroy them),
+/// mounts. Symbolic links are removed, never followed. A mount is taken away where we may do that,
+/// and never entered. That the path does not exist is fine, and so is that others remove the same
+/// at the same time. What can be removed is removed, whatever else cannot.
 ///
 /// # Errors
-/// The first of what could not be removed, with its path: `EBUSY` if it is a mount point, else whatever the file system
-/// says.
+/// The first of what could not be removed, with its path: `EBUSY` if it is a mount point, else
+/// whatever the file system says.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -72,7 +73,8 @@ const DIRECTORY: OFlags =
 
 #[derive(Default)]
 struct Removal {
-    /// The directory that all is removed from, once it is open: too deep directories are moved here.
+    /// The directory that all is removed from, once it is open: too deep directories are moved
+    /// here.
     top: Option<OwnedFd>,
     moved: u32,
     /// Names from the top to where we are.
@@ -94,7 +96,8 @@ impl Removal {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOTDIR) => unlink(parent, name, AtFlags::empty()).map_err(Into::into),
             Err(Errno::BUSY) => Err(Errno::BUSY.into()),
-            // Whatever is not found is the directory itself: for what is in it this was called as well.
+            // Whatever is not found is the directory itself: for what is in it this was called as
+            // well.
             Err(_) => self.directory(parent, name, depth),
         };
         self.note(unless_gone(removed));
@@ -126,8 +129,8 @@ impl Removal {
         if refuse_mount(&directory)? && btrfs::is_btrfs(directory.as_fd())? {
             match btrfs::destroy_at(parent, name.to_bytes()) {
                 Ok(()) => return Ok(()),
-                // Not allowed to destroy it: then it is emptied, for which it has to be writable. A subvolume with
-                // others inside is refused as not empty.
+                // Not allowed to destroy it: then it is emptied, for which it has to be writable. A
+                // subvolume with others inside is refused as not empty.
                 Err(_) => btrfs::set_read_only_at(directory.as_fd(), false)?,
             }
         }
@@ -173,8 +176,8 @@ impl Removal {
     }
 }
 
-/// Removes a name. What a build that is root may have put in the way is put aside first: a mount, an attribute that lets
-/// nobody change a file or its directory.
+/// Removes a name. What a build that is root may have put in the way is put aside first: a mount,
+/// an attribute that lets nobody change a file or its directory.
 fn unlink(parent: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> rustix::io::Result<()> {
     let removed = unlinkat(parent, name, flags);
     let again = match removed {

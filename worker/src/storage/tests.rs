@@ -117,7 +117,8 @@ fn an_ordinary_user_removes_subvolumes_by_emptying_them() {
     // A process of its own: credentials belong to a whole process.
     let exe = std::env::current_exe().unwrap();
     let copy = mount.path().join("tests");
-    // Not by this process: one that another test is just starting would keep the copy open for writing, and so busy.
+    // Not by this process: one that another test is just starting would keep the copy open for
+    // writing, and so busy.
     run(Command::new("cp").arg(exe).arg(&copy));
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&copy);

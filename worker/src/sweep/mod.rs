@@ -1,7 +1,7 @@
 //! Cleaning a host: what dead sessions left, and, when asked for, sessions that live.
 //!
-//! Everything is found by its recorded owner: the session's directory, its control group, the processes that carry
-//! its id in their environment. Nothing is found by the name of a program.
+//! Everything is found by its recorded owner: the session's directory, its control group, the
+//! processes that carry its id in their environment. Nothing is found by the name of a program.
 
 mod purge;
 
@@ -31,10 +31,12 @@ use crewboss_ground::{Directory, Held, Open, is_younger};
 
 pub use crate::family::MARK;
 
-/// How long a worker that was asked to end may take before it is killed. Its own limit for stopping is below this.
+/// How long a worker that was asked to end may take before it is killed. Its own limit for stopping
+/// is below this.
 pub(crate) const END_WITHIN: Duration = Duration::from_secs(6);
 
-/// A session without a readable owner record is swept only when it is older than this: it may be about to write it.
+/// A session without a readable owner record is swept only when it is older than this: it may be
+/// about to write it.
 const YOUNG: Duration = Duration::from_secs(60);
 
 /// The root directory of every btrfs subvolume has this inode number.
@@ -52,8 +54,9 @@ pub struct Thoroughly {
     pub purge: bool,
 }
 
-/// `crewboss clean`: sweeps the host and prints a [`CleanReport`] as one line. Returns 1 if something could not be done.
-/// `machines` is the host's machine directory from the crew file, if that names one.
+/// `crewboss clean`: sweeps the host and prints a [`CleanReport`] as one line. Returns 1 if
+/// something could not be done. `machines` is the host's machine directory from the crew file, if
+/// that names one.
 pub fn clean_main(how: Thoroughly, work: Option<PathBuf>, machines: Option<&str>) -> ExitCode {
     let resolved = Layout::resolve(work).and_then(|layout| {
         let machines = Machines::resolve(&layout, machines)?;
@@ -78,9 +81,9 @@ pub fn clean_main(how: Thoroughly, work: Option<PathBuf>, machines: Option<&str>
     if report.errors.is_empty() && written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Removes what dead sessions left and ends those whose boss is gone; with `force` ends all that this user may end.
-/// Guests that are held for a person are ended as well, except those of living sessions and, without `force`, those that
-/// somebody is in.
+/// Removes what dead sessions left and ends those whose boss is gone; with `force` ends all that
+/// this user may end. Guests that are held for a person are ended as well, except those of living
+/// sessions and, without `force`, those that somebody is in.
 pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
@@ -96,9 +99,9 @@ pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     report
 }
 
-/// Removes what dead sessions left, and ends those that nobody can want any more: those that stand still while their boss is
-/// gone, and those that `new`, another of the same boss, takes the place of. Touches nothing else that lives, nor what is held:
-/// for the start of a worker.
+/// Removes what dead sessions left, and ends those that nobody can want any more: those that stand
+/// still while their boss is gone, and those that `new`, another of the same boss, takes the place
+/// of. Touches nothing else that lives, nor what is held: for the start of a worker.
 pub fn sweep_dead(layout: &Layout, machines: &Machines, new: &Hello) -> CleanReport {
     let mut report = CleanReport::default();
     for session in sessions(layout) {
@@ -115,8 +118,8 @@ pub fn sweep_dead(layout: &Layout, machines: &Machines, new: &Hello) -> CleanRep
     report
 }
 
-/// Ends the sessions of others that stand still while their boss is gone: what they hold is in the way. Returns what could not
-/// be done.
+/// Ends the sessions of others that stand still while their boss is gone: what they hold is in the
+/// way. Returns what could not be done.
 pub fn end_abandoned(layout: &Layout, own: &SessionId) -> Vec<String> {
     let (mut report, mut unread) = (CleanReport::default(), CleanReport::default());
     for session in sessions(layout).into_iter().filter(|session| session != own) {
@@ -130,7 +133,8 @@ pub fn end_abandoned(layout: &Layout, own: &SessionId) -> Vec<String> {
     report.errors
 }
 
-/// A worker ends itself when its boss is gone, and its guardian ends it if it cannot. Those that somebody has stopped do not.
+/// A worker ends itself when its boss is gone, and its guardian ends it if it cannot. Those that
+/// somebody has stopped do not.
 fn is_abandoned(layout: &Layout, owner: &Owner) -> bool {
     let nobody_serves = || owner.is_given_up(layout, SystemTime::now()) || !owner.worker.is_alive();
     stands_still(&owner.living()) && nobody_serves()
@@ -146,7 +150,8 @@ enum Found {
     Living(Owner),
     /// None lives, or there is no record that makes sense.
     Dead(Option<Owner>),
-    /// It cannot be told. That is complained of, and the session is left alone: it may be another's, and live.
+    /// It cannot be told. That is complained of, and the session is left alone: it may be
+    /// another's, and live.
     Unknown,
 }
 
@@ -198,8 +203,9 @@ fn may_signal(processes: Vec<&ProcessId>) -> bool {
     })
 }
 
-/// Asks a live worker to end; kills it, and all that it has started, when it does not. One that was stopped is not asked: it
-/// hears nothing, and whoever has stopped it, such as a build, would do so again.
+/// Asks a live worker to end; kills it, and all that it has started, when it does not. One that was
+/// stopped is not asked: it hears nothing, and whoever has stopped it, such as a build, would do so
+/// again.
 fn end(owner: &Owner, report: &mut CleanReport) {
     if !stands_still(&owner.living()) {
         // Whoever of the two gets the signal stops the other as well.
@@ -328,7 +334,8 @@ fn count_subvolumes(directory: &Path) -> u32 {
     u32::try_from(found).unwrap_or(u32::MAX)
 }
 
-/// Kills every process that says that it belongs to the session, again and again, since they may fork.
+/// Kills every process that says that it belongs to the session, again and again, since they may
+/// fork.
 pub(crate) fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool {
     let mut killed = std::collections::BTreeSet::new();
     let gone = wait_until(KILL_WITHIN, || {
@@ -429,8 +436,8 @@ mod tests {
 
     #[test]
     fn a_starting_worker_ends_who_stands_still_without_a_boss_and_whose_place_it_takes() {
-        // How long its boss is silent, whether it stands still, whether its worker proper is dead, whether the new one is of
-        // the same boss.
+        // How long its boss is silent, whether it stands still, whether its worker proper is dead,
+        // whether the new one is of the same boss.
         for (silent, stopped, dead, same, ends) in [
             (30, true, false, false, true),
             (60, false, false, false, false),

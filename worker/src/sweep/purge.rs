@@ -14,8 +14,9 @@ use crate::storage::remove_tree;
 /// So many names of what stays are told.
 const KEPT_MAX: usize = 20;
 
-/// Removes everything of ours below the work directory, and that directory if nothing else is in it. Machines stay, since
-/// somebody made them. Nothing is removed as long as a worker lives or a guest is kept.
+/// Removes everything of ours below the work directory, and that directory if nothing else is in
+/// it. Machines stay, since somebody made them. Nothing is removed as long as a worker lives or a
+/// guest is kept.
 pub fn purge(layout: &Layout, report: &mut CleanReport) {
     let work = layout.work().display();
     if !report.left.is_empty() || !report.held_left.is_empty() {

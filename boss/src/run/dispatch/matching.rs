@@ -90,7 +90,8 @@ pub fn requirements(plan: &Plan, scheduler: &mut Scheduler) -> Vec<RequirementId
         .collect()
 }
 
-/// How long an attempt can run at most, if its worker ends what it has to end: its stages, then what is collected.
+/// How long an attempt can run at most, if its worker ends what it has to end: its stages, then
+/// what is collected.
 fn limit_ms(target: &TargetPlan, standstill: Duration) -> u64 {
     let after = standstill + ATTEMPT_GRACE;
     let before = match target.target.environment {

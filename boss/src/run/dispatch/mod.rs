@@ -1,4 +1,5 @@
-//! The run loop's state: turns news from hosts and store into inputs of the scheduler, and its actions into orders.
+//! The run loop's state: turns news from hosts and store into inputs of the scheduler, and its
+//! actions into orders.
 //!
 //! No waiting happens here. [`super::drive`] feeds it and asks when it is over.
 
@@ -31,7 +32,8 @@ use crate::store::{AttemptStory, JournalError, OutDir, Recorded, StoreReply, Wri
 pub use host::HostState;
 pub use matching::{entry, offer, requirements};
 
-/// Results that may wait for the disk. A disk that is slower than the hosts slows them down; it must not fill the memory.
+/// Results that may wait for the disk. A disk that is slower than the hosts slows them down; it
+/// must not fill the memory.
 const STORING_MAX: usize = 1024;
 
 /// A result that is with the store.
@@ -142,7 +144,8 @@ impl Dispatcher {
         }
     }
 
-    /// Takes the tasks: those that are done are announced, candidates wait for hosts, the rest is handed out.
+    /// Takes the tasks: those that are done are announced, candidates wait for hosts, the rest is
+    /// handed out.
     pub fn add(&mut self, division: Division) {
         for (task, record) in division.done {
             self.announce(skipped(&self.plan, task, &record));
@@ -466,7 +469,8 @@ impl Dispatcher {
         self.sources(host, |under_way| under_way.saturating_sub(1));
     }
 
-    /// Lets the scheduler know how many trees are on their way. It may be in the middle of an input.
+    /// Lets the scheduler know how many trees are on their way. It may be in the middle of an
+    /// input.
     fn sources(&mut self, host: HostIndex, change: impl FnOnce(u32) -> u32) {
         let state = &mut self.hosts[host.0 as usize];
         state.sources_under_way = change(state.sources_under_way);

@@ -23,7 +23,8 @@ impl Dispatcher {
         }
     }
 
-    /// An attempt has ended. If the scheduler wants its result, [`Self::accept`] follows; else it is thrown away.
+    /// An attempt has ended. If the scheduler wants its result, [`Self::accept`] follows; else it
+    /// is thrown away.
     pub(super) fn done(&mut self, host: HostIndex, mut done: Box<Done>) {
         let at = done.at;
         if let Some(seen) = self.seen.remove(&at) {
@@ -40,7 +41,8 @@ impl Dispatcher {
         }
     }
 
-    /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us for too long.
+    /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us
+    /// for too long.
     fn cancelled(&self, host: HostIndex, otherwise: String) -> Ended {
         let ending = self.hosts[host.0 as usize].ending.as_ref();
         match self.awake.explains() {
@@ -49,7 +51,8 @@ impl Dispatcher {
         }
     }
 
-    /// Nothing of this attempt is wanted. If the host says it a second time, the first result is still on its way.
+    /// Nothing of this attempt is wanted. If the host says it a second time, the first result is
+    /// still on its way.
     fn discard(&mut self, host: HostIndex, at: TaskRef) {
         if self.fetching.contains_key(&at) {
             return;
@@ -129,7 +132,8 @@ impl Dispatcher {
         }
     }
 
-    /// A failed upload is a failed task, so the result is not stored before its uploads are where they belong.
+    /// A failed upload is a failed task, so the result is not stored before its uploads are where
+    /// they belong.
     fn upload(&mut self, host: HostIndex, mut collected: Collected) {
         let at = collected.done.at;
         if let Some(stage) = stage_name() {
@@ -204,7 +208,8 @@ impl Dispatcher {
         let last = story_host.and_then(|host| Some((host, self.ended.remove(&at)?)));
         self.stories.insert(task, earlier);
         match last {
-            // What the last attempt has left says more than any message: its log, the console of its guest.
+            // What the last attempt has left says more than any message: its log, the console of
+            // its guest.
             Some((host, done)) => {
                 self.take(host, Box::new(Done { outcome: Outcome::Infrastructure, message, ..*done }));
             }

@@ -1,4 +1,5 @@
-//! One command that takes an upload: started with its output in a pipe, ended with all of its process group.
+//! One command that takes an upload: started with its output in a pipe, ended with all of its
+//! process group.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
@@ -17,7 +18,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 /// Output of one command that is kept.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
-/// How long the output of a command that has ended is waited for: something that it left running may hold the pipe.
+/// How long the output of a command that has ended is waited for: something that it left running
+/// may hold the pipe.
 const DRAIN_WITHIN: Duration = Duration::from_millis(500);
 
 /// What a shell says when a command is not there.
@@ -106,8 +108,8 @@ impl Group {
             Ok(status) => (status, true),
             Err(_) => {
                 self.kill(Signal::TERM);
-                // All of the group has this time, not only the command itself. That is waited for last: until then nobody
-                // else can have got the number of the group.
+                // All of the group has this time, not only the command itself. That is waited for
+                // last: until then nobody else can have got the number of the group.
                 sleep(KILL_GRACE).await;
                 self.kill(Signal::KILL);
                 (self.child.wait().await, false)

@@ -1,5 +1,5 @@
-//! Bootstraps that a person asked for: they wait for a slot as tasks do, but need neither source nor environment, and leave
-//! nothing that has to be collected.
+//! Bootstraps that a person asked for: they wait for a slot as tasks do, but need neither source
+//! nor environment, and leave nothing that has to be collected.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;

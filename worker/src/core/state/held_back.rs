@@ -1,8 +1,9 @@
 //! Failures that are not told at once.
 //!
-//! A host that is shut down in order sends SIGTERM to everything on it, the compilers of a task as well as us, and in any order:
-//! a `make` whose children were ended exits with 2, which looks like a result of the task and is none. So a failure is told only
-//! when this worker still lives a moment later. Nobody waits for that: the slot is free at once.
+//! A host that is shut down in order sends SIGTERM to everything on it, the compilers of a task as
+//! well as us, and in any order: a `make` whose children were ended exits with 2, which looks like
+//! a result of the task and is none. So a failure is told only when this worker still lives a
+//! moment later. Nobody waits for that: the slot is free at once.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,8 +1,9 @@
 //! By when each runner that has a job will be heard again.
 //!
-//! A runner keeps the time limits of its task itself, but one that stands still (a stage can stop its parent, the kernel can
-//! hang it) keeps none. So each job is a promise to be heard within some time. For a task on the host itself that is the
-//! task's own limit; whatever a runner does beyond that, it says.
+//! A runner keeps the time limits of its task itself, but one that stands still (a stage can stop
+//! its parent, the kernel can hang it) keeps none. So each job is a promise to be heard within some
+//! time. For a task on the host itself that is the task's own limit; whatever a runner does beyond
+//! that, it says.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use crewboss_protocol::{Environment, Outcome, Target};
 use super::STOP_WITHIN;
 use crate::process::KILL_WITHIN;
 
-/// What a runner may take longer than it has promised: to end its task, and for want of a processor.
+/// What a runner may take longer than it has promised: to end its task, and for want of a
+/// processor.
 pub const GRACE: Duration = KILL_GRACE.saturating_add(KILL_WITHIN).saturating_add(Duration::from_secs(3));
 
 #[derive(Debug)]
@@ -76,7 +78,8 @@ impl Promises {
         self.open.values().map(|promise| promise.due).min()
     }
 
-    /// Takes the runners that have not kept theirs, each with the outcome of its job and what to say of it.
+    /// Takes the runners that have not kept theirs, each with the outcome of its job and what to
+    /// say of it.
     pub(super) fn overdue(&mut self, now: Instant) -> Vec<(usize, Outcome, String)> {
         let late: Vec<usize> =
             self.open.iter().filter(|(_, promise)| promise.due <= now).map(|(runner, _)| *runner).collect();

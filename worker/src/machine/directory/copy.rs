@@ -1,4 +1,5 @@
-//! Bootstrapped copies of a machine: how they are read, used, put into place, and when they are made again.
+//! Bootstrapped copies of a machine: how they are read, used, put into place, and when they are
+//! made again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -80,7 +81,8 @@ pub enum Standing {
 /// What is kept of a console.
 const CONSOLE_BYTES_MAX: usize = 64 << 10;
 
-/// Why a copy could not be made, and of what it was to be made: with anything else it is tried again.
+/// Why a copy could not be made, and of what it was to be made: with anything else it is tried
+/// again.
 #[derive(Debug, Serialize, Deserialize)]
 struct Suspension {
     machine_id: String,
@@ -118,7 +120,8 @@ impl MachineDir {
         }
     }
 
-    /// Makes `to`, which must not exist, a snapshot of the copy for a toolchain. Nothing is left of it after an error.
+    /// Makes `to`, which must not exist, a snapshot of the copy for a toolchain. Nothing is left of
+    /// it after an error.
     ///
     /// # Errors
     /// If there is no copy, it makes no sense, or the snapshot cannot be made.
@@ -150,10 +153,11 @@ impl MachineDir {
         })
     }
 
-    /// Puts a finished copy into place: whoever looks sees the old one or the new one, whole. `staging` must be a subvolume
-    /// in this directory, and the caller must hold the bootstrap lock. The old copy is removed at once, since nothing
-    /// depends on it: snapshots of it live on by themselves. If that fails, it is left at `staging` for the caller, who
-    /// removes whatever is there.
+    /// Puts a finished copy into place: whoever looks sees the old one or the new one, whole.
+    /// `staging` must be a subvolume in this directory, and the caller must hold the bootstrap
+    /// lock. The old copy is removed at once, since nothing depends on it: snapshots of it live on
+    /// by themselves. If that fails, it is left at `staging` for the caller, who removes whatever
+    /// is there.
     ///
     /// # Errors
     /// If it cannot be written or renamed. Then the old copy is as it was.
@@ -216,7 +220,8 @@ impl MachineDir {
         serde_json::from_slice(&read_small(&path).ok()?).ok()
     }
 
-    /// Notes that the copy cannot be made of this machine and toolchain until a person has looked, or one of them changes.
+    /// Notes that the copy cannot be made of this machine and toolchain until a person has looked,
+    /// or one of them changes.
     ///
     /// # Errors
     /// If the note cannot be written.
@@ -315,7 +320,8 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> 
     Ok(Replace::with_mode(0o600).path(path, &serde_json::to_vec(value)?)?)
 }
 
-/// Whether the path still leads to the open subvolume. As long as it is open, no other has its device number.
+/// Whether the path still leads to the open subvolume. As long as it is open, no other has its
+/// device number.
 pub(super) fn is_still(open: &File, path: &Path) -> bool {
     let found = open.metadata().and_then(|open| Ok((open, fs::symlink_metadata(path)?)));
     found.is_ok_and(|(open, found)| (open.dev(), open.ino()) == (found.dev(), found.ino()))

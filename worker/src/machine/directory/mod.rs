@@ -1,18 +1,21 @@
-//! The machine directory: volumes, machines, revisions behind a link, bootstrapped copies, toolchains.
+//! The machine directory: volumes, machines, revisions behind a link, bootstrapped copies,
+//! toolchains.
 //!
 //! ```text
 //! <machines>/<volume>/<name>/<name>-1                  link to the current revision
 //! <machines>/<volume>/<name>/<name>-1.<R>              a revision: disk image and manifest.toml
 //! <machines>/<volume>/<name>/<name>-<toolchain>        a bootstrapped copy
-//! <machines>/<volume>/<name>/<name>-<toolchain>-<x>    a guest: a snapshot of the copy, or of the revision
+//! <machines>/<volume>/<name>/<name>-<toolchain>-<x>    a guest: a snapshot of the copy, or of the
+//!                                                      revision
 //! <machines>/<volume>/<name>/<name>-<toolchain>.suspended   why the copy could not be made
 //! <machines>/<volume>/<name>/<name>-<toolchain>.saved   a template of warm starts
 //! <machines>/toolchains/<name>/                        what a machine is given
 //! <machines>/locks/, <machines>/guests/                who uses what, which guest is whose
 //! ```
 //!
-//! Operators publish, replace and withdraw revisions at any moment, so nothing is used where it lies: first a snapshot is
-//! made, then it is made sure that it is one of what was meant, and only then it is read.
+//! Operators publish, replace and withdraw revisions at any moment, so nothing is used where it
+//! lies: first a snapshot is made, then it is made sure that it is one of what was meant, and only
+//! then it is read.
 
 mod copy;
 mod error;
@@ -132,7 +135,8 @@ impl Machines {
         root.map(Self::new).map_err(|error| format!("the machine directory {given}: {error}"))
     }
 
-    /// Makes sure that the directory, if it is there, is this user's, and its locks and records as well.
+    /// Makes sure that the directory, if it is there, is this user's, and its locks and records as
+    /// well.
     ///
     /// # Errors
     /// If it may not be used.
@@ -166,7 +170,8 @@ impl Machines {
         MachineDir { volume: volume.clone(), name: name.clone(), path }
     }
 
-    /// Everything that is there. Of two machines with the same name the one in the first volume is used.
+    /// Everything that is there. Of two machines with the same name the one in the first volume is
+    /// used.
     ///
     /// # Errors
     /// If the directory itself cannot be read. That there is none is fine, and means no machines.
@@ -242,8 +247,9 @@ impl MachineDir {
         self.path.join(format!("{}-{MACHINE_PROTOCOL}", self.name))
     }
 
-    /// What an entry of this directory is, by its name and by what it says of itself: `deb-arm-none00` may be the copy for
-    /// `arm-none00` or a guest with the toolchain `arm`, and only the copy says that it is for `arm-none00`.
+    /// What an entry of this directory is, by its name and by what it says of itself:
+    /// `deb-arm-none00` may be the copy for `arm-none00` or a guest with the toolchain `arm`, and
+    /// only the copy says that it is for `arm-none00`.
     pub(super) fn entry(&self, name: &str) -> Entry {
         let Some(rest) = name.strip_prefix(self.name.as_str()).and_then(|rest| rest.strip_prefix('-')) else {
             return Entry::Other;
@@ -277,7 +283,8 @@ impl MachineDir {
     }
 }
 
-/// The directories in a directory, hidden ones left out, sorted; without a name if theirs cannot be one.
+/// The directories in a directory, hidden ones left out, sorted; without a name if theirs cannot be
+/// one.
 fn directories(path: &Path) -> io::Result<Vec<(PathBuf, Option<Name>)>> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -298,8 +305,8 @@ fn directories(path: &Path) -> io::Result<Vec<(PathBuf, Option<Name>)>> {
     Ok(found)
 }
 
-/// Why a volume or machine cannot be used, if it is another user's or others can write to it: whoever can decides what is
-/// started from it, and what is removed in it.
+/// Why a volume or machine cannot be used, if it is another user's or others can write to it:
+/// whoever can decides what is started from it, and what is removed in it.
 fn refusal(path: &Path) -> Option<String> {
     let error = Directory::fixed(path).err()?;
     let hint = error.hint().map(|hint| format!("; hint: {hint}"));
@@ -321,7 +328,8 @@ fn no_name(path: PathBuf, what: &str) -> Misplaced {
     Misplaced { path, why }
 }
 
-/// The name of a toolchain, unless a copy with it would look like a revision or its link, or like what lies beside copies.
+/// The name of a toolchain, unless a copy with it would look like a revision or its link, or like
+/// what lies beside copies.
 pub(super) fn toolchain_name(text: &str) -> Option<Name> {
     let digits = text.trim_start_matches(|c: char| c.is_ascii_digit());
     let revision = digits.len() < text.len() && (digits.is_empty() || digits.starts_with('.'));

@@ -12,8 +12,8 @@ use crate::storage::{btrfs, remove_tree};
 /// How often something is tried that somebody else replaces at the same time.
 pub(super) const TRIES: u32 = 10;
 
-/// After each try that failed the next one is made this much later, if a snapshot is wanted: whoever replaces something
-/// needs a moment.
+/// After each try that failed the next one is made this much later, if a snapshot is wanted:
+/// whoever replaces something needs a moment.
 pub(super) const PAUSE: Duration = Duration::from_millis(5);
 
 impl MachineDir {
@@ -89,12 +89,12 @@ impl MachineDir {
         })
     }
 
-    /// Makes `to`, which must not exist, a snapshot of the current revision, and reads its manifest. Nothing is left of
-    /// the snapshot after an error.
+    /// Makes `to`, which must not exist, a snapshot of the current revision, and reads its
+    /// manifest. Nothing is left of the snapshot after an error.
     ///
     /// # Errors
-    /// If there is no usable revision, its manifest is wrong, the snapshot cannot be made, or somebody replaced the
-    /// revision at each of ten tries.
+    /// If there is no usable revision, its manifest is wrong, the snapshot cannot be made, or
+    /// somebody replaced the revision at each of ten tries.
     pub fn snapshot_revision(&self, to: &Path) -> Result<Manifest, DirectoryError> {
         let revision = self.settled(&self.link(), PAUSE, || {
             let Some(revision) = self.revision_unless_replaced()? else { return Ok(None) };
@@ -121,8 +121,8 @@ impl MachineDir {
         self.target().is_ok_and(|target| self.path.join(target) == revision)
     }
 
-    /// Tries again while `attempt` finds that things have changed meanwhile (`None`), or finds nothing where the link led a
-    /// moment ago.
+    /// Tries again while `attempt` finds that things have changed meanwhile (`None`), or finds
+    /// nothing where the link led a moment ago.
     pub(super) fn settled<T>(
         &self,
         what: &Path,

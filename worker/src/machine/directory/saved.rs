@@ -1,7 +1,8 @@
 //! Templates of warm starts: the guest of a copy, saved at the moment at which it asked what to do.
 //!
-//! A template is a subvolume beside its copy. Tasks take snapshots of it for their disks, and read the memory where it lies:
-//! a file in a snapshot is another one to the kernel, and would be read from the disk for every guest anew.
+//! A template is a subvolume beside its copy. Tasks take snapshots of it for their disks, and read
+//! the memory where it lies: a file in a snapshot is another one to the kernel, and would be read
+//! from the disk for every guest anew.
 
 use std::fs::{self, File};
 use std::io;
@@ -86,8 +87,8 @@ impl MachineDir {
         read_saved(&self.saved_path(toolchain))
     }
 
-    /// Makes `to`, which must not exist, a snapshot of the template for a toolchain. `None` if there is none, or none any
-    /// more; nothing is left of the snapshot then, nor after an error.
+    /// Makes `to`, which must not exist, a snapshot of the template for a toolchain. `None` if
+    /// there is none, or none any more; nothing is left of the snapshot then, nor after an error.
     ///
     /// # Errors
     /// If the snapshot cannot be made, or makes no sense.
@@ -120,8 +121,8 @@ impl MachineDir {
         Ok(None)
     }
 
-    /// Puts a finished template into place, as [`MachineDir::publish`] does with a copy. The caller holds the bootstrap lock
-    /// and removes whatever is at `staging` then.
+    /// Puts a finished template into place, as [`MachineDir::publish`] does with a copy. The caller
+    /// holds the bootstrap lock and removes whatever is at `staging` then.
     ///
     /// # Errors
     /// If it cannot be written or renamed.
@@ -142,8 +143,8 @@ impl MachineDir {
         Ok(())
     }
 
-    /// Notes in the template that it is of no use for now; makes one that holds nothing but this note if there is none. The
-    /// caller holds the bootstrap lock.
+    /// Notes in the template that it is of no use for now; makes one that holds nothing but this
+    /// note if there is none. The caller holds the bootstrap lock.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -164,7 +165,8 @@ impl MachineDir {
     /// If it cannot be removed.
     pub fn remove_saved(&self, toolchain: &Name) -> Result<(), DirectoryError> {
         let path = self.saved_path(toolchain);
-        // By another name first: whoever makes a snapshot gets a whole one or none. What is left is swept as a guest's.
+        // By another name first: whoever makes a snapshot gets a whole one or none. What is left is
+        // swept as a guest's.
         let grave = self.path().join(format!("{}-{toolchain}-{}", self.name, random()));
         match fs::rename(&path, &grave) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -277,7 +277,8 @@ fn revisions_that_are_published_replaced_and_withdrawn_meanwhile_are_copied_whol
     });
 }
 
-/// As `publish` does for a user who may not destroy subvolumes: the old one is emptied file by file.
+/// As `publish` does for a user who may not destroy subvolumes: the old one is emptied file by
+/// file.
 fn replace_by_hand(machine: &MachineDir, number: u32) {
     let copy = machine.copy_path(&name("default"));
     let staging = machine.path().join("deb-default-000001");

@@ -1,4 +1,5 @@
-//! Toolchains: what a machine is given when it is bootstrapped, and the id by which a change of it is noticed.
+//! Toolchains: what a machine is given when it is bootstrapped, and the id by which a change of it
+//! is noticed.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -133,7 +134,8 @@ struct Cache {
 }
 
 impl Machines {
-    /// The toolchain of this name. Its files are read only if any of them looks different from when they were read last.
+    /// The toolchain of this name. Its files are read only if any of them looks different from when
+    /// they were read last.
     ///
     /// # Errors
     /// If there is none, or it cannot be used.
@@ -184,7 +186,8 @@ impl Machines {
         cache.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
-    /// Without it the next look only takes longer, so errors do not matter: not everybody may write there.
+    /// Without it the next look only takes longer, so errors do not matter: not everybody may write
+    /// there.
     fn remember(&self, name: &Name, signature: String, id: &str, parts: &[Part]) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let settled = i64::try_from(now.saturating_sub(RECENT).as_secs()).unwrap_or(0);
@@ -263,7 +266,8 @@ fn signature(parts: &[Part]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// The id: paths, kinds, permissions and contents. Links count as what they say, not as what they lead to.
+/// The id: paths, kinds, permissions and contents. Links count as what they say, not as what they
+/// lead to.
 fn identify(parts: &[Part]) -> Result<String, ToolchainError> {
     let mut hasher = blake3::Hasher::new();
     for Part { relative, path, found } in parts {

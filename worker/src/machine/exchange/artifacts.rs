@@ -1,7 +1,8 @@
 //! Taking artifacts out of an archive that a guest wrote.
 //!
-//! The archive is read twice: first its headers, and what is wanted of it is decided; then the contents of that. A file is
-//! written under a number of ours, so that no name of the guest ever reaches the file system.
+//! The archive is read twice: first its headers, and what is wanted of it is decided; then the
+//! contents of that. A file is written under a number of ours, so that no name of the guest ever
+//! reaches the file system.
 
 mod index;
 mod select;
@@ -99,17 +100,21 @@ impl ArchiveError {
 pub struct Unpacked {
     /// The artifacts, and what is wrong, as [`crate::runner::artifacts::find`] says it.
     pub found: Found,
-    /// What lies below `upload/` in the task's output, by its path there. What matches a glob too is in both.
+    /// What lies below `upload/` in the task's output, by its path there. What matches a glob too
+    /// is in both.
     pub uploads: BTreeMap<String, PathBuf>,
 }
 
-/// Takes what matches the globs, and the uploads, from the first `length` bytes of `archive` (0: there is none). `into`
-/// must not exist; it is made, with nothing in it but files that are named by numbers.
+/// Takes what matches the globs, and the uploads, from the first `length` bytes of `archive` (0:
+/// there is none). `into` must not exist; it is made, with nothing in it but files that are named
+/// by numbers.
 ///
-/// A guest may write anything: a bad name is a problem in [`Found::problems`], a bad archive is an error.
+/// A guest may write anything: a bad name is a problem in [`Found::problems`], a bad archive is an
+/// error.
 ///
 /// # Errors
-/// If the archive is cut off, damaged or over a limit, or the host cannot write. `into` may be there in part.
+/// If the archive is cut off, damaged or over a limit, or the host cannot write. `into` may be
+/// there in part.
 pub fn unpack(
     archive: &File,
     length: u64,
@@ -157,7 +162,8 @@ fn index(archive: &File, length: u64, limits: ArchiveLimits) -> Result<Index, Ar
     Index::read(archive, length, limits)
 }
 
-/// Zeros of the archive become holes, as they may have been in the guest: no archive that everybody can read tells of holes.
+/// Zeros of the archive become holes, as they may have been in the guest: no archive that everybody
+/// can read tells of holes.
 fn copy(archive: &File, entry: &index::Entry, path: &Path) -> io::Result<()> {
     let mut file = Open::create_new().mode(0o600).path(path)?;
     (&mut &*archive).seek(SeekFrom::Start(entry.position))?;

@@ -1,8 +1,9 @@
-//! What goes into a guest and comes out of it: the source as an archive, messages over the agent's port, the archive of
-//! artifacts.
+//! What goes into a guest and comes out of it: the source as an archive, messages over the agent's
+//! port, the archive of artifacts.
 //!
-//! Whatever comes out was written by a guest, which may be anything. [`port`] and [`tar`] read it with bounded memory and
-//! believe nothing, and [`artifacts`] writes nothing under a name that the guest chose.
+//! Whatever comes out was written by a guest, which may be anything. [`port`] and [`tar`] read it
+//! with bounded memory and believe nothing, and [`artifacts`] writes nothing under a name that the
+//! guest chose.
 
 pub mod artifacts;
 pub mod port;

@@ -1,4 +1,5 @@
-//! The host's end of the agent's port: a pure decoder of what a guest sends, and an encoder of what it is told.
+//! The host's end of the agent's port: a pure decoder of what a guest sends, and an encoder of what
+//! it is told.
 
 use crewboss_protocol::chain;
 use crewboss_protocol::codec::{self, DecodeError, Line, LineDecoder};
@@ -13,8 +14,8 @@ pub enum PortEvent<'a> {
     Message(FromGuest),
     /// A piece of output, in the size in which it came.
     Output(GuestStream, &'a [u8]),
-    /// Something that no agent of ours sends: what it is, for a person. It is the last event of this port, since nobody
-    /// knows where the next message begins.
+    /// Something that no agent of ours sends: what it is, for a person. It is the last event of
+    /// this port, since nobody knows where the next message begins.
     Bad(String),
 }
 
@@ -32,7 +33,8 @@ pub enum EncodeError {
     Invalid(crewboss_protocol::message::Invalid),
 }
 
-/// Takes the stream of a guest apart. Its memory is bounded by the longest line and what is added at once.
+/// Takes the stream of a guest apart. Its memory is bounded by the longest line and what is added
+/// at once.
 #[derive(Debug, Default)]
 pub struct PortDecoder {
     lines: LineDecoder,
@@ -47,7 +49,8 @@ impl PortDecoder {
         Self::default()
     }
 
-    /// Adds bytes as they were read. Call [`Self::next_event`] until it returns `None` before adding more.
+    /// Adds bytes as they were read. Call [`Self::next_event`] until it returns `None` before
+    /// adding more.
     pub fn push(&mut self, bytes: &[u8]) {
         if !self.broken {
             self.lines.push(bytes);

@@ -20,8 +20,8 @@ use super::tar::{Attributes, Writer};
 use crate::layout::Layout;
 use crate::source::{UNFINISHED, used};
 
-/// The size of the source's disk, whatever lies on it: a guest that goes on from saved memory must find the disk that it
-/// knows. All but the archive is a hole.
+/// The size of the source's disk, whatever lies on it: a guest that goes on from saved memory must
+/// find the disk that it knows. All but the archive is a hole.
 pub const SOURCE_DISK_BYTES: u64 = 64 << 30;
 
 /// Longest note of an archive that is read.
@@ -71,8 +71,8 @@ impl SourceArchiveError {
     }
 }
 
-/// The archive of a tree that is checked out, [`SOURCE_DISK_BYTES`] long; made unless it is there. Several processes may
-/// do so at the same time. The same tree gives the same archive, and one that
+/// The archive of a tree that is checked out, [`SOURCE_DISK_BYTES`] long; made unless it is there.
+/// Several processes may do so at the same time. The same tree gives the same archive, and one that
 /// was changed since is made anew.
 ///
 /// # Errors
@@ -102,7 +102,8 @@ pub fn source_tar(layout: &Layout, tree: TreeId) -> Result<PathBuf, SourceArchiv
     Ok(archive)
 }
 
-/// Whether an archive is there and as it was made. A build of the same user could write to it, and would build for others.
+/// Whether an archive is there and as it was made. A build of the same user could write to it, and
+/// would build for others.
 fn is_intact(layout: &Layout, tree: TreeId) -> bool {
     let noted = read_record(&note(layout, tree), NOTE_BYTES_MAX).ok().flatten();
     noted.is_some() && state(&layout.source_archive(tree)).map(String::into_bytes) == noted
@@ -125,7 +126,8 @@ pub fn forget(layout: &Layout, tree: TreeId) {
     drop(fs::remove_file(layout.source_archive(tree)));
 }
 
-/// Removes archives whose tree is gone. To be called while nobody uses the work directory. Returns how many.
+/// Removes archives whose tree is gone. To be called while nobody uses the work directory. Returns
+/// how many.
 pub fn prune(layout: &Layout) -> usize {
     let Ok(entries) = fs::read_dir(layout.sources()) else { return 0 };
     let trees = entries.filter_map(|entry| {
@@ -175,7 +177,8 @@ pub fn archive_length(archive: &Path) -> io::Result<u64> {
     }
 }
 
-/// Writes the archive that a machine is bootstrapped from: the agent, and the files of a toolchain if there are any.
+/// Writes the archive that a machine is bootstrapped from: the agent, and the files of a toolchain
+/// if there are any.
 ///
 /// # Errors
 /// If something cannot be read, or the archive not be written.
@@ -260,7 +263,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Reading happens into the archive's buffer, so an error there may be of either; a full disk is what matters.
+    /// Reading happens into the archive's buffer, so an error there may be of either; a full disk
+    /// is what matters.
     fn written(&mut self, result: io::Result<()>) -> io::Result<()> {
         if result.is_err() {
             self.failed = true;

@@ -1,7 +1,9 @@
-//! Held guests: a task has ended strangely, and its guest is kept for a person, as files and a record and no process.
+//! Held guests: a task has ended strangely, and its guest is kept for a person, as files and a
+//! record and no process.
 //!
-//! [`keep`] makes one of a guest that runs; [`shelf`] is what lies on the disk; [`revive`] lets it run again for a while
-//! and puts it away again. All of it lies in the guest's snapshot, so removing a held guest is removing that.
+//! [`keep`] makes one of a guest that runs; [`shelf`] is what lies on the disk; [`revive`] lets it
+//! run again for a while and puts it away again. All of it lies in the guest's snapshot, so
+//! removing a held guest is removing that.
 
 pub mod revive;
 pub mod shelf;
@@ -63,8 +65,9 @@ pub enum MemoryError {
     Saved(#[from] SavedError),
 }
 
-/// Stops a guest and keeps it, as long as that is `wanted`. QEMU has ended then. What is known of it is given with `held`;
-/// whether its memory is there is filled in. Returns as well why its memory is not there.
+/// Stops a guest and keeps it, as long as that is `wanted`. QEMU has ended then. What is known of
+/// it is given with `held`; whether its memory is there is filled in. Returns as well why its
+/// memory is not there.
 ///
 /// # Errors
 /// If it cannot be kept, or is not wanted any more. It is still a guest to be ended then.
@@ -117,7 +120,8 @@ pub fn save_memory(
     Ok(saved::save_while(&mut qemu.qmp, state, Kind::Whole, until, wanted)?)
 }
 
-/// Whether a directory has room for a memory of these many bytes, so that others do not run out of it.
+/// Whether a directory has room for a memory of these many bytes, so that others do not run out of
+/// it.
 ///
 /// # Errors
 /// If it has not.

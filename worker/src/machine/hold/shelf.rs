@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! <guest>/held          link to the current one of
-//! <guest>/held-<n>/     restore.json: how it is started; state: its memory; its disks, from the second one on
+//! <guest>/held-<n>/     restore.json: how it is started; state: its memory; its disks, from the
+//!                       second one on
 //! ```
 //!
-//! A guest whose memory was saved must find its disks exactly as they were then. So nothing that was saved is ever written
-//! to again: whoever enters the guest works on clones of its disks in the next directory, and the link is switched when all
-//! that is to be saved is safe on the disk. Whatever ends it before that, the guest is what it was.
+//! A guest whose memory was saved must find its disks exactly as they were then. So nothing that
+//! was saved is ever written to again: whoever enters the guest works on clones of its disks in the
+//! next directory, and the link is switched when all that is to be saved is safe on the disk.
+//! Whatever ends it before that, the guest is what it was.
 
 use std::fs;
 use std::io;
@@ -88,7 +90,8 @@ impl ShelfError {
 }
 
 impl Kept {
-    /// Makes everything the guest's own that it has from elsewhere: its source is cloned into `directory`.
+    /// Makes everything the guest's own that it has from elsewhere: its source is cloned into
+    /// `directory`.
     ///
     /// # Errors
     /// If there is no place even for an empty disk.
@@ -99,7 +102,8 @@ impl Kept {
         for disk in &mut self.config.disks {
             if disk.access == Access::ReadOnly && !disk.path.starts_with(directory) {
                 let own = directory.join(SOURCE);
-                // A disk without content is better than no disk: the rest of the guest goes on with it.
+                // A disk without content is better than no disk: the rest of the guest goes on with
+                // it.
                 let made = clone_file(&disk.path, &own).or_else(|_| empty_like(&disk.path, &own));
                 made.map_err(ShelfError::io("make", &own))?;
                 disk.path = own;

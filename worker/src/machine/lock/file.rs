@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 
 use crewboss_ground::{Held, Open, read_record};
 
-/// How often a file that was removed under our hands is opened again. Each time somebody else has just let go of it.
+/// How often a file that was removed under our hands is opened again. Each time somebody else has
+/// just let go of it.
 const TRIES: usize = 16;
 
 /// Longest text of a lock file that is read; ours have some hundred bytes.
 const TEXT_BYTES_MAX: u64 = 16 << 10;
 
-/// A locked file. Dropping it removes the file and lets go of the lock, in this order, so that nobody can lock a file that
-/// is about to be removed and take it for the lock.
+/// A locked file. Dropping it removes the file and lets go of the lock, in this order, so that
+/// nobody can lock a file that is about to be removed and take it for the lock.
 #[derive(Debug)]
 pub(in crate::machine) struct LockFile {
     path: PathBuf,
@@ -21,7 +22,8 @@ pub(in crate::machine) struct LockFile {
 }
 
 impl LockFile {
-    /// Locks the file, which is made if it is not there. `None` if somebody else holds it. Never waits.
+    /// Locks the file, which is made if it is not there. `None` if somebody else holds it. Never
+    /// waits.
     pub(in crate::machine) fn try_lock(path: &Path) -> io::Result<Option<Self>> {
         for _ in 0..TRIES {
             let file = Open::lock().path(path)?;
@@ -31,7 +33,8 @@ impl LockFile {
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             let held = Held::new(file);
-            // Between opening and locking its holder may have removed it, and another may lock the next one by now.
+            // Between opening and locking its holder may have removed it, and another may lock the
+            // next one by now.
             if held.is_at(path)? {
                 return Ok(Some(Self { path: path.to_owned(), held }));
             }

@@ -1,4 +1,5 @@
-//! Who uses which machine: lock files in `<machines>/locks`, shared by all bosses and all users of a host.
+//! Who uses which machine: lock files in `<machines>/locks`, shared by all bosses and all users of
+//! a host.
 //!
 //! | file | held |
 //! |---|---|
@@ -7,12 +8,13 @@
 //! | `<machine>.<n>` | while a guest of the machine runs: place *n* of as many as it may have |
 //! | `<guest>.guest` | while a person is in a held guest, or a guest is being removed |
 //!
-//! This is also their order, but nobody can come into a deadlock by breaking it: **no lock is ever waited for**. Whoever
-//! does not get one lets go of all that it took in the same call and tries again later; several places are taken all
-//! together or not at all. The kernel lets go of a lock when its holder dies.
+//! This is also their order, but nobody can come into a deadlock by breaking it: **no lock is ever
+//! waited for**. Whoever does not get one lets go of all that it took in the same call and tries
+//! again later; several places are taken all together or not at all. The kernel lets go of a lock
+//! when its holder dies.
 //!
-//! Places belong to the machine and not to its copies: two guests with one address on a bridge are in each other's way
-//! whatever toolchains they have. So a bootstrap takes a place, too.
+//! Places belong to the machine and not to its copies: two guests with one address on a bridge are
+//! in each other's way whatever toolchains they have. So a bootstrap takes a place, too.
 
 mod file;
 #[cfg(test)]
@@ -124,7 +126,8 @@ pub struct GuestLock {
 }
 
 impl Locks {
-    /// The locks of a machine directory. What `holder` says stands in the files; process and time are filled in.
+    /// The locks of a machine directory. What `holder` says stands in the files; process and time
+    /// are filled in.
     ///
     /// # Errors
     /// If the directory of the locks cannot be made, or this process has no entry in `/proc`.
@@ -159,8 +162,8 @@ impl Locks {
         Ok(locked.map(|file| BootstrapLock { _file: file }))
     }
 
-    /// Tries to take a place in each of some machines, in their order: all of them or none. A machine that is wanted twice
-    /// gives two places.
+    /// Tries to take a place in each of some machines, in their order: all of them or none. A
+    /// machine that is wanted twice gives two places.
     ///
     /// # Errors
     /// If a lock file cannot be used.
@@ -212,7 +215,8 @@ impl Locks {
     }
 }
 
-/// Tries to be the only one who removes a copy that nobody uses. `None` if somebody makes, chooses or uses it.
+/// Tries to be the only one who removes a copy that nobody uses. `None` if somebody makes, chooses
+/// or uses it.
 pub(in crate::machine) fn try_retire(
     machines: &Machines,
     machine: &Name,
@@ -289,7 +293,8 @@ pub struct Holding {
     pub holder: MachineHolder,
 }
 
-/// Who uses which machine, sorted. Takes no lock: a file counts as long as the process lives that wrote into it.
+/// Who uses which machine, sorted. Takes no lock: a file counts as long as the process lives that
+/// wrote into it.
 pub fn holdings(machines: &Machines) -> Vec<Holding> {
     let Ok(entries) = std::fs::read_dir(machines.locks()) else { return Vec::new() };
     let mut found: Vec<Holding> = entries.flatten().filter_map(|entry| holding(&entry.path())).collect();
@@ -325,7 +330,8 @@ pub(in crate::machine) fn remove_stale(machines: &Machines) -> Result<u32, LockE
         if !ours || !regular || text_of(&path).is_some_and(|text| text.is_alive()) {
             continue;
         }
-        // Dropping the lock removes its file. One that somebody is just taking stays: it is locked, or opened again.
+        // Dropping the lock removes its file. One that somebody is just taking stays: it is locked,
+        // or opened again.
         removed += u32::from(LockFile::try_lock(&path).is_ok_and(|locked| locked.is_some()));
     }
     Ok(removed)

@@ -91,7 +91,8 @@ fn names_that_are_glued_together_do_not_meet() {
 fn a_file_that_was_removed_meanwhile_is_not_the_lock() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("deb.1");
-    // Somebody opens the file while another holds it, and locks it only after that one has removed it.
+    // Somebody opens the file while another holds it, and locks it only after that one has removed
+    // it.
     let first = LockFile::try_lock(&path).unwrap().unwrap();
     let opened = std::fs::File::open(&path).unwrap();
     drop(first);
@@ -137,7 +138,8 @@ fn alone(root: &Path, what: &str, inside: impl FnOnce()) {
     std::fs::remove_file(mark).unwrap();
 }
 
-/// One of several processes that want the same machines in different orders. By itself it does nothing.
+/// One of several processes that want the same machines in different orders. By itself it does
+/// nothing.
 #[test]
 fn one_contender() {
     let Some(root) = std::env::var_os(CONTEND).map(PathBuf::from) else { return };

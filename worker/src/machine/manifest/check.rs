@@ -199,8 +199,8 @@ impl Context<'_> {
     }
 }
 
-/// Whether the header of a qcow2 image names a backing file, or a file with its data. A guest that is kept has its disks in
-/// another directory, and a snapshot holds the revision alone.
+/// Whether the header of a qcow2 image names a backing file, or a file with its data. A guest that
+/// is kept has its disks in another directory, and a snapshot holds the revision alone.
 fn needs_another_file(header: &[u8]) -> bool {
     let number = |at: usize, length: usize| {
         let bytes = header.get(at..at + length).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! `manifest.toml`: what a machine is, and how it is started. Everything in it is checked before anything is started.
+//! `manifest.toml`: what a machine is, and how it is started. Everything in it is checked before
+//! anything is started.
 
 mod check;
 mod raw;
@@ -268,8 +269,8 @@ impl Manifest {
         check::check(raw, name, revision, &path)
     }
 
-    /// Whether guests can start from saved memory: one that speaks TFTP gets its server, and one on a bridge its place, only
-    /// when it boots.
+    /// Whether guests can start from saved memory: one that speaks TFTP gets its server, and one on
+    /// a bridge its place, only when it boots.
     pub fn can_start_warm(&self) -> bool {
         self.exchange == Exchange::Agent && !matches!(self.network, Network::Bridge(_))
     }
@@ -288,7 +289,8 @@ impl Manifest {
 
 fn read(path: &Path, shown: &Path) -> Result<String, ManifestError> {
     let failed = |source| ManifestError::Read { path: shown.to_owned(), source };
-    // A link would be followed out of the revision, and opening a pipe would wait for somebody to write.
+    // A link would be followed out of the revision, and opening a pipe would wait for somebody to
+    // write.
     let file = match Open::read().path(path) {
         Err(error) if matches!(error.fault, Fault::Kind { .. }) => {
             return Err(ManifestError::NotRegular { path: shown.to_owned() });

@@ -148,7 +148,8 @@ pub(super) trait Rule {
     fn check(written: Self::Written) -> Result<Self::Value, String>;
 }
 
-/// A value that follows a rule. The check runs while the value is read, so that its error has a line.
+/// A value that follows a rule. The check runs while the value is read, so that its error has a
+/// line.
 #[derive(Debug)]
 pub(super) struct Checked<R: Rule>(pub(super) R::Value);
 
@@ -230,7 +231,8 @@ fn line(what: &str, text: String, max: usize) -> Result<String, String> {
     }
 }
 
-/// It stands in results and is compared byte for byte, so nothing in it may look like something else.
+/// It stands in results and is compared byte for byte, so nothing in it may look like something
+/// else.
 fn id(text: String) -> Result<String, String> {
     let text = line("the id", text, ID_BYTES_MAX)?;
     if text.is_empty() {

@@ -1,7 +1,8 @@
 //! Talking to the agent of a guest that was stopped in the middle of a sentence.
 //!
-//! When its memory was saved the agent may have had half a line for us, or we half a line for it; what comes first after
-//! that is the rest. So a question is asked that only its own answer fits, and everything before the answer is thrown away.
+//! When its memory was saved the agent may have had half a line for us, or we half a line for it;
+//! what comes first after that is the rest. So a question is asked that only its own answer fits,
+//! and everything before the answer is thrown away.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;

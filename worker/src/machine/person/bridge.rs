@@ -51,8 +51,8 @@ pub(super) trait Behind {
     fn look(&mut self) -> Option<Left>;
 }
 
-/// Connects the person with a channel until one of them, or what is behind, ends it. With `sizes` the size of the window is
-/// told.
+/// Connects the person with a channel until one of them, or what is behind, ends it. With `sizes`
+/// the size of the window is told.
 pub(super) fn run(
     caller: &mut Caller,
     channel: Option<&OwnedFd>,
@@ -95,8 +95,8 @@ pub(super) fn run(
     }
 }
 
-/// The size of a window, as the shell in a guest is told. One that is no terminal, or does not know: what terminals had for
-/// decades.
+/// The size of a window, as the shell in a guest is told. One that is no terminal, or does not
+/// know: what terminals had for decades.
 fn size_bytes(size: Option<(u16, u16)>) -> Vec<u8> {
     let (rows, columns) = size.unwrap_or((24, 80));
     format!("\0{rows} {columns}\n").into_bytes()

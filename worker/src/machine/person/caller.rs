@@ -1,7 +1,8 @@
 //! The person's crewboss, as the process beside the guest sees it: over standard input and output.
 //!
-//! Both ends say all the time that they are there. A link that was cut, and a process that was killed or stopped, look alike
-//! from here: nothing is heard any more, and then nobody is there for whom a guest should run.
+//! Both ends say all the time that they are there. A link that was cut, and a process that was
+//! killed or stopped, look alike from here: nothing is heard any more, and then nobody is there for
+//! whom a guest should run.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -102,7 +103,8 @@ impl Caller {
     /// # Errors
     /// If standard input and output cannot be used.
     pub fn greet(pulse: Pulse) -> io::Result<Self> {
-        // Before there is a second thread, which would be interrupted by them otherwise, and the process with it.
+        // Before there is a second thread, which would be interrupted by them otherwise, and the
+        // process with it.
         let signals = Signals::block(&SIGNALS)?;
         for fd in [rustix::stdio::stdin(), rustix::stdio::stdout()] {
             fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)?;
@@ -131,7 +133,8 @@ impl Caller {
         })
     }
 
-    /// What is to be polled besides standard input, which is always: standard output, if something waits.
+    /// What is to be polled besides standard input, which is always: standard output, if something
+    /// waits.
     pub(super) fn fds<'a>(&self) -> Vec<PollFd<'a>> {
         let input: BorrowedFd<'a> = rustix::stdio::stdin();
         // One that has ended is always readable.

@@ -48,7 +48,8 @@ pub struct Entry {
     pub guest: Name,
     /// How; a shell, or the console if there is none.
     pub way: Option<Way>,
-    /// What the person's computer reaches this host with, for a line that forwards a display: `ssh lab1`.
+    /// What the person's computer reaches this host with, for a line that forwards a display:
+    /// `ssh lab1`.
     pub forward: Option<String>,
     /// Whether whoever is in it has to make room.
     pub take_over: bool,
@@ -161,7 +162,8 @@ fn inside(caller: &mut Caller, work: impl FnOnce(&mut Caller) -> io::Result<Left
     left
 }
 
-/// A guest that boots shows its console until its agent is up, since that may well be what is wrong with it.
+/// A guest that boots shows its console until its agent is up, since that may well be what is wrong
+/// with it.
 fn stay(visit: &mut Visit<'_>, way: Way, caller: &mut Caller) -> io::Result<Left> {
     let boots = way == Way::Shell && !visit.goes_on;
     let qemu = &mut visit.revived.qemu;

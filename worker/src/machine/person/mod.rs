@@ -1,8 +1,10 @@
-//! A person and a guest: getting in ([`enter`]), running a stage of it again ([`retry`]), ending it ([`release`]).
+//! A person and a guest: getting in ([`enter`]), running a stage of it again ([`retry`]), ending it
+//! ([`release`]).
 //!
-//! These are processes of their own on the host, started by the person's `crewboss`, to which they speak as [`caller`] says.
-//! They belong to no session. A guest that was held runs as a child of such a process, which the kernel kills with it, so
-//! nothing outlives the person's visit; what lies on the disk is then as it was before.
+//! These are processes of their own on the host, started by the person's `crewboss`, to which they
+//! speak as [`caller`] says. They belong to no session. A guest that was held runs as a child of
+//! such a process, which the kernel kills with it, so nothing outlives the person's visit; what
+//! lies on the disk is then as it was before.
 
 mod agent;
 mod bridge;

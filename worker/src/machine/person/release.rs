@@ -17,8 +17,8 @@ pub enum Released {
     GoesOn,
 }
 
-/// Ends the holding of a guest, or the waiting of its task. A person who is in a guest whose task waits does not prevent
-/// that; one who is in a held guest does.
+/// Ends the holding of a guest, or the waiting of its task. A person who is in a guest whose task
+/// waits does not prevent that; one who is in a held guest does.
 ///
 /// # Errors
 /// If there is no such guest, or somebody is in it.

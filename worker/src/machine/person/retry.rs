@@ -27,7 +27,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Unpacking a source takes seconds.
 const PREPARE_WITHIN: Duration = Duration::from_secs(600);
 
-/// Between two questions whether what ran has stopped, and between two looks whether the person is still there.
+/// Between two questions whether what ran has stopped, and between two looks whether the person is
+/// still there.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What is to be run again.

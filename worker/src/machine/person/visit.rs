@@ -107,7 +107,8 @@ pub(super) fn load(machines: &Machines, record: &GuestRecord) -> Result<Kept, Pe
     Ok(kept)
 }
 
-/// A place among the guests of its machine: there may be a limit, by an address that only one can have.
+/// A place among the guests of its machine: there may be a limit, by an address that only one can
+/// have.
 fn place(machines: &Machines, claimed: &Claimed, held: &HeldGuest) -> Result<Place, PersonError> {
     let record = &claimed.record;
     let guest = || record.id.clone();

@@ -1,5 +1,5 @@
-//! One child process: started with the descriptors that it is meant to have, heard, and ended, without touching any other
-//! child of this process.
+//! One child process: started with the descriptors that it is meant to have, heard, and ended,
+//! without touching any other child of this process.
 
 use std::fmt;
 use std::io;
@@ -42,8 +42,8 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A child in a process group of its own: its command must be one of [`crewboss_ground::program`]. Killed and reaped when dropped, and killed by the kernel when the thread ends
-/// that started it.
+/// A child in a process group of its own: its command must be one of [`crewboss_ground::program`].
+/// Killed and reaped when dropped, and killed by the kernel when the thread ends that started it.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -55,8 +55,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts it with `passed` open under the same numbers, besides its standard streams: nothing in, nothing out, and
-    /// its messages are kept.
+    /// Starts it with `passed` open under the same numbers, besides its standard streams: nothing
+    /// in, nothing out, and its messages are kept.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -89,7 +89,8 @@ impl Child {
             }
             pass(&numbers)
         };
-        // SAFETY: the closure makes system calls alone, with memory that was allocated before the fork.
+        // SAFETY: the closure makes system calls alone, with memory that was allocated before the
+        // fork.
         unsafe { command.pre_exec(open) };
         let mut child = command.spawn()?;
         // The child alone may now hold the other ends of what it was passed and writes to.
@@ -115,7 +116,8 @@ impl Child {
         self.pidfd.as_fd()
     }
 
-    /// Readable when it has said something, until it has closed that stream: [`Self::hear`] takes it.
+    /// Readable when it has said something, until it has closed that stream: [`Self::hear`] takes
+    /// it.
     pub fn words_fd(&self) -> Option<BorrowedFd<'_>> {
         self.words.as_ref().map(AsFd::as_fd)
     }
@@ -150,7 +152,8 @@ impl Child {
     /// How it ended, if it has. Reaps it and hears its last words.
     pub fn try_ended(&mut self) -> Option<Ended> {
         if self.ended.is_none() {
-            // Looks by the descriptor, which can mean no other process, and leaves it to be reaped with its usage.
+            // Looks by the descriptor, which can mean no other process, and leaves it to be reaped
+            // with its usage.
             let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
             match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), look) {
                 Ok(None) | Err(rustix::io::Errno::INTR) => return None,

@@ -1,20 +1,24 @@
 //! The command line of a guest; pure.
 //!
-//! - The machine is `q35`: every QEMU has it, and whatever has a driver for virtio boots in it. With five devices on its bus a
-//!   Linux guest takes a fifth less time to boot than in `pc`, whose interrupts ACPI has to route for each of them.
-//!   `microvm` would be faster still, but hung in early boot one time in three under emulation.
-//! - Nothing is there that is not asked for: no default devices, no configuration of the user, no window.
-//! - Disks are virtio-blk. Those of guests that are thrown away take no flush (`cache=unsafe`): whatever a crash of the host
-//!   could lose is gone with the guest anyway, and what a crash of QEMU leaves is in the host's page cache. A disk that
-//!   is kept, as that of a bootstrap, honours flushes (`cache=writeback`).
-//! - A reset ends QEMU, as a power-off does, so that a guest that resets in a loop shows at once. A panic is told by the
-//!   `pvpanic` device if the guest has a driver for it; a Linux that is booted directly is told to reset when it
-//!   panics, unless its command line says otherwise.
-//! - The user network has no `restrict`: that would cut off the host too, and with it the TFTP server. So a guest with this
-//!   network reaches what its host reaches, the host's own services on 10.0.2.2 included; it is given to a
-//!   guest only if its manifest says so, or if it speaks TFTP.
+//! - The machine is `q35`: every QEMU has it, and whatever has a driver for virtio boots in it.
+//!   With five devices on its bus a Linux guest takes a fifth less time to boot than in `pc`, whose
+//!   interrupts ACPI has to route for each of them. `microvm` would be faster still, but hung in
+//!   early boot one time in three under emulation.
+//! - Nothing is there that is not asked for: no default devices, no configuration of the user, no
+//!   window.
+//! - Disks are virtio-blk. Those of guests that are thrown away take no flush (`cache=unsafe`):
+//!   whatever a crash of the host could lose is gone with the guest anyway, and what a crash of
+//!   QEMU leaves is in the host's page cache. A disk that is kept, as that of a bootstrap, honours
+//!   flushes (`cache=writeback`).
+//! - A reset ends QEMU, as a power-off does, so that a guest that resets in a loop shows at once. A
+//!   panic is told by the `pvpanic` device if the guest has a driver for it; a Linux that is booted
+//!   directly is told to reset when it panics, unless its command line says otherwise.
+//! - The user network has no `restrict`: that would cut off the host too, and with it the TFTP
+//!   server. So a guest with this network reaches what its host reaches, the host's own services on
+//!   10.0.2.2 included; it is given to a guest only if its manifest says so, or if it speaks TFTP.
 //! - QEMU itself is locked up (`-sandbox`): it can start no program and change no user.
-//! - `vmgenid` tells a guest that it was restored from a saved state, so that its kernel gets new random numbers.
+//! - `vmgenid` tells a guest that it was restored from a saved state, so that its kernel gets new
+//!   random numbers.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -29,8 +33,8 @@ use super::firmware::Uefi;
 /// What QEMU may not do: start programs, become somebody else, use calls that nobody needs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-/// What a machine's memory is called in saved states. The same with and without a file behind it, so that a state that
-/// was saved with one is restored with the other.
+/// What a machine's memory is called in saved states. The same with and without a file behind it,
+/// so that a state that was saved with one is restored with the other.
 const MEMORY: &str = "pc.ram";
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -62,7 +66,8 @@ pub struct GuestConfig {
     pub networks: Vec<Nic>,
     /// Entries of its firmware configuration: name (`opt/...`) and text.
     pub firmware_entries: Vec<(String, String)>,
-    /// A VGA card, shown by VNC on this socket file. A relative path is one in the guest's directory.
+    /// A VGA card, shown by VNC on this socket file. A relative path is one in the guest's
+    /// directory.
     pub display: Option<PathBuf>,
     /// It waits for a saved state instead of booting.
     pub incoming: bool,
@@ -148,7 +153,8 @@ pub enum Link {
     User,
     /// A TAP device that is passed.
     Tap,
-    /// A passed datagram socket that carries a frame at a time: the private network of the guests of one task.
+    /// A passed datagram socket that carries a frame at a time: the private network of the guests
+    /// of one task.
     Frames,
 }
 
@@ -174,8 +180,9 @@ pub struct Passed {
     pub networks: Vec<i32>,
 }
 
-/// The processor model of guests that name none: everything that the accelerator can do. Images are built to run on any
-/// host, and builds may look at the processor, but no guest moves from host to host.
+/// The processor model of guests that name none: everything that the accelerator can do. Images are
+/// built to run on any host, and builds may look at the processor, but no guest moves from host to
+/// host.
 pub fn default_cpu(accelerator: Accelerator) -> &'static str {
     match accelerator {
         Accelerator::Kvm => "host",
@@ -235,8 +242,9 @@ pub fn trial_arguments(accelerator: Accelerator, cpu: &str, rom: &Path, console:
     line.0
 }
 
-/// What a saved state depends on as far as the command line says it: the same without what may differ between the guest
-/// that was saved and the one that is restored, which is names, addresses, and where files lie.
+/// What a saved state depends on as far as the command line says it: the same without what may
+/// differ between the guest that was saved and the one that is restored, which is names, addresses,
+/// and where files lie.
 pub fn shape(config: &GuestConfig) -> Vec<OsString> {
     let mut shape = config.clone();
     shape.name.clear();

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::qmp::QmpError;
 use super::version::{OLDEST, Version};
 
-/// What QEMU says when it cannot start for a reason that passes: want of memory or descriptors, a file that is in use.
+/// What QEMU says when it cannot start for a reason that passes: want of memory or descriptors, a
+/// file that is in use.
 const PASSING: [&str; 6] = [
     "Cannot allocate memory",
     "Resource temporarily unavailable",
@@ -102,7 +103,8 @@ pub enum QemuError {
         /// Its own words.
         said: String,
     },
-    /// It ended with an error before there was a guest: an option that it does not know, a file that it cannot open.
+    /// It ended with an error before there was a guest: an option that it does not know, a file
+    /// that it cannot open.
     #[error("QEMU refused to start the guest: {said}")]
     Refused {
         /// Its own words.
@@ -144,7 +146,8 @@ impl QemuError {
         }
     }
 
-    /// Whether it would be the same at the next try: something is not installed, or an option makes no sense here.
+    /// Whether it would be the same at the next try: something is not installed, or an option makes
+    /// no sense here.
     pub fn is_lasting(&self) -> bool {
         match self {
             QemuError::Missing { .. }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::QemuError;
 
-/// Code and variables, where they were seen: Debian and Ubuntu, Fedora and its kin, Arch, openSUSE, Alpine. Without secure
-/// boot, which would refuse kernels that nobody signed.
+/// Code and variables, where they were seen: Debian and Ubuntu, Fedora and its kin, Arch, openSUSE,
+/// Alpine. Without secure boot, which would refuse kernels that nobody signed.
 const PLACES: [(&str, &str); 6] = [
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
@@ -43,9 +43,9 @@ impl Uefi {
         found.ok_or(QemuError::NoUefi)
     }
 
-    /// The same with variables of a guest's own. They are copied to `path` unless they are there: what a guest wrote to
-    /// them belongs to its disk. Those of another size come from another host, or from before an upgrade, and this
-    /// firmware would not start with them.
+    /// The same with variables of a guest's own. They are copied to `path` unless they are there:
+    /// what a guest wrote to them belongs to its disk. Those of another size come from another
+    /// host, or from before an upgrade, and this firmware would not start with them.
     ///
     /// # Errors
     /// If they cannot be copied.

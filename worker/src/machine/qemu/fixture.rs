@@ -1,4 +1,5 @@
-//! Real guests for tests: a kernel of the host, and busybox with a script as all there is in the guest.
+//! Real guests for tests: a kernel of the host, and busybox with a script as all there is in the
+//! guest.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -41,8 +42,8 @@ while read word rest; do
 done
 "#;
 
-/// The kernel of test guests: `CREWBOSS_TEST_KERNEL`, or else the newest cloud kernel in `/boot`. Panics with the reason if
-/// there is none.
+/// The kernel of test guests: `CREWBOSS_TEST_KERNEL`, or else the newest cloud kernel in `/boot`.
+/// Panics with the reason if there is none.
 pub(crate) fn kernel() -> PathBuf {
     if let Some(kernel) = std::env::var_os("CREWBOSS_TEST_KERNEL") {
         let kernel = PathBuf::from(kernel);
@@ -60,7 +61,8 @@ pub(crate) fn kernel() -> PathBuf {
     )
 }
 
-/// Writes an initial file system of busybox, this script as `/init`, and more files (path, mode, content).
+/// Writes an initial file system of busybox, this script as `/init`, and more files (path, mode,
+/// content).
 pub(crate) fn initrd(path: &Path, init: &str, files: &[(&str, u32, &[u8])]) {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
     let busybox = busybox.expect("no /bin/busybox for test guests: `apt install busybox-static`");
@@ -163,8 +165,8 @@ impl Running {
         }
     }
 
-    /// Takes from the console what comes until then. Returns false once QEMU has closed it. A guest whose console nobody
-    /// reads stands still when it prints.
+    /// Takes from the console what comes until then. Returns false once QEMU has closed it. A guest
+    /// whose console nobody reads stands still when it prints.
     pub(crate) fn read(&mut self, until: Instant) -> bool {
         let console = &self.qemu.console;
         let mut fds = [PollFd::from_borrowed_fd(console.as_fd(), PollFlags::IN)];

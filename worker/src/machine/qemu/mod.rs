@@ -1,7 +1,8 @@
 //! QEMU: its command line, its process, and its monitor.
 //!
-//! [`command`] says with which arguments, [`process`] starts it and holds the ends of its channels, [`qmp`] talks to its
-//! monitor, [`saved`] saves a guest and brings it back. Nothing in here knows tasks, machines or directories.
+//! [`command`] says with which arguments, [`process`] starts it and holds the ends of its channels,
+//! [`qmp`] talks to its monitor, [`saved`] saves a guest and brings it back. Nothing in here knows
+//! tasks, machines or directories.
 
 pub mod child;
 pub mod command;

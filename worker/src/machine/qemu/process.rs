@@ -15,8 +15,9 @@ use super::version::{OLDEST, Program, Version};
 
 /// A running QEMU. Killed when dropped.
 ///
-/// Everything in it is to be polled by its owner: [`Child::fd`] says when it has ended, [`Child::words_fd`] what QEMU says to
-/// a person, [`Qmp::fd`] its monitor. None of them, nor the channels, ever blocks.
+/// Everything in it is to be polled by its owner: [`Child::fd`] says when it has ended,
+/// [`Child::words_fd`] what QEMU says to a person, [`Qmp::fd`] its monitor. None of them, nor the
+/// channels, ever blocks.
 #[derive(Debug)]
 pub struct Qemu {
     /// The process.
@@ -33,12 +34,12 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Starts a guest in its directory. `networks` are the descriptors of the cards that need one, in their order; QEMU
-    /// gets them, and they are closed here.
+    /// Starts a guest in its directory. `networks` are the descriptors of the cards that need one,
+    /// in their order; QEMU gets them, and they are closed here.
     ///
     /// # Errors
-    /// If QEMU cannot be started. One that starts and then refuses its options shows by [`Child::fd`]; [`Self::early_end`]
-    /// makes an error of that.
+    /// If QEMU cannot be started. One that starts and then refuses its options shows by
+    /// [`Child::fd`]; [`Self::early_end`] makes an error of that.
     pub fn start(
         program: &Program,
         config: &GuestConfig,
@@ -76,8 +77,9 @@ impl Qemu {
         })
     }
 
-    /// Waits until its monitor answers: the options were taken and the guest is about to run. Who polls does not need it: it
-    /// sees [`Incoming::Greeting`] and then the answer to [`NEGOTIATED`].
+    /// Waits until its monitor answers: the options were taken and the guest is about to run. Who
+    /// polls does not need it: it sees [`Incoming::Greeting`] and then the answer to
+    /// [`NEGOTIATED`].
     ///
     /// # Errors
     /// If QEMU ends instead, is too old, or does not answer until then.
@@ -124,7 +126,8 @@ impl Qemu {
     }
 }
 
-/// Starts QEMU with arguments and descriptors. The environment is passed on, and with it the mark of the session.
+/// Starts QEMU with arguments and descriptors. The environment is passed on, and with it the mark
+/// of the session.
 pub(crate) fn launch(
     program: &Program,
     arguments: Vec<OsString>,

@@ -1,8 +1,9 @@
 //! QMP, the monitor protocol, as far as it is needed.
 //!
-//! A [`Qmp`] never waits unless told until when: its descriptor is polled, [`Qmp::handle_readable`] takes what came, and
-//! [`Qmp::take`] hands it out. [`Qmp::call`] waits for one answer and keeps what else comes meanwhile, so whoever polls takes
-//! everything with [`Qmp::take`] before polling again.
+//! A [`Qmp`] never waits unless told until when: its descriptor is polled, [`Qmp::handle_readable`]
+//! takes what came, and [`Qmp::take`] hands it out. [`Qmp::call`] waits for one answer and keeps
+//! what else comes meanwhile, so whoever polls takes everything with [`Qmp::take`] before polling
+//! again.
 
 mod message;
 
@@ -24,7 +25,8 @@ pub use message::{CommandError, Event, Garbage, LINE_BYTES_MAX, Lines, Message, 
 const READ_BYTES: usize = 16 << 10;
 const READS_MAX: usize = 16;
 
-/// Messages that wait to be taken. Only a guest that makes events in a loop comes near it, or a QEMU that is none.
+/// Messages that wait to be taken. Only a guest that makes events in a loop comes near it, or a
+/// QEMU that is none.
 const INBOX_MAX: usize = 4096;
 
 /// Bytes of commands that QEMU has not read yet. It reads at once unless it hangs.
@@ -33,8 +35,8 @@ const OUTBOX_BYTES_MAX: usize = 64 << 10;
 /// What a command is known by.
 pub type CallId = u64;
 
-/// The answer to this one, which [`Qmp::new`] sends, says that QEMU has taken its options and the guest is about to run.
-/// Its greeting comes earlier.
+/// The answer to this one, which [`Qmp::new`] sends, says that QEMU has taken its options and the
+/// guest is about to run. Its greeting comes earlier.
 pub const NEGOTIATED: CallId = 1;
 
 /// Why the monitor cannot be used any more. Only [`QmpError::Refused`] leaves it usable.
@@ -106,7 +108,8 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Takes a connected stream socket and leaves QEMU's negotiation mode, for which nobody has to wait.
+    /// Takes a connected stream socket and leaves QEMU's negotiation mode, for which nobody has to
+    /// wait.
     ///
     /// # Errors
     /// If the socket cannot be used.
@@ -216,7 +219,8 @@ impl Qmp {
         self.inbox.pop_front()
     }
 
-    /// Sends a command and waits for its answer. Whatever else comes meanwhile is kept for [`Self::take`].
+    /// Sends a command and waits for its answer. Whatever else comes meanwhile is kept for
+    /// [`Self::take`].
     ///
     /// # Errors
     /// If it fails or is not answered until then.
@@ -242,7 +246,8 @@ impl Qmp {
     /// Waits for something and takes it out; what else is there stays in its order.
     ///
     /// # Errors
-    /// If it does not come until then, or cannot come any more. `command` is named as what was not answered.
+    /// If it does not come until then, or cannot come any more. `command` is named as what was not
+    /// answered.
     pub fn wait(
         &mut self,
         command: &'static str,
@@ -322,7 +327,8 @@ impl Qmp {
         self.call("cont", &Value::Null, until).map(drop)
     }
 
-    /// Tells QEMU to end, without asking the guest. What the guest wrote to its disks is on them then.
+    /// Tells QEMU to end, without asking the guest. What the guest wrote to its disks is on them
+    /// then.
     ///
     /// # Errors
     /// If it cannot be sent.
@@ -330,7 +336,8 @@ impl Qmp {
         self.execute("quit", &Value::Null)
     }
 
-    /// Presses the guest's power button. A guest that does not listen to it (ACPI) does nothing, and QEMU says so to nobody.
+    /// Presses the guest's power button. A guest that does not listen to it (ACPI) does nothing,
+    /// and QEMU says so to nobody.
     ///
     /// # Errors
     /// If it cannot be sent.

@@ -1,16 +1,22 @@
-//! The trial guest: a boot ROM that does what the start of a kernel does, and says after each step that it got there.
+//! The trial guest: a boot ROM that does what the start of a kernel does, and says after each step
+//! that it got there.
 //!
-//! It is what tells an accelerator that works from one that only opens. What it was seen to catch, all on one host whose KVM
-//! (`kvm_pvm`, which runs guests in software and takes only kernels that were changed for it) opens and answers:
-//! - QEMU aborts before the first instruction: the host's own processor model has a register that KVM refuses;
-//! - long mode is reached, but instructions are emulated one by one, a thousand times slower than QEMU itself does it, so
-//!   that a kernel that unpacks itself seems to hang: the loop of step 4 does not end in time;
-//! - without that loop, everything works up to ring 3, and there `syscall` jumps without changing the privilege.
+//! It is what tells an accelerator that works from one that only opens. What it was seen to catch,
+//! all on one host whose KVM (`kvm_pvm`, which runs guests in software and takes only kernels that
+//! were changed for it) opens and answers:
+//! - QEMU aborts before the first instruction: the host's own processor model has a register that
+//!   KVM refuses;
+//! - long mode is reached, but instructions are emulated one by one, a thousand times slower than
+//!   QEMU itself does it, so that a kernel that unpacks itself seems to hang: the loop of step 4
+//!   does not end in time;
+//! - without that loop, everything works up to ring 3, and there `syscall` jumps without changing
+//!   the privilege.
 //!
-//! Therefore: every mode of the processor, work, paging with small and big pages, code at the addresses of a kernel, faults,
-//! both timers, and the way into ring 3 and back by either gate. It needs no firmware and no kernel, and ends in a tenth of
-//! a second. Segment descriptors are marked as accessed from the start, since they lie in the ROM at first, where no
-//! processor could mark them.
+//! Therefore: every mode of the processor, work, paging with small and big pages, code at the
+//! addresses of a kernel, faults, both timers, and the way into ring 3 and back by either gate. It
+//! needs no firmware and no kernel, and ends in a tenth of a second. Segment descriptors are marked
+//! as accessed from the start, since they lie in the ROM at first, where no processor could mark
+//! them.
 
 /// What it prints, a letter for each step, and the step. The last one is followed by a newline.
 pub const STEPS: [(u8, &str); 13] = [
@@ -46,7 +52,8 @@ pub fn image() -> Vec<u8> {
     image
 }
 
-/// Assembled by hand; each line is an instruction with its address, in the notation of the GNU assembler. It lies at 0xf0000.
+/// Assembled by hand; each line is an instruction with its address, in the notation of the GNU
+/// assembler. It lies at 0xf0000.
 #[rustfmt::skip]
 const CODE: &[u8] = &[
     // In 16 bits:

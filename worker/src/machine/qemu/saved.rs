@@ -1,8 +1,9 @@
 //! Saved guests: the state of a guest in a file, and a guest from such a file.
 //!
-//! Saving is QEMU's migration into an open file that it is handed through the monitor; no shell and no path is involved. A
-//! guest is stopped first, so that it is one pass, and stays stopped after it: whoever restores it makes its world right
-//! (clock, random numbers, names) before or while it goes on with [`super::qmp::Qmp::cont`].
+//! Saving is QEMU's migration into an open file that it is handed through the monitor; no shell and
+//! no path is involved. A guest is stopped first, so that it is one pass, and stays stopped after
+//! it: whoever restores it makes its world right (clock, random numbers, names) before or while it
+//! goes on with [`super::qmp::Qmp::cont`].
 
 use std::fs::{self, File};
 use std::io;
@@ -31,8 +32,9 @@ const FILE: &str = "state";
 pub enum Kind {
     /// Everything, memory included, in one file: a guest that is held.
     Whole,
-    /// The devices alone. Memory is in the file of [`super::command::Backing`], shared while the guest is saved and private
-    /// when one is restored, so that any number of guests start from it without copying it: a warm start.
+    /// The devices alone. Memory is in the file of [`super::command::Backing`], shared while the
+    /// guest is saved and private when one is restored, so that any number of guests start from it
+    /// without copying it: a warm start.
     Devices,
 }
 
@@ -153,7 +155,8 @@ fn migrate(
     match wait_while(qmp, command, until, over, wanted)? {
         Incoming::Event(Event::Migration(Migration::Completed)) => Ok(()),
         _ => {
-            // An incoming one that failed ends QEMU, which then answers no more; its messages say why.
+            // An incoming one that failed ends QEMU, which then answers no more; its messages say
+            // why.
             let answer = qmp.call("query-migrate", &Value::Null, until).unwrap_or_default();
             let why = answer.get("error-desc").and_then(Value::as_str);
             let why = why.unwrap_or("it does not say why here").to_owned();
@@ -179,9 +182,9 @@ fn wait_while(
     }
 }
 
-/// Under what name a saved state is kept: it changes with everything that a restored guest must have in common with the
-/// saved one. `qemu` is the program that runs it, and `boot` what it booted from: the hashes of kernel and initial file
-/// system, or whatever identifies its image.
+/// Under what name a saved state is kept: it changes with everything that a restored guest must
+/// have in common with the saved one. `qemu` is the program that runs it, and `boot` what it booted
+/// from: the hashes of kernel and initial file system, or whatever identifies its image.
 pub fn key(qemu: &Identity, config: &GuestConfig, boot: &[&str]) -> String {
     let mut hash = blake3::Hasher::new();
     // With lengths, so that no two lists look the same.

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::child::Child;
 use super::error::QemuError;
 
-/// The oldest version that has all that guests need: `-netdev dgram` over a passed descriptor came with 7.2.
+/// The oldest version that has all that guests need: `-netdev dgram` over a passed descriptor came
+/// with 7.2.
 pub const OLDEST: Version = Version { major: 7, minor: 2, micro: 0 };
 
 /// Where some systems put it, which do not have it on `PATH`.

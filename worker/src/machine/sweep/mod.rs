@@ -1,7 +1,8 @@
-//! Removing what the dead left in a machine directory: guests, their records, half-made copies, lock files; and the copies of
-//! machines that are withdrawn.
+//! Removing what the dead left in a machine directory: guests, their records, half-made copies,
+//! lock files; and the copies of machines that are withdrawn.
 //!
-//! Whoever removes a guest holds its lock, so two sweeps never remove the same one, and never one that a person is in.
+//! Whoever removes a guest holds its lock, so two sweeps never remove the same one, and never one
+//! that a person is in.
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,8 @@ use crate::storage::{btrfs, remove_tree};
 use crate::sweep::{END_WITHIN, kill_marked, wait_until};
 use throttle::Throttle;
 
-/// What has no readable record is removed only when it is older than this: its record may just be being written, or removed.
+/// What has no readable record is removed only when it is older than this: its record may just be
+/// being written, or removed.
 const YOUNG: Duration = Duration::from_secs(60);
 
 /// Errors in one report: if the file system is broken, every guest would have its own.
@@ -69,7 +71,8 @@ pub fn sweep_session(machines: &Machines, session: &SessionId, report: &mut Clea
     });
 }
 
-/// Removes the guests of one runner, which must be dead and its processes with it, except those that are held.
+/// Removes the guests of one runner, which must be dead and its processes with it, except those
+/// that are held.
 pub fn sweep_runner(machines: &Machines, runner: &ProcessId, report: &mut CleanReport) {
     sweep_those(machines, report, |record| record.owners.runner == *runner);
 }
@@ -124,8 +127,8 @@ impl<'a> Sweep<'a> {
         self.remove(&record.id, |now| !now.is_owned() && now.held.is_none());
     }
 
-    /// No process is left of a held guest, so its session does not matter, except that a living one may still be about to
-    /// tell its boss how to get in.
+    /// No process is left of a held guest, so its session does not matter, except that a living one
+    /// may still be about to tell its boss how to get in.
     fn held_guest(&mut self, record: &GuestRecord) {
         let now = self.now;
         let over = !record.is_held(now);
@@ -175,7 +178,8 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// A record that makes no sense: its content was lost with the power. Its snapshot is an orphan then.
+    /// A record that makes no sense: its content was lost with the power. Its snapshot is an orphan
+    /// then.
     fn damaged(&mut self, id: &Name) {
         let path = record::path(self.machines, id);
         // What cannot be read may be another's, whose guest lives.
@@ -242,7 +246,8 @@ impl<'a> Sweep<'a> {
         fs::symlink_metadata(record::path(self.machines, id)).is_ok()
     }
 
-    /// Whether nothing is started from a machine with this toolchain any more: an operator has withdrawn one of them.
+    /// Whether nothing is started from a machine with this toolchain any more: an operator has
+    /// withdrawn one of them.
     fn is_unwanted(&self, machine: &MachineDir, toolchain: &Name) -> bool {
         fs::symlink_metadata(machine.link()).is_err_and(|error| error.kind() == ErrorKind::NotFound)
             || matches!(self.machines.toolchain(toolchain), Err(ToolchainError::NotThere { .. }))
@@ -336,7 +341,8 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Ends the process of whoever is in a held guest: first it is asked to, since it has a guest to end itself.
+/// Ends the process of whoever is in a held guest: first it is asked to, since it has a guest to
+/// end itself.
 fn throw_out(machines: &Machines, id: &Name) {
     let Some((process, _)) = lock::in_guest(machines, id) else { return };
     process.signal(Signal::TERM);

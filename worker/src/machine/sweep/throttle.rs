@@ -1,5 +1,5 @@
-//! Not too many subvolumes at once: the kernel frees their space later, and takes the processors and disks of those who work
-//! for it.
+//! Not too many subvolumes at once: the kernel frees their space later, and takes the processors
+//! and disks of those who work for it.
 
 use std::time::{Duration, Instant};
 

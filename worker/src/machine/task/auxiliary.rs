@@ -1,4 +1,5 @@
-//! Machines that serve the build machine: started before it, in the order given, and watched while it runs.
+//! Machines that serve the build machine: started before it, in the order given, and watched while
+//! it runs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -78,7 +79,8 @@ impl Task<'_> {
         // It does one after the other, and says if it cannot.
         self.guests[last].tell_address()?;
         self.guests[last].tell(&ToGuest::Serve { name: name.clone() })?;
-        // A service starts within the time that its machine has for a bootstrap: that is the limit for slow work.
+        // A service starts within the time that its machine has for a bootstrap: that is the limit
+        // for slow work.
         let variables = self.environment(name, claim.manifest.limits.bootstrap)?;
         self.guests[last].advance(Step::Running)?;
         Ok(variables)

@@ -208,12 +208,14 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// Uploads lie under numbers after unpacking; they get back the names that [`uploads`] looks for.
+    /// Uploads lie under numbers after unpacking; they get back the names that [`uploads`] looks
+    /// for.
     fn add_uploads(&mut self, files: &BTreeMap<String, PathBuf>) -> Result<(), Stop> {
         let out = self.job.dir.join("uploaded");
         let added = match uploads::place(&out, files) {
             Ok(()) => uploads::add(&out, &self.job.dir, &mut self.found),
-            // A guest chooses the names: what they make impossible must not look like a failure of this host.
+            // A guest chooses the names: what they make impossible must not look like a failure of
+            // this host.
             Err((name, error)) if !is_of_host(&error) => {
                 self.found.problem(format!("the upload {name:?} cannot be archived: {error}"));
                 Ok(())

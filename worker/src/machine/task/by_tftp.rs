@@ -1,4 +1,5 @@
-//! A task that a guest without our agent runs: it gets everything by TFTP, and puts its result when it is done.
+//! A task that a guest without our agent runs: it gets everything by TFTP, and puts its result when
+//! it is done.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -79,7 +80,8 @@ impl Task<'_> {
         }
     }
 
-    /// The guest says which stage begins. What it cannot be, since that was earlier or is none of the task's, is passed over.
+    /// The guest says which stage begins. What it cannot be, since that was earlier or is none of
+    /// the task's, is passed over.
     fn hear_of_stage(&mut self, told: &mut usize) {
         // What is longer than any name, or cannot be read, is none.
         let told_last =
@@ -113,7 +115,8 @@ impl Task<'_> {
         ResultDocument::parse(&text).map_err(|error| self.unreadable(chain(&error)))
     }
 
-    /// The stages that a guest reports must be those that it was given, in their order, up to the first that failed.
+    /// The stages that a guest reports must be those that it was given, in their order, up to the
+    /// first that failed.
     fn judge(&self, result: &ResultDocument) -> Result<Outcome, Stop> {
         let (given, ran) = (&self.spec.target.stages, &result.stages);
         let in_order = ran.iter().zip(given).all(|(ran, given)| ran.name == given.name);

@@ -13,8 +13,8 @@ use crate::machine::record::Step;
 use crate::machine::verdict::{is_held, keeps_console};
 use crate::runner::job::shortened;
 
-/// Consoles among the artifacts of a task that ended strangely: of its guest, and of one that served it. Beside the latter
-/// lies what its service has printed.
+/// Consoles among the artifacts of a task that ended strangely: of its guest, and of one that
+/// served it. Beside the latter lies what its service has printed.
 fn console_name(auxiliary: Option<&Name>) -> String {
     auxiliary.map_or_else(|| "console.log".to_owned(), |name| format!("console-{name}.log"))
 }
@@ -86,7 +86,8 @@ impl Task<'_> {
         }
         for (name, text) in kept.into_iter().filter(|(_, text)| !text.is_empty()) {
             let path = self.job.dir.join(&name);
-            // It is a help and no result: what is lost of it must not change the outcome, nor what the task has made.
+            // It is a help and no result: what is lost of it must not change the outcome, nor what
+            // the task has made.
             if self.found.has_room_for(&name) && Replace::with_mode(0o600).path(&path, &text).is_ok() {
                 self.found.bytes += text.len() as u64;
                 self.found.files.insert(name, path);
@@ -94,7 +95,8 @@ impl Task<'_> {
         }
     }
 
-    /// Keeps the build machine's guest for a person. Why it is not kept stands in the message of the task.
+    /// Keeps the build machine's guest for a person. Why it is not kept stands in the message of
+    /// the task.
     fn hold(&mut self, outcome: Outcome) {
         // A guest that never asked for its task is of no use to anybody.
         if self.result.is_none() || self.watch.is_cancelled() {

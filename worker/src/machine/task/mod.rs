@@ -1,9 +1,10 @@
 //! A task in a guest, from the lock to the end of the snapshot.
 //!
-//! It reads in the order in which it happens: [`claim`] finds the machines, has them bootstrapped and takes their locks;
-//! [`boot`] starts guests and tries again when one does not come up; [`by_agent`] and [`by_tftp`] are the two ways in which
-//! a guest then does the task; [`pause`] lets a person in between; [`finish`] collects what came out, keeps the guest for a
-//! person if that was asked for, and takes everything else down.
+//! It reads in the order in which it happens: [`claim`] finds the machines, has them bootstrapped
+//! and takes their locks; [`boot`] starts guests and tries again when one does not come up;
+//! [`by_agent`] and [`by_tftp`] are the two ways in which a guest then does the task; [`pause`]
+//! lets a person in between; [`finish`] collects what came out, keeps the guest for a person if
+//! that was asked for, and takes everything else down.
 
 mod auxiliary;
 mod boot;
@@ -34,8 +35,8 @@ use crate::runner::link::Link;
 use crate::runner::message::{Job, MachineJob, Spec};
 use crate::runner::output::{Output, is_too_long};
 
-/// Runs a job in a guest. When this returns, nothing of it runs any more, and of the guest nothing is left unless it is
-/// held.
+/// Runs a job in a guest. When this returns, nothing of it runs any more, and of the guest nothing
+/// is left unless it is held.
 pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Link) -> Done {
     let mut task = Task {
         job,
@@ -107,7 +108,8 @@ impl Task<'_> {
         }
     }
 
-    /// For what comes out of the guest: its logs, and the disk with what it made. Its own disk has a size of its own.
+    /// For what comes out of the guest: its logs, and the disk with what it made. Its own disk has
+    /// a size of its own.
     fn room(&self) -> Room {
         let result = result_disk(self.guests[self.build()].directory());
         Room::new([self.job.dir.clone(), result], RESERVE)
@@ -118,7 +120,8 @@ impl Task<'_> {
         self.guests.len() - 1
     }
 
-    /// The next thing that the build machine's guest does before `until`. What befalls any other guest ends the task.
+    /// The next thing that the build machine's guest does before `until`. What befalls any other
+    /// guest ends the task.
     fn next(&mut self, until: Instant) -> Result<Option<GuestEvent>, Stop> {
         loop {
             let build = self.build();
@@ -175,7 +178,8 @@ impl Task<'_> {
         }
     }
 
-    /// A stage that has begun is part of the result, also when nobody can say any more how it ended by itself.
+    /// A stage that has begun is part of the result, also when nobody can say any more how it ended
+    /// by itself.
     fn cut_off_stage(&mut self, stop: &Stop) {
         self.end_stage(stop.stage_exit());
     }

@@ -50,8 +50,8 @@ impl Task<'_> {
         self.wait_for_person(&stage).map(drop)
     }
 
-    /// Waits until a person lets the task go on, or the time for that is over: then it goes on by itself, as it would have
-    /// done. Returns how long that took.
+    /// Waits until a person lets the task go on, or the time for that is over: then it goes on by
+    /// itself, as it would have done. Returns how long that took.
     pub(super) fn wait_for_person(&mut self, stage: &Name) -> Result<Duration, Stop> {
         let begun = Instant::now();
         let limit = self.machine.pause.as_ref().map_or(0, |pause| pause.limit_ms);

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::packet::Code;
 
-/// Events that wait to be taken. What comes when so many wait is only counted, except completed files.
+/// Events that wait to be taken. What comes when so many wait is only counted, except completed
+/// files.
 const WAITING_MAX: usize = 256;
 
 /// Refusals that are told at once, before the rate below holds.

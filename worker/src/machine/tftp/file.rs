@@ -1,4 +1,5 @@
-//! The content of a transfer: what is read in large pieces, and what is written under a temporary name first.
+//! The content of a transfer: what is read in large pieces, and what is written under a temporary
+//! name first.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -109,7 +110,8 @@ impl Reading {
 pub struct Writing {
     temporary: NamedTempFile,
     path: PathBuf,
-    /// Received and not yet written: `piece[..used]`. There is always room for a block and a byte behind.
+    /// Received and not yet written: `piece[..used]`. There is always room for a block and a byte
+    /// behind.
     piece: Vec<u8>,
     used: usize,
     written: u64,
@@ -122,7 +124,8 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// Begins a file that gets the name `path` in the end, replacing what is there. Blocks have `block` bytes.
+    /// Begins a file that gets the name `path` in the end, replacing what is there. Blocks have
+    /// `block` bytes.
     ///
     /// # Errors
     /// If it may be too large for the disk, or cannot be made.
@@ -135,7 +138,8 @@ impl Writing {
         if free < reserve.saturating_add(announced) {
             return Err(Refusal::NoRoom { free, reserve });
         }
-        // Created exclusively, so that no symbolic link is followed, under a name that nobody can guess.
+        // Created exclusively, so that no symbolic link is followed, under a name that nobody can
+        // guess.
         let prefix = format!(".{}.", name.to_string_lossy());
         let temporary = tempfile::Builder::new().prefix(&prefix).suffix(".part").tempfile_in(directory);
         Ok(Self {

@@ -1,7 +1,8 @@
 //! A server and a real guest: QEMU with its user network, a Debian kernel and busybox.
 //!
-//! The kernel is the one that `CREWBOSS_TEST_KERNEL` names (as `.../boot/vmlinuz-VERSION`, its modules in
-//! `../lib/modules/VERSION` beside it or in `/lib/modules/VERSION`), or the newest cloud kernel in `/boot`.
+//! The kernel is the one that `CREWBOSS_TEST_KERNEL` names (as `.../boot/vmlinuz-VERSION`, its
+//! modules in `../lib/modules/VERSION` beside it or in `/lib/modules/VERSION`), or the newest cloud
+//! kernel in `/boot`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

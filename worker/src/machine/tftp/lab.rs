@@ -1,4 +1,5 @@
-//! What tests of a server share: one that is driven by hand, busybox, and clients that do as they are told.
+//! What tests of a server share: one that is driven by hand, busybox, and clients that do as they
+//! are told.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,7 +29,8 @@ impl Lab {
         Self::with(offers, puts, limits, None)
     }
 
-    /// What is put lies in `below`, or a directory of its own. A name that ends in `*` may be put again, and `result` closes.
+    /// What is put lies in `below`, or a directory of its own. A name that ends in `*` may be put
+    /// again, and `result` closes.
     pub(super) fn with(
         offers: &[(&str, &[u8])],
         puts: &[(&str, u64)],

@@ -123,7 +123,8 @@ impl Live {
         matches!(&self.job, Job::Receive { complete: true, .. })
     }
 
-    /// Whether a request for the same from the same port is a repetition of the one that started this.
+    /// Whether a request for the same from the same port is a repetition of the one that started
+    /// this.
     pub(super) fn repeats(&self, now: Instant, within: Duration) -> bool {
         let heard = match &self.job {
             Job::Send { protocol, .. } => protocol.heard(),
@@ -141,7 +142,8 @@ impl Live {
 
     /// Its socket can be read.
     pub(super) fn readable(&mut self, now: Instant) -> Standing {
-        // Without windows there is one packet, and asking for another would cost a call for nothing.
+        // Without windows there is one packet, and asking for another would cost a call for
+        // nothing.
         let turn = if self.window == 1 { 1 } else { TURN };
         for _ in 0..turn {
             let standing = match &self.job {

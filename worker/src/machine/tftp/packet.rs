@@ -58,7 +58,8 @@ impl Code {
     }
 }
 
-/// The options that are known. Values outside of what the RFCs allow count as not given, as the RFCs want it.
+/// The options that are known. Values outside of what the RFCs allow count as not given, as the
+/// RFCs want it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
     /// Size of blocks; more than fits into a packet counts as [`BLOCK_MAX`].
@@ -170,7 +171,8 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Appends the packet to `out`. A name with a NUL cannot be written and would be read as a shorter one.
+    /// Appends the packet to `out`. A name with a NUL cannot be written and would be read as a
+    /// shorter one.
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut words = |kind: u16, second: Option<u16>| {
             out.extend_from_slice(&kind.to_be_bytes());

@@ -1,7 +1,8 @@
 //! The sockets of a server, and what it may touch.
 //!
-//! A request is answered from a new port, and the transfer goes on between that port and the guest's. Only plain names are
-//! known, exactly as they were put out: `task`, but neither `/task` nor `./task`.
+//! A request is answered from a new port, and the transfer goes on between that port and the
+//! guest's. Only plain names are known, exactly as they were put out: `task`, but neither `/task`
+//! nor `./task`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,7 +37,8 @@ const TURN: usize = 16;
 /// Requests that are looked at without delay, and how fast they may come after that.
 const REQUESTS_AT_ONCE: u32 = 128;
 const REQUEST_EVERY: Duration = Duration::from_millis(10);
-/// A client that has moved within this time does not start again from the same port: a request is a late copy.
+/// A client that has moved within this time does not start again from the same port: a request is a
+/// late copy.
 const COPY_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a server may use.
@@ -176,7 +178,8 @@ impl Server {
         self.check = check;
     }
 
-    /// Puts something out, or something else under the same name. Transfers that run go on with the old.
+    /// Puts something out, or something else under the same name. Transfers that run go on with the
+    /// old.
     pub fn offer(&mut self, name: impl Into<String>, offer: Offer) {
         self.offers.insert(name.into(), offer);
     }
@@ -257,7 +260,8 @@ impl Server {
     }
 
     fn hear_requests(&self, flags: epoll::EventFlags) {
-        // It cannot fail for a descriptor that is there; if it did, requests would be heard too often or not at all.
+        // It cannot fail for a descriptor that is there; if it did, requests would be heard too
+        // often or not at all.
         let _changed = epoll::modify(&self.epoll, &self.listener, epoll::EventData::new_u64(0), flags);
     }
 
@@ -293,7 +297,8 @@ impl Server {
 
     fn remove(&mut self, id: u64) {
         if let Some(live) = self.lives.remove(&id) {
-            // Closing it would do, but for a child that has it for the moment before its program starts.
+            // Closing it would do, but for a child that has it for the moment before its program
+            // starts.
             let _gone = epoll::delete(&self.epoll, &live.socket);
         }
     }
@@ -355,7 +360,8 @@ impl Server {
         self.reporter.refused(what, why, now);
     }
 
-    /// Whether a request only repeats one that was heard. If the client starts again, its old transfer ends.
+    /// Whether a request only repeats one that was heard. If the client starts again, its old
+    /// transfer ends.
     fn is_copy(&mut self, from: SocketAddrV4, way: Way, name: &[u8], now: Instant) -> bool {
         let same = |live: &Live| live.peer == from && live.way() == way && live.name.as_bytes() == name;
         let Some((id, live)) = self.lives.iter().find(|(_, live)| same(live)) else { return false };
@@ -417,7 +423,8 @@ impl Server {
         if announced > rule.max {
             return Err(Refusal::TooLarge { bytes: announced, max: rule.max });
         }
-        // A client that was killed and started again has another port; the old transfer will not go on.
+        // A client that was killed and started again has another port; the old transfer will not go
+        // on.
         let same = |live: &Live| live.way() == Way::Put && live.name == name && !live.complete();
         let old = self.lives.iter().find(|(_, live)| same(live)).map(|(id, _)| *id);
         let (path, max) = (rule.path.clone(), rule.max);
@@ -425,7 +432,8 @@ impl Server {
             self.settle(id, Standing::Aborted(Abort::Again));
         }
         self.has_place()?;
-        // What is kept free is for whatever is small: the result of a guest whose log has filled the disk.
+        // What is kept free is for whatever is small: the result of a guest whose log has filled
+        // the disk.
         let reserve = if max < self.limits.reserve { 0 } else { self.limits.reserve };
         Writing::begin(&path, announced, max, reserve, terms.block.into())
     }

@@ -1,4 +1,5 @@
-//! Transfers over a simulated network that loses, doubles, delays and reorders packets, repeatable from a seed.
+//! Transfers over a simulated network that loses, doubles, delays and reorders packets, repeatable
+//! from a seed.
 
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
@@ -136,7 +137,8 @@ impl Ends {
                 let step = self.receiving.on_data(block, data.len(), now);
                 self.on_receive(step, &data, network);
             }
-            // A client that gets acknowledged options answers with the acknowledgement of block 0, or with block 1.
+            // A client that gets acknowledged options answers with the acknowledgement of block 0,
+            // or with block 1.
             (true, Wire::Options) => network.send(false, &Wire::Ack(0)),
             (false, Wire::Options) => {
                 let step = self.sending.on_ack(0, now);
@@ -200,7 +202,8 @@ fn step(ends: &mut Ends, network: &mut Network, put: bool) {
             ends.deliver(to_receiver, packet, network);
         }
     } else if sender == Some(next) {
-        // A client waits for the server's word in silence: it has sent its request, which here is always there.
+        // A client waits for the server's word in silence: it has sent its request, which here is
+        // always there.
         match ends.sending.on_time(network.now) {
             SendStep::Options if put => {}
             step => ends.on_send(step, network),
@@ -225,7 +228,8 @@ fn without_faults_each_packet_is_sent_once() {
 fn doubled_packets_do_not_multiply() {
     let (end, sent) = run(3, 8000, 8, 1, false, Faults { lost: 0, doubled: 256, late: 0 });
     assert_eq!(end, End::Whole);
-    // Each of 1001 blocks once, each doubled by the network; both copies acknowledged, and these doubled again.
+    // Each of 1001 blocks once, each doubled by the network; both copies acknowledged, and these
+    // doubled again.
     assert!(sent <= 1010 * 6, "{sent} packets");
 }
 

@@ -1,7 +1,7 @@
 //! Whether a packet comes from the guest.
 //!
-//! QEMU's user network has a UDP socket of its own for every port that the guest sends from. So the sender of a packet is
-//! looked up among the sockets of this computer, and must be one of QEMU's.
+//! QEMU's user network has a UDP socket of its own for every port that the guest sends from. So the
+//! sender of a packet is looked up among the sockets of this computer, and must be one of QEMU's.
 
 use std::fs;
 use std::io;
@@ -68,8 +68,8 @@ fn socket(target: &str) -> Option<u64> {
     target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The inodes of the sockets in a table of the kernel (`/proc/net/udp` or `/proc/net/udp6`) that can have sent a packet
-/// from an IPv4 address. A line that cannot be read counts as none.
+/// The inodes of the sockets in a table of the kernel (`/proc/net/udp` or `/proc/net/udp6`) that
+/// can have sent a packet from an IPv4 address. A line that cannot be read counts as none.
 pub fn senders(table: &str, from: SocketAddrV4) -> Vec<u64> {
     // The first line is the head.
     table.lines().skip(1).filter_map(|line| entry(line, from)).collect()
@@ -84,7 +84,8 @@ fn entry(line: &str, from: SocketAddrV4) -> Option<u64> {
     (same_port && sends_as(address, *from.ip())?).then_some(inode)
 }
 
-/// Whether a socket that is bound to this address can send from that one: it is the same, or the socket is bound to any.
+/// Whether a socket that is bound to this address can send from that one: it is the same, or the
+/// socket is bound to any.
 fn sends_as(address: &str, from: Ipv4Addr) -> Option<bool> {
     let local = match address.len() {
         8 => group(address)?,

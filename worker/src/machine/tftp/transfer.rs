@@ -1,11 +1,11 @@
 //! One transfer, pure: packets and the time go in, steps come out.
 //!
-//! Nothing here touches sockets, files or clocks: [`Sending`] and [`Receiving`] say which blocks to send or store, and the
-//! caller does it. Blocks are counted with 64 bits; the wire has the last 16 of them, so after block 65535 comes 0, as with
-//! busybox and most others.
+//! Nothing here touches sockets, files or clocks: [`Sending`] and [`Receiving`] say which blocks to
+//! send or store, and the caller does it. Blocks are counted with 64 bits; the wire has the last 16
+//! of them, so after block 65535 comes 0, as with busybox and most others.
 //!
-//! A packet that was seen before never causes a block to be sent again (the "Sorcerer's Apprentice" of RFC 1123): only the
-//! time does.
+//! A packet that was seen before never causes a block to be sent again (the "Sorcerer's Apprentice"
+//! of RFC 1123): only the time does.
 
 use std::time::{Duration, Instant};
 

@@ -57,7 +57,8 @@ impl Index {
             }
             match checked(entry) {
                 Ok(None) => {}
-                // Names are compared by a hash that a guest cannot foresee, so they are not kept twice.
+                // Names are compared by a hash that a guest cannot foresee, so they are not kept
+                // twice.
                 Ok(Some(entry)) if seen.insert(key(&entry)) => index.files.push(entry),
                 Ok(Some(entry)) => index.problem(format!("the archive has {:?} twice", entry.name.as_str())),
                 Err(problem) => index.problem(problem),

@@ -1,4 +1,5 @@
-//! Which entries of an archive are wanted: the same answer as looking for the files on a disk gives.
+//! Which entries of an archive are wanted: the same answer as looking for the files on a disk
+//! gives.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
@@ -19,7 +20,8 @@ pub(super) struct Selected {
     pub(super) problems: Vec<String>,
 }
 
-/// Decides. A glob is looked for in the output first, and in the source only if nothing matched there.
+/// Decides. A glob is looked for in the output first, and in the source only if nothing matched
+/// there.
 pub(super) fn select(index: &Index, globs: &[String]) -> Selected {
     let mut selected = Selected { problems: index.problems.clone(), ..Selected::default() };
     for glob in globs {

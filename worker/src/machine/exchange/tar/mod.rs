@@ -1,7 +1,8 @@
-//! The tar format, as far as it is needed here: files, directories and symbolic links with long names.
+//! The tar format, as far as it is needed here: files, directories and symbolic links with long
+//! names.
 //!
-//! Written by hand since the archive of a guest is not to be trusted: the reader holds a name at most, whatever an archive
-//! claims, and never makes a file itself.
+//! Written by hand since the archive of a guest is not to be trusted: the reader holds a name at
+//! most, whatever an archive claims, and never makes a file itself.
 
 mod read;
 mod write;

@@ -33,8 +33,8 @@ impl<W: Write> Writer<W> {
         Self { output, buffer: Vec::with_capacity(BUFFER_BYTES), written: 0 }
     }
 
-    /// Adds a file of exactly `size` bytes: content that is longer is cut off, and one that is shorter (the file shrank
-    /// meanwhile) is filled up with zeros.
+    /// Adds a file of exactly `size` bytes: content that is longer is cut off, and one that is
+    /// shorter (the file shrank meanwhile) is filled up with zeros.
     ///
     /// # Errors
     /// If reading or writing fails.

@@ -152,8 +152,8 @@ fn memchr(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b'\n')
 }
 
-/// One line. An empty one is no message and no fault; neither is an answer that belongs to no command, which is what
-/// QEMU sends for a line that it could not read.
+/// One line. An empty one is no message and no fault; neither is an answer that belongs to no
+/// command, which is what QEMU sends for a line that it could not read.
 pub fn parse(line: &[u8]) -> Result<Option<Message>, Garbage> {
     let line = line.trim_ascii();
     if line.is_empty() {
