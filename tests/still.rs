@@ -64,8 +64,8 @@ fn whoever_waits_for_a_host_is_told_which() {
             running.story().contains("still waiting for slow\n").then_some(())
         });
     }
-    // What does not read its input does not hear that nobody is there any more.
-    run(Command::new("kill").args(read(&pids).split_whitespace()));
+    // They were killed, and nothing of theirs reads its input to hear of that.
+    expect_gone(&read(&pids));
 }
 
 #[test]

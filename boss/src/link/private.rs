@@ -4,10 +4,13 @@
 //! Each has a record in it: a file that says so in words, and is locked as long as its owner lives.
 //! Whoever makes another removes those whose owner is dead, and with each the directory elsewhere
 //! that it names, if any: so that one may lie on a disk with room, wherever that was. A name proves
-//! nothing: people call their directories what they like.
+//! nothing, since people call their directories what they like, and words alone prove nothing
+//! either: a repository or an archive can bring a file with them. So the record also names what only
+//! the system gives to a directory, and only once it is there.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink,
 };
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crewboss_ground::{Directory, Held, Open};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::ssh::hang_up;
 
@@ -27,10 +31,16 @@ const PREFIX: &str = "crewboss-";
 /// In that directory: its record.
 const RECORD: &str = "lock";
 
-/// What the record says, and nobody else's file. It is locked before it says that, so that what
-/// says it and is not locked belongs to nobody any more.
+/// What the record says for people, before what only this directory has. It is locked before it
+/// says that, so that what says it and is not locked belongs to nobody any more.
 const WORDS: &str =
-    "This directory belongs to a running crewboss. Once that has ended, the next one removes it.\n";
+    "This directory belongs to a running crewboss. Once that has ended, the next one removes it.";
+
+/// Far longer than any record.
+const RECORD_BYTES_MAX: u64 = 1024;
+
+/// Nobody but its owner may even look into such a directory.
+const MODE: u32 = 0o700;
 
 /// In that directory: a link to the directory elsewhere that goes with it.
 const ELSEWHERE: &str = "elsewhere";
@@ -73,10 +83,16 @@ impl Private {
     /// If it cannot be made, or there is one already.
     pub(crate) fn elsewhere(&self, base: &Path) -> io::Result<PathBuf> {
         let path = std::path::absolute(base)?.join(format!("{ELSEWHERE_PREFIX}{:016x}", fastrand::u64(..)));
-        symlink(&path, self.path.join(ELSEWHERE))?;
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        let link = self.path.join(ELSEWHERE);
+        symlink(&path, &link)?;
+        fs::DirBuilder::new().mode(MODE).create(&path)?;
         // Whatever the umask.
-        fs::set_permissions(&path, Permissions::from_mode(0o700))?;
+        fs::set_permissions(&path, Permissions::from_mode(MODE))?;
+        if let Err(error) = Directory::fixed(&path).and_then(|made| made.check_above()) {
+            fs::remove_dir(&path)?;
+            fs::remove_file(&link)?;
+            return Err(error.into());
+        }
         Ok(path)
     }
 }
@@ -117,15 +133,24 @@ fn places(runtime: Option<PathBuf>) -> Vec<PathBuf> {
 fn make(place: &Path) -> io::Result<(PathBuf, Held)> {
     let made = tempfile::Builder::new()
         .prefix(PREFIX)
-        .permissions(Permissions::from_mode(0o700))
+        .permissions(Permissions::from_mode(MODE))
         .tempdir_in(place)?;
     // Whatever the umask, here and below.
-    fs::set_permissions(made.path(), Permissions::from_mode(0o700))?;
-    let record = Open::lock().within(&Directory::fixed(made.path())?, RECORD)?;
+    fs::set_permissions(made.path(), Permissions::from_mode(MODE))?;
+    let directory = Directory::fixed(made.path())?;
+    let record = Open::lock().within(&directory, RECORD)?;
     record.set_permissions(Permissions::from_mode(0o600))?;
     record.lock()?;
-    (&record).write_all(WORDS.as_bytes())?;
+    (&record).write_all(said_of(&directory)?.as_bytes())?;
     Ok((made.keep(), Held::new(record)))
+}
+
+/// The words, the number of the directory, and the moment in which it was made, where that is known.
+fn said_of(directory: &Directory) -> io::Result<String> {
+    let wanted = StatxFlags::INO | StatxFlags::BTIME;
+    let found = statx(directory.as_fd(), c"", AtFlags::EMPTY_PATH, wanted)?;
+    let (number, born) = (found.stx_ino, found.stx_btime);
+    Ok(format!("{WORDS}\n{number} {}.{:09}\n", born.tv_sec, born.tv_nsec))
 }
 
 /// Removes what processes left that were killed. The lock tells: a living one holds it.
@@ -145,8 +170,8 @@ fn abandoned(path: &Path) -> Option<Held> {
     let directory = Directory::fixed(path).ok().filter(|_| is_own_directory(path))?;
     let mut record = Open::read().within(&directory, RECORD).ok()?;
     let mut said = Vec::new();
-    (&mut record).take(WORDS.len() as u64 + 1).read_to_end(&mut said).ok()?;
-    if said != WORDS.as_bytes() || record.try_lock().is_err() {
+    (&mut record).take(RECORD_BYTES_MAX).read_to_end(&mut said).ok()?;
+    if said != said_of(&directory).ok()?.as_bytes() || record.try_lock().is_err() {
         return None;
     }
     let record = Held::new(record);
@@ -156,7 +181,8 @@ fn abandoned(path: &Path) -> Option<Held> {
 
 fn is_own_directory(path: &Path) -> bool {
     let me = rustix::process::geteuid().as_raw();
-    path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == me)
+    let mode = |found: &fs::Metadata| found.mode() & 0o7777;
+    path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == me && mode(&found) == MODE)
 }
 
 /// Ends the masters of a run and removes its directory, and before it the one elsewhere: as long as
@@ -173,9 +199,16 @@ fn clear(directory: &Path) {
     }
 }
 
+/// Whether this is a directory as [`Private::elsewhere`] makes it, and nobody else could have put
+/// another in its place.
 fn may_remove(elsewhere: &Path) -> bool {
-    let named = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(ELSEWHERE_PREFIX);
-    elsewhere.is_absolute() && elsewhere.file_name().is_some_and(named) && is_own_directory(elsewhere)
+    let Some((parent, name)) = elsewhere.parent().zip(elsewhere.file_name()) else { return false };
+    // With a slash at the end, a link would be followed.
+    let is_plain = elsewhere.is_absolute() && parent.join(name).as_os_str() == elsewhere.as_os_str();
+    is_plain
+        && name.to_string_lossy().starts_with(ELSEWHERE_PREFIX)
+        && is_own_directory(elsewhere)
+        && Directory::fixed(elsewhere).is_ok_and(|found| found.check_above().is_ok())
 }
 
 #[cfg(test)]
@@ -223,30 +256,37 @@ mod tests {
         let (living, _record) = make(place.path()).unwrap();
         let (dead, record) = make(place.path()).unwrap();
         drop(record);
+        // As a repository or an archive could bring it.
+        let copied = place.path().join("crewboss-copied");
+        let copy = std::process::Command::new("cp").arg("-a").args([&dead, &copied]).status();
+        assert!(copy.unwrap().success());
+        let said = fs::read_to_string(copied.join(RECORD)).unwrap();
         // What people call their own, with files in it that have the names of ours.
         let theirs = |name: &str, file: &str, content: &str| {
             let directory = place.path().join(name);
             fs::create_dir(&directory).unwrap();
+            fs::set_permissions(&directory, Permissions::from_mode(MODE)).unwrap();
             fs::write(directory.join(file), content).unwrap();
             directory
         };
-        let longer = format!("{WORDS}\n");
+        let longer = format!("{said}\n");
         let mut kept = vec![
             living,
+            copied,
             theirs("crewboss-thesis", RECORD, ""),
             theirs("crewboss-key", RECORD, "of the door"),
-            theirs("crewboss-x", "lock.new", WORDS),
+            theirs("crewboss-x", "lock.new", &said),
             theirs("crewboss-longer", RECORD, &longer),
             theirs("crewboss-notes", "precious", ""),
-            theirs("thesis", RECORD, WORDS),
+            theirs("thesis", RECORD, &said),
         ];
         // Nor is anything waited for, or followed.
         let odd = theirs("crewboss-odd", "precious", "");
         mknodat(CWD, odd.join(RECORD), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         let linked = theirs("crewboss-linked", "precious", "");
-        symlink(kept[6].join(RECORD), linked.join(RECORD)).unwrap();
-        symlink(&kept[6], place.path().join("crewboss-link")).unwrap();
-        let foreign = theirs("crewboss-foreign", RECORD, WORDS);
+        symlink(kept[7].join(RECORD), linked.join(RECORD)).unwrap();
+        symlink(&kept[7], place.path().join("crewboss-link")).unwrap();
+        let foreign = theirs("crewboss-foreign", RECORD, &said);
         std::os::unix::fs::chown(foreign.join(RECORD), Some(987_654), None).unwrap();
         kept.extend([odd, linked, foreign]);
         sweep(place.path());
@@ -289,13 +329,25 @@ mod tests {
         fs::create_dir(&thesis).unwrap();
         fs::write(thesis.join("file"), "precious").unwrap();
         symlink(&thesis, &linked).unwrap();
-        for target in [&thesis, &linked] {
+        let followed = PathBuf::from(format!("{}/", linked.display()));
+        let open_to_all = disk.path().join("crewboss-scratch-open");
+        fs::create_dir(&open_to_all).unwrap();
+        fs::set_permissions(&thesis, Permissions::from_mode(MODE)).unwrap();
+        for target in [&thesis, &linked, &followed, &open_to_all] {
             let (path, lock) = make(place.path()).unwrap();
             symlink(target, path.join(ELSEWHERE)).unwrap();
             drop(lock);
             sweep(place.path());
             assert!(!path.exists());
         }
-        assert!(thesis.join("file").exists());
+        assert!(thesis.join("file").exists() && open_to_all.exists());
+        // Where others can put another in its place, none is made.
+        fs::set_permissions(disk.path(), Permissions::from_mode(0o777)).unwrap();
+        let (path, lock) = make(place.path()).unwrap();
+        let private = Private { path, _lock: lock };
+        let refused = private.elsewhere(disk.path()).unwrap_err();
+        assert!(refused.to_string().contains("other users can write to it"), "{refused}");
+        fs::set_permissions(disk.path(), Permissions::from_mode(MODE)).unwrap();
+        assert!(private.elsewhere(disk.path()).unwrap().exists());
     }
 }

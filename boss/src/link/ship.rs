@@ -181,9 +181,9 @@ const SKIPPED_CHARS_MAX: usize = 400;
 
 /// Shell that asks whether nobody else can have changed what lies below the place `$1`, nor can
 /// until it is started: the place and the named things in it belong to us, and neither our group
-/// nor others may write to them; nobody may rename the place, either. One `ls`, whose lines come in
-/// any order, costs a millisecond. The file's content is not hashed again, which would cost fifty:
-/// whoever could change it could as well have changed the shell that asks.
+/// nor others may write to them; nobody may rename the place, either. One `ls` tells all, in lines
+/// that come in any order. The file's content is not hashed again: whoever could change it could as
+/// well have changed the shell that asks.
 fn sound(inside: &[&str]) -> String {
     let paths: String = inside.iter().map(|path| format!(r#" "$1/{path}""#)).collect();
     let strict = "l* | ?????w* | ????????w*) exit 1";
@@ -492,6 +492,10 @@ impl Talk {
                         None => keep(&mut self.stray, text),
                     },
                 }
+            }
+            // What always has something to read never lets the time below run out.
+            if Instant::now() >= self.deadline {
+                return Err(self.silent());
             }
             let count = match timeout_at(self.deadline, self.channel.stdout.read(&mut buffer)).await {
                 Ok(Ok(count)) => count,

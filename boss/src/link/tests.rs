@@ -260,6 +260,11 @@ fn a_slow_way_names_its_limit() {
         assert_eq!(error.to_string(), text);
         assert!(error.hint().unwrap().starts_with("if it is only slow, give it more time"));
 
+        // There is always more to read.
+        let lab = Lab::new("exec yes");
+        let error = start(&lab.link_within(&timing).await, &lab.binary(), role, b"").await.unwrap_err();
+        assert!(error.to_string().contains("no answer from the shell there for 2 s"), "{error}");
+
         // What comes after the shell has limits of its own: a worker says soon that it is there,
         // other roles when all is done.
         let lab = Lab::new("case \"$*\" in *exec*) echo '@cb-ship run'; exec sleep 60;; esac");

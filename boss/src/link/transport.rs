@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crewboss_ground::program;
+use crewboss_ground::{end_with_starter, program};
 use crewboss_protocol::HostName;
+use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -254,7 +255,12 @@ fn spawn(
     let name = argv.next().unwrap_or("sh");
     // Of a session of its own, so that Ctrl-C in the terminal does not reach it before the boss has
     // said so.
-    let mut command = Command::from(program(name));
+    let mut command = program(name);
+    if !words.is_empty() {
+        // It may never look whether its input has ended. A worker that is started here does.
+        end_with_starter(&mut command, Signal::TERM);
+    }
+    let mut command = Command::from(command);
     command.args(argv).stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     let failed = |source| LinkError::Start { host: host.clone(), program: name.to_owned(), source };
     let mut child = command.spawn().map_err(failed)?;

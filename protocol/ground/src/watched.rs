@@ -45,12 +45,12 @@ pub fn stood_still(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|source| source.is::<StoodStill>())
 }
 
-/// Has the kernel end the program of a command with the thread that starts it.
-pub fn end_with_starter(command: &mut Command) -> &mut Command {
+/// Has the kernel send this to the program of a command when the thread that starts it ends.
+pub fn end_with_starter(command: &mut Command, signal: Signal) -> &mut Command {
     // SAFETY: makes one system call.
     unsafe {
-        command.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(signal)).map_err(io::Error::from)
         })
     }
 }
@@ -131,7 +131,7 @@ impl Watched {
     /// If it cannot be started.
     pub fn start(command: &mut Command, name: &str) -> io::Result<Self> {
         let patience = Duration::from_millis(PATIENCE.load(Ordering::Relaxed));
-        let child = end_with_starter(command).spawn()?;
+        let child = end_with_starter(command, Signal::KILL).spawn()?;
         let shared = Arc::new(Shared::default());
         let mut watched = Self { child, name: name.to_owned(), patience, shared, watcher: None };
         let (leader, shared) = (watched.pid()?, watched.shared.clone());
@@ -361,8 +361,9 @@ mod tests {
         let pid = watched.child.id().to_string();
         drop(watched);
         assert!(is_gone(&pid));
-        let pid =
-            std::thread::spawn(|| end_with_starter(&mut shell("exec sleep 1000")).spawn().unwrap().id());
+        let pid = std::thread::spawn(|| {
+            end_with_starter(&mut shell("exec sleep 1000"), Signal::KILL).spawn().unwrap().id()
+        });
         let pid = pid.join().unwrap().to_string();
         wait_until(|| is_gone(&pid));
     }

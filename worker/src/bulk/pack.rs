@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, Stdio};
 
 use crewboss_ground::{end_with_starter, program};
 use crewboss_protocol::bulk::BulkErrorKind;
+use rustix::process::Signal;
 
 use super::stream::{Frame, Input};
 use super::{End, Failure};
@@ -113,7 +114,7 @@ fn spawn_git(objects: &Path) -> io::Result<(Child, ChildStdin)> {
         command.env_remove(name);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut git = end_with_starter(&mut command).spawn()?;
+    let mut git = end_with_starter(&mut command, Signal::KILL).spawn()?;
     let stdin = git.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
     // As large as it may be; otherwise it is only slower.
     rustix::pipe::fcntl_setpipe_size(&stdin, 1 << 20).ok();
