@@ -33,9 +33,6 @@ const USER_WITHIN: Duration = Duration::from_secs(15);
 /// Longest number of a process that is read.
 const HOLDER_BYTES_MAX: u64 = 64;
 
-/// Tries at a file of our own that somebody else has locked.
-const ANNOUNCE_TRIES: u32 = 16;
-
 /// The slots of one worker.
 #[derive(Debug)]
 pub struct Slots {
@@ -49,8 +46,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// No slot held yet. `holder` is what others read in the lock files; its slot number is filled
-    /// in.
+    /// No slot held yet, for a session that has its directory. `holder` is what others read in the
+    /// lock files; its slot number is filled in.
     ///
     /// # Errors
     /// If the directory of the locks cannot be made, or something else has the name of one.
@@ -137,8 +134,7 @@ impl Slots {
     /// Announces that this worker waits. Returns how many have waited for longer.
     fn wait(&mut self) -> io::Result<u32> {
         if self.waiting.is_none() {
-            let path = self.layout.waiting(&self.session);
-            self.waiting = Some((announce(&path)?, SystemTime::now()));
+            self.waiting = Some((announce(&self.layout, &self.session)?, SystemTime::now()));
         }
         let since = self.waiting.as_ref().map_or(SystemTime::UNIX_EPOCH, |(_, since)| *since);
         let older = self.waiters().into_iter().filter(|(_, at)| *at < since).count();
@@ -209,22 +205,15 @@ impl Drop for Slots {
     }
 }
 
-/// A locked file of this name. Nobody but us has a right to it: whoever looks at it, or takes it
-/// for one that a dead worker left, holds it for a moment at most, and if not (it may be stopped),
-/// it keeps the old file and we have a new one.
-fn announce(path: &Path) -> io::Result<Held> {
-    for _ in 0..ANNOUNCE_TRIES {
-        let file = open_lock(path)?;
-        if file.try_lock().is_ok() {
-            let held = Held::new(file);
-            if held.is_at(path)? {
-                return Ok(held);
-            }
-        } else {
-            std::fs::remove_file(path)?;
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is locked by somebody else", path.display())))
+/// The locked file by which a session says that it waits. It is locked before it has the name under
+/// which others look, so nobody ever takes it for one that a dead worker left.
+fn announce(layout: &Layout, session: &SessionId) -> io::Result<Held> {
+    let own = layout.session(session).join("waiting");
+    let file = open_lock(&own)?;
+    file.try_lock()?;
+    let held = Held::new(file);
+    std::fs::rename(&own, layout.waiting(session))?;
+    Ok(held)
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
@@ -325,6 +314,7 @@ pub fn lock_alone(layout: &Layout) -> io::Result<Option<Held>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crewboss_protocol::clean::CleanReport;
 
     #[test]
     fn what_has_the_name_of_a_slot_and_is_no_file_is_told_at_the_start() {
@@ -370,7 +360,9 @@ mod tests {
             pid,
             priority: 0,
         };
-        Slots::new(layout, &session.parse().unwrap(), holder, total).unwrap()
+        let session = session.parse().unwrap();
+        std::fs::create_dir_all(layout.session(&session)).unwrap();
+        Slots::new(layout, &session, holder, total).unwrap()
     }
 
     #[test]
@@ -397,7 +389,7 @@ mod tests {
         let work = crate::testing::Mount::tmpfs(1);
         let layout = Layout::new(work.path());
         let (mut one, mut two) = (slots(&layout, "a.1", 1, 1), slots(&layout, "b.1", 2, 1));
-        for file in [layout.slot(0), layout.waiting(&"b.1".parse().unwrap())] {
+        for file in [layout.slot(0), layout.session(&"b.1".parse().unwrap()).join("waiting")] {
             File::create(file).unwrap();
         }
         std::fs::write(work.path().join("ballast"), vec![1; 2 << 20]).unwrap_err();
@@ -414,22 +406,21 @@ mod tests {
         let (mut one, mut two) = (slots(&layout, "a.1", 1, 1), slots(&layout, "b.1", 2, 1));
         let now = Instant::now();
         one.aim(1, now).unwrap();
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    crate::sweep::remove_stale_waiters(&layout, &mut Default::default());
+        let sweeps = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                for _ in 0..2000 {
+                    two.aim(1, now).unwrap();
+                    assert!(layout.waiting(&two.session).exists());
+                    two.aim(0, now).unwrap();
                 }
             });
-            let seen = (0..2000).all(|_| {
-                two.aim(1, now).unwrap();
-                let seen = layout.waiting(&two.session).exists();
-                two.aim(0, now).unwrap();
-                seen
-            });
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert!(seen);
+            let mut report = CleanReport::default();
+            while !waiting.is_finished() {
+                crate::sweep::remove_stale_waiters(&layout, &mut report);
+            }
+            report
         });
+        assert_eq!(sweeps, CleanReport::default());
     }
 
     #[test]
