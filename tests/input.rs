@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -377,6 +378,28 @@ fn a_full_disk_at_the_boss_is_an_error_and_leaves_no_half_result() {
     assert!(whole, "{ended:#?}");
     ended.expect_code(102).expect_civil().expect_said("space");
     lab.expect_clean(&["host1"]);
+}
+
+#[test]
+fn a_temporary_directory_without_room_for_the_source_is_named() {
+    let scene = Scene::with_commits("[target.t]\nstages.run = ['/bin/true']\n", 1);
+    let mut big = std::fs::File::create(scene.repo().join("big")).expect("a file");
+    let mut random = std::fs::File::open("/dev/urandom").expect("the device").take(20 << 20);
+    std::io::copy(&mut random, &mut big).expect("room for it");
+    let small = SmallDisk::at(&scene.path("small"));
+    let ended = scene.build_local().env("TMPDIR", scene.path("small")).run().expect_code(2);
+    drop(small);
+    ended.expect_civil().expect_said("No space left on device").expect_said("TMPDIR can name a directory");
+}
+
+#[test]
+fn a_home_that_is_none_is_not_made() {
+    for home in ["", "foo"] {
+        let scene = Scene::with_commits("[target.t]\nstages.run = ['/bin/true']\n", 1);
+        let boss = scene.build_local().env("HOME", home).current_dir(&scene.repo());
+        boss.run().expect_code(0).expect_tasks(1, "success");
+        assert!(!scene.repo().join("foo").exists() && !Path::new("/nonexistent").exists());
+    }
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crewboss_ground::{end_with_starter, program};
+use crewboss_ground::{end_with_starter, home, program};
 use crewboss_protocol::HostName;
 use rustix::process::Signal;
 use tokio::process::Command;
@@ -256,7 +257,13 @@ fn spawn(
     // Of a session of its own, so that Ctrl-C in the terminal does not reach it before the boss has
     // said so.
     let mut command = program(name);
-    if !words.is_empty() {
+    if words.is_empty() {
+        // A login would have set these.
+        home().map(|home| command.env("HOME", home));
+        if std::env::var_os("XDG_CACHE_HOME").is_some_and(|named| !Path::new(&named).is_absolute()) {
+            command.env_remove("XDG_CACHE_HOME");
+        }
+    } else {
         // It may never look whether its input has ended. A worker that is started here does.
         end_with_starter(&mut command, Signal::TERM);
     }

@@ -13,7 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crewboss_protocol::tree;
 use git2::{ObjectType, Odb, OdbLookupFlags, Oid, Repository};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, Stat, fallocate, fstat, openat, readlinkat, statat,
+};
 use rustix::io::Errno;
 
 use super::error::SourceError;
@@ -231,7 +233,7 @@ impl Walk<'_> {
     }
 
     fn stream(&mut self, file: &mut impl Read, size: usize, path: &[u8]) -> Result<Attempt, SourceError> {
-        let mut writer = self.odb.writer(size, ObjectType::Blob).map_err(|error| self.full(error))?;
+        let mut writer = self.odb.writer(size, ObjectType::Blob).map_err(|error| self.full(size, error))?;
         let mut left = size;
         while left > 0 {
             let count = match file.read(&mut self.buffer) {
@@ -241,23 +243,37 @@ impl Walk<'_> {
                 Err(error) => return Err(self.failed(path, error)),
             };
             // Only libgit2 says why, and only to itself.
-            writer.write_all(&self.buffer[..count]).map_err(|_| self.full(git2::Error::last_error(-1)))?;
+            writer
+                .write_all(&self.buffer[..count])
+                .map_err(|_| self.full(size, git2::Error::last_error(-1)))?;
             left -= count;
         }
-        writer.finalize().map(Attempt::Whole).map_err(|error| self.full(error))
+        writer.finalize().map(Attempt::Whole).map_err(|error| self.full(size, error))
     }
 
     /// Stores an object unless it is there already.
     fn keep(&self, kind: ObjectType, content: &[u8]) -> Result<Oid, SourceError> {
-        let id = Oid::hash_object(kind, content).map_err(|error| self.full(error))?;
+        let full = |error| self.full(content.len(), error);
+        let id = Oid::hash_object(kind, content).map_err(full)?;
         if self.odb.exists_ext(id, OdbLookupFlags::NO_REFRESH) {
             return Ok(id);
         }
-        self.odb.write(kind, content).map_err(|error| self.full(error))
+        self.odb.write(kind, content).map_err(full)
     }
 
-    fn full(&self, source: git2::Error) -> SourceError {
-        SourceError::Keep { path: self.git_dir.to_owned(), source: source.into() }
+    /// So many bytes could not be stored. Where the disk is full, libgit2 tells of anything else.
+    fn full(&self, bytes: usize, source: git2::Error) -> SourceError {
+        let room = File::create_new(self.git_dir.join("room"))
+            .and_then(|file| Ok(fallocate(file, FallocateFlags::empty(), 0, (bytes as u64).max(1))?));
+        let reason = match room {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                error.to_string().into()
+            }
+            _ => source.into(),
+        };
+        SourceError::Keep { path: self.git_dir.to_owned(), source: reason }
     }
 
     fn unreadable(&self, path: &[u8], error: Errno) -> SourceError {
