@@ -5,8 +5,8 @@
 //! Whoever makes another removes those whose owner is dead, and with each the directory elsewhere
 //! that it names, if any: so that one may lie on a disk with room, wherever that was. A name proves
 //! nothing, since people call their directories what they like, and words alone prove nothing
-//! either: a repository or an archive can bring a file with them. So the record also names what only
-//! the system gives to a directory, and only once it is there.
+//! either: a repository or an archive can bring a file with them. So the record also names what
+//! only the system gives to a directory, and only once it is there.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -145,7 +145,7 @@ fn make(place: &Path) -> io::Result<(PathBuf, Held)> {
     Ok((made.keep(), Held::new(record)))
 }
 
-/// The words, the number of the directory, and the moment in which it was made, where that is known.
+/// The words, the directory's inode number, and the time of its making, where that is known.
 fn said_of(directory: &Directory) -> io::Result<String> {
     let wanted = StatxFlags::INO | StatxFlags::BTIME;
     let found = statx(directory.as_fd(), c"", AtFlags::EMPTY_PATH, wanted)?;
