@@ -188,6 +188,9 @@ impl SshFailure {
             ("POSSIBLE DNS SPOOFING", SshFailure::HostKeyChanged),
             ("host key is known for", SshFailure::HostKeyUnknown),
             ("Host key verification failed", SshFailure::HostKeyUnknown),
+            // No name server answers, as on a laptop that has just woken up.
+            ("Temporary failure in name resolution", SshFailure::Unreachable),
+            ("Address family for hostname not supported", SshFailure::Config),
             ("Could not resolve hostname", SshFailure::UnknownName),
             ("Bad configuration option", SshFailure::Config),
             ("terminating, ", SshFailure::Config),
@@ -401,6 +404,14 @@ mod tests {
             (
                 "ssh: Could not resolve hostname nowhere: Name or service not known\r\n",
                 SshFailure::UnknownName,
+            ),
+            (
+                "ssh: Could not resolve hostname lab1: Temporary failure in name resolution\r\n",
+                SshFailure::Unreachable,
+            ),
+            (
+                "ssh: Could not resolve hostname lab1: Address family for hostname not supported\r\n",
+                SshFailure::Config,
             ),
             ("ssh: connect to host 127.0.0.1 port 1: Connection refused\r\n", SshFailure::Refused),
             ("ssh: connect to host 10.9.9.9 port 22: Connection timed out\r\n", SshFailure::Timeout),

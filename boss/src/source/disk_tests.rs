@@ -425,7 +425,7 @@ fn revisions_are_what_git_takes() {
         ),
         (
             "HEAD:file",
-            "\"HEAD:file\" is a range without commits",
+            "\"HEAD:file\" names no commits",
             "in `a..b`, b must have commits that a does not have; a single revision builds that one",
         ),
     ] {

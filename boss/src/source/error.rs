@@ -116,7 +116,7 @@ pub enum SourceError {
         lack: Lack,
     },
     /// The range is well formed and empty.
-    #[error("{0:?} is a range without commits")]
+    #[error("{0:?} names no commits")]
     EmptyRange(String),
     /// More than libgit2 understands.
     #[error("{0:?} is no range that can be built without git, which is not installed here")]

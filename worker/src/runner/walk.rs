@@ -144,9 +144,11 @@ impl Walk<'_> {
             Ok(Some(meta)) => meta,
             Ok(None) if self.pattern.is_name() => {
                 let shown = path.display();
-                self.problem(format!(
-                    "the artifact \"{shown}\" is not a file; `{shown}/**` matches all below a directory"
-                ));
+                self.problem(if file.is_dir() {
+                    format!("the artifact \"{shown}\" is a directory; `{shown}/**` matches all below it")
+                } else {
+                    format!("the artifact \"{shown}\" is not a file, but a socket, FIFO or device")
+                });
                 return Ok(());
             }
             Ok(None) => return Ok(()),
@@ -277,6 +279,25 @@ mod tests {
             let (_, problems) = found(&root, pattern);
             assert!(problems.starts_with("the artifact \"bazel-bin"), "{pattern}: {problems}");
             assert!(problems.contains("is a link that leads out of"), "{pattern}: {problems}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_told_when_it_is_named_and_never_matched() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::create_dir(path("out")).unwrap();
+        fs::write(path("out/file"), "x").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("out/socket")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("out/fifo"), rustix::fs::Mode::RWXU).unwrap();
+        for pattern in ["out/*", "**"] {
+            assert_eq!(found(root.path(), pattern), (vec!["out/file".to_owned()], String::new()));
+        }
+        for (name, wanted) in [
+            ("out", "the artifact \"out\" is a directory; `out/**` matches all below it"),
+            ("out/fifo", "the artifact \"out/fifo\" is not a file, but a socket, FIFO or device"),
+        ] {
+            assert_eq!(found(root.path(), name).1, wanted);
         }
     }
 
