@@ -39,7 +39,7 @@ pub async fn probe(
         priority: 0,
         timing: crew.timing,
         limits: crew.limits,
-        awake: Arc::new(Awake::new(crew.timing.silence)),
+        awake: Awake::watching(crew.timing.silence),
         probe_only: true,
         refresh,
     });

@@ -125,7 +125,7 @@ pub async fn bootstrap(
         priority: 0,
         timing: crew.timing,
         limits: crew.limits,
-        awake: Arc::new(Awake::new(crew.timing.silence)),
+        awake: Awake::watching(crew.timing.silence),
         probe_only: false,
         refresh: false,
     });

@@ -4,8 +4,7 @@
 //! task has failed, and no host is to blame. Nor is such a time one in which others could have done
 //! something.
 
-use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -61,18 +60,24 @@ impl Moment {
 }
 
 impl Awake {
-    /// Workers take silence of this length for the end of their boss.
-    pub fn new(silence: Duration) -> Self {
-        let state = State { seen: Moment::now(), stood: Duration::ZERO, last: None, untold: None };
-        Self { silence, state: Mutex::new(state) }
+    /// Looks again and again from now on; only that makes a time without a look one in which
+    /// nothing ran. Workers take silence of this length for the end of their boss.
+    pub fn watching(silence: Duration) -> Arc<Self> {
+        let awake = Arc::new(Self::new(silence));
+        let watched = Arc::downgrade(&awake);
+        tokio::spawn(async move {
+            while let Some(awake) = watched.upgrade() {
+                awake.look(Moment::now());
+                drop(awake);
+                tokio::time::sleep(EVERY).await;
+            }
+        });
+        awake
     }
 
-    /// Looks again and again; only that makes a time without a look one in which nothing ran.
-    pub async fn keep_looking(&self) -> Infallible {
-        loop {
-            tokio::time::sleep(EVERY).await;
-            self.look(Moment::now());
-        }
+    fn new(silence: Duration) -> Self {
+        let state = State { seen: Moment::now(), stood: Duration::ZERO, last: None, untold: None };
+        Self { silence, state: Mutex::new(state) }
     }
 
     /// How long this process has stood still in all, by the clock of [`Instant`].
@@ -94,6 +99,7 @@ impl Awake {
 
     /// A standstill that nobody was told of yet.
     pub fn take_untold(&self) -> Option<Duration> {
+        self.look(Moment::now());
         self.lock().untold.take()
     }
 
@@ -159,6 +165,13 @@ mod tests {
         later(&awake, 0, 3600);
         assert_eq!(awake.lock().stood, Duration::from_secs(90));
         assert_eq!(awake.explains(), Some(Duration::from_secs(3600)));
+    }
+
+    #[tokio::test]
+    async fn a_time_in_which_there_was_nothing_to_do_is_none() {
+        let awake = Awake::watching(Duration::from_secs(1));
+        tokio::time::sleep(SHORTEST + 2 * EVERY).await;
+        assert_eq!(awake.take_untold(), None);
     }
 
     #[test]

@@ -82,8 +82,7 @@ struct Inbox {
 }
 
 async fn drive(started: &mut start::Started, mut stop: watch::Receiver<bool>) {
-    let start::Started { dispatcher, inbox, awake, .. } = started;
-    let mut looking = std::pin::pin!(awake.keep_looking());
+    let start::Started { dispatcher, inbox, .. } = started;
     let mut settle = Some(Instant::now() + SETTLE_WITHIN);
     let mut stop_by: Option<Instant> = None;
     while !is_over(dispatcher, stop_by) {
@@ -91,7 +90,6 @@ async fn drive(started: &mut start::Started, mut stop: watch::Receiver<bool>) {
         let wake = wake_at(dispatcher, settle, stop_by);
         tokio::select! {
             biased;
-            never = &mut looking => match never {},
             Ok(_) = stop.wait_for(|&asked| asked), if stop_by.is_none() => dispatcher.stop(Stopped::Interrupted),
             Some(reply) = inbox.stored.recv() => dispatcher.stored(reply),
             Some((at, end)) = inbox.uploaded.recv() => dispatcher.uploaded(at, end),

@@ -110,7 +110,6 @@ impl RunError {
 pub(super) struct Started {
     pub(super) dispatcher: Dispatcher,
     pub(super) inbox: Inbox,
-    pub(super) awake: Arc<Awake>,
     supervisors: JoinSet<()>,
 }
 
@@ -146,7 +145,7 @@ pub(super) async fn start(
     stop: &mut watch::Receiver<bool>,
 ) -> Result<Started, RunError> {
     descriptors::provide(request.crew.hosts.len())?;
-    let awake = Arc::new(Awake::new(request.crew.timing.silence));
+    let awake = Awake::watching(request.crew.timing.silence);
     let mut events = EventStream::new(sinks, awake.clone());
     let run = run_id();
     let common = Common {
@@ -195,7 +194,7 @@ pub(super) async fn start(
     let mut dispatcher = Dispatcher::new(run, plan, hosts, events, (out, store), uploader, &common);
     dispatcher.begin(damage);
     dispatcher.add(division);
-    Ok(Started { dispatcher, inbox: Inbox { reports, stored, uploaded }, awake, supervisors })
+    Ok(Started { dispatcher, inbox: Inbox { reports, stored, uploaded }, supervisors })
 }
 
 /// What is open for the whole of a run, and what it says of earlier ones.
