@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crewboss_boss::scheduler::{
-    Action, Ended, HostIndex, Input, Millis, Offer, Requirement, RequirementId, Scheduler, TaskEntry,
+    Action, Ended, HostIndex, Input, Offer, Requirement, RequirementId, Scheduler, TaskEntry,
 };
-use crewboss_protocol::{Name, TaskId, TaskRef};
+use crewboss_protocol::{Millis, Name, TaskId, TaskRef};
 
 /// Different sets of needs among the tasks.
 const CLASSES: u32 = 50;

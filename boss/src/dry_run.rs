@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crewboss_protocol::{HostFacts, HostName, Name};
+use crewboss_protocol::{HostFacts, HostName, Millis, Name};
 
 use crate::probe::{Probed, probe};
 use crate::report::Heard;
 use crate::run::{Division, Plan, RunError, RunRequest, confirmed, divide, make_plan, offer, requirements};
-use crate::scheduler::{HostIndex, Input, Millis, Scheduler};
+use crate::scheduler::{HostIndex, Input, Scheduler};
 use crate::store::{History, Journal};
 
 /// What a run would do.

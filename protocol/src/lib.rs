@@ -9,6 +9,7 @@
 pub mod advice;
 pub mod bulk;
 pub mod clean;
+pub mod clock;
 pub mod codec;
 pub mod guest;
 pub mod harmless;
@@ -27,6 +28,7 @@ pub mod units;
 pub mod visit;
 
 pub use clean::{CleanReport, LeftAlone, WhyLeft};
+pub use clock::Millis;
 pub use host::{Feature, HostFacts, Load, SlotHolder, Toolchain};
 pub use id::{Attempt, HostName, Name, RelPath, RunId, SessionId, TaskId, TaskRef, TreeId};
 pub use machine::MachineUse;

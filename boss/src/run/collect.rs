@@ -1,19 +1,16 @@
 //! From a worker's `done` to a stored result.
 
+use crewboss_ground::Open;
+use crewboss_protocol::message::{ArtifactCount, Cause, Done, LogEnd};
+use crewboss_protocol::{
+    HostName, Millis, Name, Outcome, PhaseClock, Phases, RunId, StageExit, StageResult, TaskId, TaskRef,
+};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
-
-use crewboss_ground::Open;
-use crewboss_protocol::message::{Cause, Done, LogEnd};
-use crewboss_protocol::{
-    HostName, Name, Outcome, PhaseClock, Phases, RunId, StageExit, StageResult, TaskId, TaskRef,
-};
 
 use crate::event::{Matched, TaskDone};
 use crate::run::events::unix_ms;
-use crate::run::hosts::Fetch;
 use crate::run::plan::Plan;
 use crate::run::upload::{Uploader, UploadsEnd};
 use crate::store::{AttemptStory, MachineInputs, RESULT_SCHEMA, Recorded, ResultFile, Submission};
@@ -41,6 +38,24 @@ impl Seen {
     }
 }
 
+/// What of a result did not come with the message that told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    /// Length of the log in bytes, if it has to be fetched.
+    pub log: Option<u64>,
+    /// Length of standard error in bytes, if it has to be fetched.
+    pub err: Option<u64>,
+    /// The artifacts, if there are any.
+    pub artifacts: Option<ArtifactCount>,
+}
+
+impl Missing {
+    /// Whether all has come.
+    pub fn is_none(&self) -> bool {
+        *self == Self { log: None, err: None, artifacts: None }
+    }
+}
+
 /// A result on its way into the result directory.
 #[derive(Debug)]
 pub struct Collected {
@@ -50,9 +65,7 @@ pub struct Collected {
     pub host: Option<HostName>,
     /// Earlier attempts.
     pub earlier: Vec<AttemptStory>,
-    /// Where its files are gathered.
-    pub part: PathBuf,
-    /// What was seen there, once all is there.
+    /// What was seen where its files are gathered, once all is there.
     pub fetched: Option<Seen>,
     /// What the boss itself adds to the log.
     pub log_more: String,
@@ -62,11 +75,9 @@ pub struct Collected {
 
 impl Collected {
     /// What has to be fetched besides what the message holds.
-    pub fn fetch(&self) -> Fetch {
+    pub fn missing(&self) -> Missing {
         let missing = |log: &LogEnd| log.text.is_none().then_some(log.bytes).filter(|&bytes| bytes > 0);
-        Fetch {
-            at: self.done.at,
-            part: self.part.clone(),
+        Missing {
             log: missing(&self.done.log),
             err: missing(&self.done.err),
             artifacts: Some(self.done.artifacts).filter(|count| !count.is_none()),
@@ -74,7 +85,7 @@ impl Collected {
     }
 
     /// Nothing more of it is done before it is stored.
-    pub fn end_phases(&mut self, now: Instant) {
+    pub fn end_phases(&mut self, now: Millis) {
         self.done.phases = std::mem::take(&mut self.clock).end(now);
     }
 
@@ -138,28 +149,28 @@ impl Collected {
     }
 
     /// What the store needs.
-    pub fn submission(self, plan: &Plan, run: &RunId, path: &Arc<str>, since: Instant) -> Submission {
-        let task = self.done.at.task;
+    pub fn submission(self, plan: &Plan, run: &RunId, part: PathBuf) -> Submission {
+        let at = self.done.at;
         let result = self.result(plan, run);
         let recorded = Recorded {
             key: result.key,
             toolchain: result.toolchain.clone(),
             machine: result.machine.as_deref().map(MachineInputs::from),
             target: result.target.clone(),
-            commit: plan.commit(task).short.clone(),
+            commit: plan.commit(at.task).short.clone(),
             outcome: result.outcome,
             attempt: result.attempt,
             host: result.host.clone(),
             wall_ms: result.wall_ms,
-            path: path.clone(),
+            path: plan.path(at.task),
         };
         let text = |log: LogEnd| if log.bytes == 0 { Some(String::new()) } else { log.text };
         Submission {
-            task,
-            since,
+            at,
+            since: Instant::now(),
             result,
             recorded,
-            part: self.part,
+            part,
             fetched: self.fetched.is_some(),
             log: text(self.done.log),
             log_more: self.log_more,
@@ -203,11 +214,11 @@ impl Collected {
 
 /// Adds what has been seen from here of an attempt that nobody is left to tell of: its runner or
 /// its host was lost.
-pub fn witness(done: &mut Done, seen: PhaseClock) {
+pub fn witness(done: &mut Done, seen: PhaseClock, now: Millis) {
     if !done.phases.is_empty() || done.outcome.is_good() {
         return;
     }
-    done.phases = seen.end(Instant::now());
+    done.phases = seen.end(now);
     let stages = done.phases.iter().filter_map(|one| Some((one.phase.stage()?, one.wall_ms)));
     // A stage begins when the one before it has ended well.
     let ended = |(name, wall_ms): (&Name, u64)| StageResult {
@@ -297,15 +308,12 @@ fn last_lines(text: &str) -> String {
 mod tests {
     use super::*;
     use crewboss_protocol::Phase;
-    use std::time::Duration;
-
     #[test]
     fn a_lost_runner_leaves_the_stages_that_were_seen_to_begin() {
-        let begin = Instant::now();
         let phases = || {
             let mut seen = PhaseClock::default();
             for (ms, phase) in [(0, Phase::Booting), (30, stage("a")), (50, stage("b"))] {
-                seen.begin(phase, begin + Duration::from_millis(ms));
+                seen.begin(phase, Millis(ms));
             }
             seen
         };
@@ -314,13 +322,13 @@ mod tests {
         {
             let mut done = given_up("1.1".parse().unwrap(), String::new());
             done.outcome = outcome;
-            witness(&mut done, phases());
+            witness(&mut done, phases(), Millis(80));
             let stages: Vec<(&str, StageExit)> =
                 done.stages.iter().map(|stage| (stage.name.as_str(), stage.exit)).collect();
             assert_eq!(stages, [("a", StageExit::Code(0)), ("b", exit)]);
             assert_eq!((done.stages[0].wall_ms, done.phases.len()), (20, 3));
             let told = done.clone();
-            witness(&mut done, PhaseClock::default());
+            witness(&mut done, PhaseClock::default(), Millis(90));
             assert_eq!(done, told, "what was told counts");
         }
     }

@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crewboss_protocol::Millis;
+
 use crate::event::{Event, EventKind, EventSink, Stopped, Summary};
 use crate::run::awake::Awake;
 use crate::run::log::BossLog;
 use crate::run::tally::Tally;
-use crate::scheduler::Millis;
 
 /// Gives every event its time and hands it to every sink, in the same order.
 pub struct EventStream {

@@ -146,13 +146,13 @@ impl Channels {
         let wait = async {
             let fetch = told.await.map_err(|_| FetchError::Unwanted)?;
             // If following has failed, nobody hears it.
-            end.send(fetch.log.unwrap_or(0)).ok();
+            end.send(fetch.missing.log.unwrap_or(0)).ok();
             Ok::<_, FetchError>(fetch)
         };
         let (followed, fetch) = tokio::join!(self.follow_log(part, at, ends), wait);
         let fetch = fetch?;
         match followed {
-            Ok((_permit, mut bulk)) if fetch.log.is_some() => {
+            Ok((_permit, mut bulk)) if fetch.missing.log.is_some() => {
                 self.rest(&mut bulk, &fetch).await?;
                 self.give_back(bulk);
                 return Ok(());
@@ -182,7 +182,7 @@ impl Channels {
         // What an abandoned try to follow left behind.
         remove(&fetch.part).await;
         make(&fetch.part).await?;
-        if let Some(bytes) = fetch.log {
+        if let Some(bytes) = fetch.missing.log {
             let file = create(&fetch.part.join("log")).await?;
             bulk.log(fetch.at, LogStream::Log, LogEnd::Known(bytes), file).await?;
         }
@@ -192,11 +192,11 @@ impl Channels {
     }
 
     async fn rest(&self, bulk: &mut Bulk, fetch: &Fetch) -> Result<(), FetchError> {
-        if let Some(bytes) = fetch.err {
+        if let Some(bytes) = fetch.missing.err {
             let file = create(&fetch.part.join("err")).await?;
             bulk.log(fetch.at, LogStream::Err, LogEnd::Known(bytes), file).await?;
         }
-        if let Some(count) = fetch.artifacts {
+        if let Some(count) = fetch.missing.artifacts {
             let directory = fetch.part.join("artifacts");
             make(&directory).await?;
             let limits = ArtifactLimits {
@@ -206,8 +206,9 @@ impl Channels {
             };
             bulk.artifacts(fetch.at, directory, limits).await?;
         }
-        let bytes =
-            fetch.log.unwrap_or(0) + fetch.err.unwrap_or(0) + fetch.artifacts.map_or(0, |count| count.bytes);
+        let bytes = fetch.missing.log.unwrap_or(0)
+            + fetch.missing.err.unwrap_or(0)
+            + fetch.missing.artifacts.map_or(0, |count| count.bytes);
         self.site.traffic.add_received(bytes);
         Ok(())
     }

@@ -1,10 +1,10 @@
 //! What the run loop and the hosts' sessions say to each other inside the boss.
 
-use super::collect::Seen;
+use super::collect::{Missing, Seen};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crewboss_protocol::message::{ArtifactCount, Ready};
+use crewboss_protocol::message::Ready;
 use crewboss_protocol::{FromWorker, TaskRef, ToWorker, TreeId};
 
 use crate::scheduler::HostIndex;
@@ -134,19 +134,8 @@ pub struct Fetch {
     pub at: TaskRef,
     /// Where to.
     pub part: PathBuf,
-    /// Length of the log, if it has to be fetched.
-    pub log: Option<u64>,
-    /// Length of standard error, if it has to be fetched.
-    pub err: Option<u64>,
-    /// Its artifacts, if there are any.
-    pub artifacts: Option<ArtifactCount>,
-}
-
-impl Fetch {
-    /// Whether all came with the message.
-    pub fn is_empty(&self) -> bool {
-        self.log.is_none() && self.err.is_none() && self.artifacts.is_none()
-    }
+    /// What the message did not hold.
+    pub missing: Missing,
 }
 
 /// Bytes to and from a host, over all its channels.

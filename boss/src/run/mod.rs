@@ -18,6 +18,7 @@ mod log;
 mod opening;
 mod plan;
 mod push;
+mod results;
 mod session;
 mod session_error;
 mod site;

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
-use crewboss_protocol::{Attempt, TaskId, TaskRef};
+use crewboss_protocol::{Attempt, Millis, TaskId, TaskRef};
 
 use super::Scheduler;
 use super::queue::Key;
 use super::task::{NO_SEGMENT, Phase, Recall};
-use super::types::{Action, GiveUp, HostIndex, Millis};
+use super::types::{Action, GiveUp, HostIndex};
 
 /// How many equals of the first task are looked at for one whose tree or warm chain is on the host.
 pub const LOOK_AHEAD: usize = 32;

@@ -7,7 +7,8 @@ use super::Scheduler;
 use super::hand_out::push_recall;
 use super::host::{Health, PAUSES_MAX, STRIKES_MAX};
 use super::task::{Phase, Recall};
-use super::types::{Action, HostIndex, Millis};
+use super::types::{Action, HostIndex};
+use crewboss_protocol::Millis;
 
 impl Scheduler {
     /// The machines of a task are no good on this host. They must not keep it from everything else:

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crewboss_protocol::TaskId;
 
 use super::requirement::{MachineNeed, Offer};
-use super::types::{ChainId, Millis};
+use super::types::ChainId;
+use crewboss_protocol::Millis;
 
 /// Added to the round trip when work is sent ahead: covers the scheduling jitter of both sides and
 /// lets the estimate grow while the link, and not the host, is what limits the rate.

@@ -1,12 +1,12 @@
 //! Taking note of what happened.
 
 use crewboss_protocol::message::Refusal;
-use crewboss_protocol::{Attempt, Name, TaskId, TaskRef};
+use crewboss_protocol::{Attempt, Millis, Name, TaskId, TaskRef};
 
 use super::host::{Health, Link, STRIKES_MAX};
 use super::requirement::Offer;
 use super::task::{ATTEMPTS_MAX, LOST_MAX, NEVER, NO_SEGMENT, Phase, REFUSALS_MAX, Recall, Task};
-use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, Millis, TaskEntry};
+use super::types::{Action, AttemptStory, Ended, GiveUp, HostIndex, Input, TaskEntry};
 use super::{Requirement, Scheduler};
 
 impl Scheduler {

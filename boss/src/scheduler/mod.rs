@@ -37,7 +37,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crewboss_protocol::TaskId;
+use crewboss_protocol::{Millis, TaskId};
 
 pub use chain::SPLIT_MIN;
 pub use explain::Impossible;
@@ -46,7 +46,7 @@ pub use host::{AHEAD_MAX, JITTER_COVER_MICROS, PAUSE_FIRST_MS, PAUSE_MAX_MS, PAU
 pub use requirement::{MachineNeed, MachineOffer, Offer, Requirement, Unfit, fits};
 pub use task::{ATTEMPTS_MAX, LOST_MAX, REFUSALS_MAX};
 pub use types::{
-    Action, AttemptStory, ChainId, Counts, Ended, GiveUp, HostIndex, HostView, Input, Millis, RequirementId,
+    Action, AttemptStory, ChainId, Counts, Ended, GiveUp, HostIndex, HostView, Input, RequirementId,
     TaskEntry,
 };
 

@@ -1,6 +1,7 @@
 //! What the scheduler knows of a task.
 
-use super::types::{AttemptStory, HostIndex, Millis};
+use super::types::{AttemptStory, HostIndex};
+use crewboss_protocol::Millis;
 
 /// Failed attempts after which a task is given up.
 pub const ATTEMPTS_MAX: u8 = 3;

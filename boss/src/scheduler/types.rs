@@ -12,11 +12,6 @@ use super::requirement::{Offer, Unfit};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostIndex(pub u32);
 
-/// A moment in milliseconds, from an origin that the caller chooses. It must not run backwards; if
-/// it does, the latest moment seen counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Millis(pub u64);
-
 /// A set of needs that some tasks share; made by [`super::Scheduler::intern`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequirementId(pub u32);

@@ -7,7 +7,8 @@ use crewboss_protocol::TaskId;
 use super::Scheduler;
 use super::host::Link;
 use super::task::{NEVER, Phase};
-use super::types::{Action, HostIndex, Millis};
+use super::types::{Action, HostIndex};
+use crewboss_protocol::Millis;
 
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

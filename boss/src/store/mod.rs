@@ -14,4 +14,4 @@ pub use record::Recorded;
 pub use result::{
     AttemptStory, AuxiliaryInputs, MachineInputs, RESULT_SCHEMA, ResultFile, TargetDigest, TaskKey,
 };
-pub use writer::{StoreReply, Stored, Submission, WriteError, Writer};
+pub use writer::{StoreReply, Submission, WriteError, Writer};

@@ -20,7 +20,7 @@ use super::journal::{Journal, JournalError};
 use super::layout::{StoreError, remove};
 use super::record::Recorded;
 use super::result::ResultFile;
-use crewboss_protocol::{Phase, RunId, TaskId, json};
+use crewboss_protocol::{Phase, RunId, TaskRef, json};
 
 /// Results that are brought to the disk together.
 const BATCH_MAX: usize = 512;
@@ -34,8 +34,8 @@ const GATHER_MAX: Duration = Duration::from_millis(200);
 /// A result to be stored.
 #[derive(Debug)]
 pub struct Submission {
-    /// Which task.
-    pub task: TaskId,
+    /// Which attempt.
+    pub at: TaskRef,
     /// When it was handed over.
     pub since: Instant,
     /// Goes into `result.json`.
@@ -57,20 +57,11 @@ pub struct Submission {
     pub sizes: String,
 }
 
-/// A result that is in place and in the journal.
-#[derive(Debug)]
-pub struct Stored {
-    /// Which task.
-    pub task: TaskId,
-    /// Bytes that a person may want to read: logs and artifacts.
-    pub bytes: u64,
-}
-
 /// What the thread answers.
 #[derive(Debug)]
 pub enum StoreReply {
-    /// These are in place.
-    Stored(Vec<Stored>),
+    /// These are in place and in the journal.
+    Stored(Vec<TaskRef>),
     /// The result directory cannot be written any more. Nothing half-written was left in place.
     Failed(WriteError),
 }
@@ -159,7 +150,7 @@ impl<R: FnMut(StoreReply)> Work<R> {
         self.journal
     }
 
-    fn store(&mut self, mut batch: Vec<Submission>) -> Result<Vec<Stored>, WriteError> {
+    fn store(&mut self, mut batch: Vec<Submission>) -> Result<Vec<TaskRef>, WriteError> {
         batch.iter_mut().try_for_each(complete)?;
         self.disk.sync_trees(batch.iter().map(|submission| &*submission.part))?;
         let mut changed = BTreeSet::new();
@@ -168,8 +159,8 @@ impl<R: FnMut(StoreReply)> Work<R> {
         }
         self.disk.sync_names(changed.iter().map(PathBuf::as_path))?;
         let mut stored = Vec::new();
-        for Submission { task, result, recorded, .. } in batch {
-            stored.push(Stored { task, bytes: result.log_bytes + result.artifacts.bytes });
+        for Submission { at, recorded, .. } in batch {
+            stored.push(at);
             self.journal.add(recorded);
         }
         self.journal.sync()?;
@@ -333,7 +324,7 @@ mod tests {
             path: "01_of_01_g0101010_x/native".into(),
         };
         Submission {
-            task: TaskId(0),
+            at: "0.1".parse().unwrap(),
             since: Instant::now(),
             result,
             recorded,

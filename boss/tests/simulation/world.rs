@@ -3,11 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crewboss_boss::scheduler::{
-    Action, Ended, HostIndex, Input, Millis, Offer, RequirementId, Scheduler, TaskEntry,
-};
+use crewboss_boss::scheduler::{Action, Ended, HostIndex, Input, Offer, RequirementId, Scheduler, TaskEntry};
 use crewboss_protocol::message::Refusal;
-use crewboss_protocol::{TaskId, TaskRef};
+use crewboss_protocol::{Millis, TaskId, TaskRef};
 
 use super::checker::Checker;
 

@@ -16,7 +16,8 @@ use crewboss_protocol::message::{
     BootstrapEnd, BootstrapOrder, Cause, Done, Ending, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::{
-    Environment, FromWorker, Name, Outcome, Phase, PhaseClock, Phases, Target, TaskRef, ToWorker, TreeId,
+    Environment, FromWorker, Millis, Name, Outcome, Phase, PhaseClock, Phases, Target, TaskRef, ToWorker,
+    TreeId,
 };
 
 use crate::slots::Share;
@@ -416,7 +417,7 @@ impl Core {
         for (at, entry) in &mut self.attempts {
             if entry.state == State::Waiting && entry.order.tree == tree {
                 entry.state = State::Queued;
-                entry.clock.begin(Phase::Waiting, now);
+                entry.clock.begin(Phase::Waiting, Millis::of(now));
                 self.queue.push_back(*at);
             }
         }
@@ -435,7 +436,7 @@ impl Core {
         }
         self.unstarted += 1;
         let mut clock = PhaseClock::default();
-        clock.begin(if here { Phase::Waiting } else { Phase::Source }, now);
+        clock.begin(if here { Phase::Waiting } else { Phase::Source }, Millis::of(now));
         self.attempts.insert(at, Entry { order, state, clock });
     }
 
@@ -532,7 +533,7 @@ impl Core {
             None if unwanted => self.forget(at, actions),
             None => {
                 entry.state = State::Ready;
-                entry.clock.begin(Phase::Waiting, now);
+                entry.clock.begin(Phase::Waiting, Millis::of(now));
                 self.ready.push_back(at);
             }
             Some((reason, text)) => {
@@ -671,7 +672,7 @@ impl Core {
             entry.state = State::Running { runner };
             self.promises.begin(runner, self.targets.get(&entry.order.target), now);
             self.unstarted -= 1;
-            let phases = std::mem::take(&mut entry.clock).end(now);
+            let phases = std::mem::take(&mut entry.clock).end(Millis::of(now));
             let phase = first_phase(self.targets.get(&entry.order.target));
             actions.push(Action::Run { runner, order: entry.order.clone(), phases });
             actions.push(Action::Send(FromWorker::Phase { at, phase, text: String::new() }));
@@ -707,7 +708,7 @@ impl Core {
                 self.warm.insert(entry.order.target, VecDeque::new());
             }
             entry.state = State::Preparing { unwanted: false };
-            entry.clock.begin(Phase::Preparing, now);
+            entry.clock.begin(Phase::Preparing, Millis::of(now));
             self.preparing += 1;
             actions.push(Action::Prepare { order: entry.order.clone(), warm });
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crewboss_protocol::{FromWorker, Phase, PhaseClock, Phases, TaskRef};
+use crewboss_protocol::{FromWorker, Millis, Phase, PhaseClock, Phases, TaskRef};
 use rustix::event::{PollFd, PollFlags};
 
 use super::guest::{Guest, GuestEvent};
@@ -49,7 +49,7 @@ impl<'a> Watch<'a> {
     pub fn new(link: &'a mut Link, at: TaskRef, before: Phases) -> Self {
         let mut clock = PhaseClock::after(before);
         // The worker proper has said so.
-        clock.begin(Phase::Machine, Instant::now());
+        clock.begin(Phase::Machine, Millis::now());
         link.doing.note(&Phase::Machine);
         Self { link, console: None, hub: Hub::default(), clock, at, seen: VecDeque::new(), cancelled: false }
     }
@@ -63,7 +63,7 @@ impl<'a> Watch<'a> {
     pub fn begin(&mut self, phase: Phase) {
         if self.clock.current() != Some(&phase) {
             self.link.doing.note(&phase);
-            self.clock.begin(phase, Instant::now());
+            self.clock.begin(phase, Millis::now());
             self.step("");
         }
     }

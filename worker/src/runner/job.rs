@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::target::{Command as StageCommand, Stage};
-use crewboss_protocol::{FromWorker, Outcome, Phase, PhaseClock, StageExit, StageResult};
+use crewboss_protocol::{FromWorker, Millis, Outcome, Phase, PhaseClock, StageExit, StageResult};
 
 use super::artifacts::{Found, Wanted, find};
 use super::link::Link;
@@ -92,7 +92,7 @@ impl Attempt<'_> {
         let deadline = Instant::now() + Duration::from_millis(self.spec.target.timeout_ms);
         for (index, stage) in self.spec.target.stages.iter().enumerate() {
             let phase = Phase::Stage(stage.name.clone());
-            self.clock.begin(phase.clone(), Instant::now());
+            self.clock.begin(phase.clone(), Millis::now());
             link.doing.note(&phase);
             // The first one has been announced when it got its slot.
             if index > 0 {
@@ -190,7 +190,7 @@ impl Attempt<'_> {
 
     /// That there is nothing to collect is the ordinary case, and not worth a word.
     fn begin_collecting(&mut self, link: &mut Link) {
-        self.clock.begin(Phase::Collecting, Instant::now());
+        self.clock.begin(Phase::Collecting, Millis::now());
         link.doing.note(&Phase::Collecting);
         if !self.spec.target.artifacts.is_empty() || uploads::are_in(&self.job.out) {
             // That can take far longer than building it.
@@ -286,7 +286,7 @@ impl Attempt<'_> {
             at: self.job.at,
             outcome,
             stages: self.stages,
-            phases: self.clock.end(Instant::now()),
+            phases: self.clock.end(Millis::now()),
             rss_kib_max: self.rss_kib,
             log,
             err,

@@ -1,10 +1,11 @@
 //! Hosts that come and go.
 
+use crewboss_protocol::HostFacts;
 use crewboss_protocol::message::Ready;
-use crewboss_protocol::{HostFacts, TaskRef};
 
 use super::super::collect::skipped;
 use super::super::done::confirmed;
+use super::super::results;
 use super::{Dispatcher, offer};
 use crate::event::{EventKind, TaskDone};
 use crate::scheduler::{HostIndex, Input};
@@ -64,13 +65,9 @@ impl Dispatcher {
                 None => EventKind::HostFailed { host: name, reason: reason.clone() },
             });
         }
-        let lost: Vec<TaskRef> =
-            self.fetching.iter().filter(|(_, (from, _))| *from == host).map(|(&at, _)| at).collect();
         // First of all, so that nothing of what follows is handed to this host again.
         self.input(Input::HostDown { host, reason: reason.clone(), returns: retry_ms.is_some(), ours });
-        for at in lost {
-            self.fetch_failed(host, at, reason.clone(), false);
-        }
+        self.result(results::Event::HostDown { host, reason });
         self.settle_if_all_answered();
     }
 }

@@ -6,28 +6,29 @@
 mod crew;
 mod host;
 mod matching;
-mod results;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
-use crewboss_protocol::message::{Done, TaskLimits};
-use crewboss_protocol::{FromWorker, HostName, Phase, PhaseClock, RunId, TaskId, TaskRef, ToWorker};
+use crewboss_protocol::message::Done;
+use crewboss_protocol::{FromWorker, HostName, Millis, Phase, RunId, TaskId, TaskRef, ToWorker};
 
 use super::awake::Awake;
-use super::collect::{Collected, skipped};
+use super::collect::skipped;
 use super::done::Division;
 use super::events::EventStream;
-use super::hosts::{News, Order, Report};
+use super::hosts::{Fetch, News, Order, Report};
 use super::plan::Plan;
+use super::results::{self, Results};
+use super::session_error::stood_still;
 use super::site::Common;
-use super::upload::Uploader;
+use super::upload::{UploadJob, Uploader, UploadsEnd};
 use crate::event::{EventKind, HostSummary, Stopped, Summary, TaskDone};
-use crate::scheduler::{Action, HostIndex, Input, Millis, RequirementId, Scheduler};
-use crate::store::{AttemptStory, JournalError, OutDir, Recorded, StoreReply, Writer};
+use crate::scheduler::{self, Action, Ended, GiveUp, HostIndex, Input, RequirementId, Scheduler, Unfit};
+use crate::store::{JournalError, OutDir, Recorded, StoreReply, Writer};
 
 pub use host::HostState;
 pub use matching::{entry, offer, requirements};
@@ -35,16 +36,6 @@ pub use matching::{entry, offer, requirements};
 /// Results that may wait for the disk. A disk that is slower than the hosts slows them down; it
 /// must not fill the memory.
 const STORING_MAX: usize = 1024;
-
-/// A result that is with the store.
-#[derive(Debug)]
-struct Storing {
-    announce: TaskDone,
-    /// Who may forget it once it is in place.
-    source: Option<(HostIndex, TaskRef)>,
-    /// When it was handed over.
-    since: Instant,
-}
 
 /// The state of a run.
 #[derive(Debug)]
@@ -57,31 +48,18 @@ pub struct Dispatcher {
     events: EventStream,
     out: OutDir,
     store: Writer,
-    /// Attempts whose log is being fetched while it grows.
-    following: BTreeMap<TaskRef, HostIndex>,
-    /// The worker's word on attempts that have ended, until the scheduler says whether they count.
-    ended: BTreeMap<TaskRef, Box<Done>>,
-    /// Results that are being fetched, and from where.
-    fetching: BTreeMap<TaskRef, (HostIndex, Collected)>,
-    /// Results whose uploads are being handed over, and where they came from.
-    uploading: BTreeMap<TaskRef, (HostIndex, Collected)>,
+    results: Results,
     uploader: Uploader,
-    storing: BTreeMap<TaskId, Storing>,
-    stories: BTreeMap<TaskId, Vec<AttemptStory>>,
-    /// When tasks were queued again; all others wait since the start.
-    requeued: BTreeMap<TaskId, Millis>,
-    /// What attempts were seen to be at, for the case that nobody is left to tell.
-    seen: BTreeMap<TaskRef, PhaseClock>,
     candidates: BTreeMap<TaskId, Vec<Recorded>>,
     /// Targets that were named as impossible.
     impossible: BTreeSet<usize>,
     /// Tasks without an announced end.
     remaining: u32,
     standstill: Duration,
-    limits: TaskLimits,
     awake: Arc<Awake>,
     stopped: Option<Stopped>,
     actions: Vec<Action>,
+    result_actions: Vec<results::Action>,
 }
 
 impl Dispatcher {
@@ -98,6 +76,8 @@ impl Dispatcher {
         let mut scheduler = Scheduler::new(u32::try_from(hosts.len()).unwrap_or(u32::MAX));
         scheduler.watch(u64::try_from(common.timing.standstill.as_millis()).unwrap_or(u64::MAX));
         let requirements = requirements(&plan, &mut scheduler);
+        let names = hosts.iter().map(|host| host.name.clone()).collect();
+        let results = Results::new(plan.clone(), names, common.limits.task);
         Self {
             run,
             scheduler,
@@ -106,23 +86,16 @@ impl Dispatcher {
             events,
             out,
             store,
-            following: BTreeMap::new(),
-            ended: BTreeMap::new(),
-            fetching: BTreeMap::new(),
-            uploading: BTreeMap::new(),
+            results,
             uploader,
-            storing: BTreeMap::new(),
-            stories: BTreeMap::new(),
-            requeued: BTreeMap::new(),
-            seen: BTreeMap::new(),
             candidates: BTreeMap::new(),
             impossible: BTreeSet::new(),
             remaining: plan.tasks(),
             standstill: common.timing.standstill,
-            limits: common.limits.task,
             awake: common.awake.clone(),
             stopped: None,
             actions: Vec::new(),
+            result_actions: Vec::new(),
             plan,
         }
     }
@@ -178,7 +151,7 @@ impl Dispatcher {
 
     /// Whether so many results wait for the disk that hosts should not be listened to for a moment.
     pub fn is_backed_up(&self) -> bool {
-        self.storing.len() >= STORING_MAX
+        self.results.storing() >= STORING_MAX
     }
 
     /// Why the run is being stopped, if it is.
@@ -188,7 +161,7 @@ impl Dispatcher {
 
     /// Whether no session is left, and nothing that the store is still to answer for.
     pub fn is_quiet(&self) -> bool {
-        self.hosts.iter().all(|host| host.over) && self.storing.is_empty()
+        self.hosts.iter().all(|host| host.over) && self.results.storing() == 0
     }
 
     /// When [`Self::tick`] is due.
@@ -229,7 +202,7 @@ impl Dispatcher {
         };
         self.events.emit(EventKind::Stopping { reason });
         self.stopped = Some(why);
-        self.uploading.clear();
+        self.result(results::Event::Stop);
         self.uploader.stop();
         self.input(Input::Stop);
         self.quit();
@@ -266,8 +239,11 @@ impl Dispatcher {
                 let host = self.name(host);
                 self.events.emit(EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms });
             }
-            News::Fetched { at, seen } => self.fetched(at, seen),
-            News::FetchFailed { at, reason, at_boss } => self.fetch_failed(host, at, reason, at_boss),
+            News::Fetched { at, seen } => self.result(results::Event::Fetched { host, at, seen }),
+            News::FetchFailed { reason, at_boss: true, .. } => self.stop(Stopped::Error(reason)),
+            News::FetchFailed { at, reason, at_boss: false } => {
+                self.result(results::Event::FetchFailed { host, at, reason });
+            }
             News::Broken { reason } => self.stop(Stopped::Error(reason)),
             News::Lost { reason, retry_ms, ours } => self.lost(host, reason, Some(retry_ms), ours),
             News::Failed { reason } => self.lost(host, reason, None, false),
@@ -282,21 +258,13 @@ impl Dispatcher {
     pub fn stored(&mut self, reply: StoreReply) {
         match reply {
             StoreReply::Stored(results) => {
-                for stored in results {
-                    let Some(Storing { mut announce, source, since }) = self.storing.remove(&stored.task)
-                    else {
-                        continue;
-                    };
-                    announce.phases.add(Phase::Storing, since.elapsed());
-                    if let Some((host, at)) = source {
-                        self.send(host, ToWorker::Collected { at });
-                    }
-                    self.announce(announce);
+                for at in results {
+                    self.result(results::Event::Stored { at });
                 }
             }
             StoreReply::Failed(error) => {
                 // It stores nothing any more, so nothing is waited for.
-                self.storing.clear();
+                self.result(results::Event::StoreFailed);
                 self.stop(Stopped::Error(crate::chain(&error)));
             }
         }
@@ -324,7 +292,11 @@ impl Dispatcher {
     }
 
     fn send(&self, host: HostIndex, message: ToWorker) {
-        self.hosts[host.0 as usize].order(Order::Send(message));
+        self.order(host, Order::Send(message));
+    }
+
+    fn order(&self, host: HostIndex, order: Order) {
+        self.hosts[host.0 as usize].order(order);
     }
 
     fn announce(&mut self, done: TaskDone) {
@@ -339,10 +311,11 @@ impl Dispatcher {
             | FromWorker::Waiting { at, .. }
             | FromWorker::GuestLoad { at, .. }
             | FromWorker::Log { at, .. }
+            | FromWorker::LongLog { at }
                 if !self.scheduler.holds(host, at) => {}
             FromWorker::Phase { at, phase, text } => {
                 self.started(host, at);
-                self.see(at, &phase);
+                self.result(results::Event::Seen { host, at, phase: phase.clone() });
                 self.tell_phase(host, at, phase, text);
             }
             FromWorker::Waiting { at, guest, stage, until } => {
@@ -359,7 +332,7 @@ impl Dispatcher {
                 let host = self.name(host);
                 self.events.emit(EventKind::TaskOutput { host, at, text, lost });
             }
-            FromWorker::LongLog { at } => self.follow(host, at),
+            FromWorker::LongLog { at } => self.result(results::Event::LongLog { host, at }),
             FromWorker::Alive { load, .. } => {
                 let (name, round_trip_us) = (self.name(host), self.hosts[host.0 as usize].round_trip_us);
                 let free = load.disk_free;
@@ -394,11 +367,74 @@ impl Dispatcher {
         self.events.emit(EventKind::TaskStarted { host: name, at, target, commit });
     }
 
-    fn see(&mut self, at: TaskRef, phase: &Phase) {
-        // A host could fill our memory with stages that its task does not have.
-        let stages = &self.plan.target(at.task).target.stages;
-        if phase.stage().is_none_or(|name| stages.iter().any(|stage| stage.name == *name)) {
-            self.seen.entry(at).or_default().begin(phase.clone(), Instant::now());
+    /// An attempt has ended. If the scheduler wants its result, it is accepted; else it is
+    /// discarded.
+    fn done(&mut self, host: HostIndex, done: Box<Done>) {
+        let at = done.at;
+        let ended = match Ended::of(&done) {
+            Ended::Cancelled { why, .. } => self.cancelled(host, why),
+            ended => ended,
+        };
+        let event = match self.scheduler.holds(host, at) {
+            true => results::Event::Ended { host, done },
+            false => results::Event::Stray { host, at },
+        };
+        self.result(event);
+        self.input(Input::Ended { host, at, ended });
+        self.result(results::Event::Judged { at });
+    }
+
+    /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us
+    /// for too long.
+    fn cancelled(&self, host: HostIndex, otherwise: String) -> Ended {
+        let ending = self.hosts[host.0 as usize].ending.as_ref();
+        match self.awake.explains() {
+            Some(stood) => Ended::Cancelled { why: stood_still(stood), ours: true },
+            None => Ended::Cancelled { why: ending.map_or(otherwise, |why| why.to_string()), ours: false },
+        }
+    }
+
+    /// Takes what became of a result's uploads.
+    pub fn uploaded(&mut self, at: TaskRef, end: UploadsEnd) {
+        self.result(results::Event::Uploaded { at, end });
+    }
+
+    fn result(&mut self, event: results::Event) {
+        let mut actions = std::mem::take(&mut self.result_actions);
+        self.results.handle(event, self.events.now(), &mut actions);
+        for action in actions.drain(..) {
+            self.perform_result(action);
+        }
+        self.result_actions = actions;
+    }
+
+    fn perform_result(&mut self, action: results::Action) {
+        match action {
+            results::Action::Follow { host, at } => {
+                self.order(host, Order::Follow { at, part: self.out.part(at) });
+            }
+            results::Action::Abandon { host, at } => {
+                self.order(host, Order::Abandon { at, part: self.out.part(at) });
+            }
+            results::Action::Fetch { host, at, missing } => {
+                self.order(host, Order::Fetch(Fetch { at, part: self.out.part(at), missing }));
+            }
+            results::Action::Upload { at } => {
+                let target = self.plan.target(at.task).target.name.clone();
+                let (commit, part) = (self.plan.commit(at.task).id, self.out.part(at));
+                self.uploader.start(UploadJob { at, target, commit, part });
+            }
+            results::Action::Store(collected) => {
+                let part = self.out.part(collected.done.at);
+                if !self.store.submit(collected.submission(&self.plan, &self.run, part)) {
+                    // It has failed and says why.
+                    self.result(results::Event::StoreFailed);
+                }
+            }
+            results::Action::Forget { host, at } => self.send(host, ToWorker::Collected { at }),
+            results::Action::Lost { host, at, reason } => self.input(Input::ResultLost { host, at, reason }),
+            results::Action::Tell { host, at, phase } => self.tell_phase(host, at, phase, String::new()),
+            results::Action::Announce(done) => self.announce(*done),
         }
     }
 
@@ -425,13 +461,10 @@ impl Dispatcher {
                 }
             }
             Action::Cancel { host, at } => self.send(host, ToWorker::Cancel { at }),
-            Action::Accept { host, at } => self.accept(host, at),
+            Action::Accept { at, .. } => self.result(results::Event::Accepted { at }),
             Action::Retry { host, at, reason } => {
-                self.requeued.insert(at.task, self.events.now());
-                self.seen.remove(&at);
+                self.result(results::Event::Retried { host, at, reason: reason.clone() });
                 let host = self.name(host);
-                let story = AttemptStory { attempt: at.attempt, host: host.clone(), reason: reason.clone() };
-                self.stories.entry(at.task).or_default().push(story);
                 let target = self.plan.target(at.task).target.name.clone();
                 let commit = self.plan.commit(at.task).short.clone();
                 self.events.emit(EventKind::TaskRetried { host, at, target, commit, reason });
@@ -441,13 +474,11 @@ impl Dispatcher {
                 let host = self.name(host);
                 self.events.emit(EventKind::HostPaused { host, reason, pause_ms: for_ms });
             }
-            Action::EndSession { host, reason } => {
-                self.hosts[host.0 as usize].order(Order::End { reason });
-            }
+            Action::EndSession { host, reason } => self.order(host, Order::End { reason }),
             Action::Out { host, reason } => {
                 let name = self.name(host);
                 self.events.emit(EventKind::HostFailed { host: name, reason });
-                self.hosts[host.0 as usize].order(Order::Quit);
+                self.order(host, Order::Quit);
             }
         }
     }
@@ -476,5 +507,29 @@ impl Dispatcher {
         state.sources_under_way = change(state.sources_under_way);
         let under_way = state.sources_under_way;
         self.scheduler.note_sources(host, under_way);
+    }
+
+    fn give_up(&mut self, task: TaskId, why: &GiveUp, story: Vec<scheduler::AttemptStory>) {
+        let mut message = why.to_string();
+        if let GiveUp::Impossible(reasons) = why {
+            let reasons = self.reasons(reasons);
+            message.extend(reasons.iter().map(|(host, why)| format!("\n{host}: {why}")));
+            self.name_impossible(task, reasons);
+        }
+        self.result(results::Event::GivenUp { task, message, story });
+    }
+
+    fn reasons(&self, reasons: &[Unfit]) -> BTreeMap<HostName, String> {
+        self.hosts.iter().zip(reasons).map(|(host, why)| (host.name.clone(), why.to_string())).collect()
+    }
+
+    /// Says once per target that no host can take its tasks.
+    fn name_impossible(&mut self, task: TaskId, reasons: BTreeMap<HostName, String>) {
+        let index = self.plan.target_index(task);
+        if self.impossible.insert(index) {
+            let target = self.plan.target(task).target.name.clone();
+            let tasks = u32::try_from(self.plan.commits().len()).unwrap_or(u32::MAX);
+            self.events.emit(EventKind::TasksImpossible { target, tasks, reasons });
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crewboss_ground::Replace;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::{Cause, Done};
-use crewboss_protocol::{Name, Outcome, Phase, chain};
+use crewboss_protocol::{Millis, Name, Outcome, Phase, chain};
 
 use super::Task;
 use crate::machine::hold;
@@ -57,7 +57,7 @@ impl Task<'_> {
             at: self.job.at,
             outcome,
             stages: self.stages,
-            phases: self.watch.clock.end(Instant::now()),
+            phases: self.watch.clock.end(Millis::now()),
             rss_kib_max: self.rss_kib,
             log,
             err,

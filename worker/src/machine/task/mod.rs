@@ -20,7 +20,7 @@ use std::time::Instant;
 use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::{Cause, Done};
-use crewboss_protocol::{Outcome, StageExit, StageResult};
+use crewboss_protocol::{Millis, Outcome, StageExit, StageResult};
 
 use super::files::result_disk;
 use super::guest::{Guest, GuestEvent};
@@ -189,7 +189,7 @@ impl Task<'_> {
         let phase = self.watch.phase();
         let running = phase.stage().filter(|name| self.stages.iter().all(|ended| ended.name != **name));
         let Some(name) = running.cloned() else { return };
-        let wall_ms = millis(self.watch.clock.elapsed(Instant::now()));
+        let wall_ms = millis(self.watch.clock.elapsed(Millis::now()));
         self.stages.push(StageResult { name, exit, wall_ms, cpu_ms: 0 });
     }
 
