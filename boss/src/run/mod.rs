@@ -1,11 +1,12 @@
 //! One run: plan, sessions, handing out, results.
 //!
-//! [`dispatch`] holds the state and decides nothing that the scheduler can decide; [`session`]
-//! keeps one host going; [`push`] and [`fetch`] move bulk data beside it; [`drive`](run) waits for
-//! all of them and for the clock.
+//! [`core`] decides; [`dispatch`] passes on what happens and carries out what was decided;
+//! [`session`] keeps one host going; [`push`] and [`fetch`] move bulk data beside it; [`drive`](run)
+//! waits for all of them and for the clock.
 
 mod awake;
 mod collect;
+pub mod core;
 mod dispatch;
 mod done;
 mod events;
@@ -18,7 +19,7 @@ mod log;
 mod opening;
 mod plan;
 mod push;
-mod results;
+pub mod results;
 mod session;
 mod session_error;
 mod site;
@@ -32,9 +33,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+pub use collect::{Collected, Missing, Seen};
 pub use done::Force;
-pub use plan::{Guests, PlanError, TASKS_MAX};
+pub use plan::{Commit, Guests, Plan, PlanError, TASKS_MAX};
 pub use start::{RunError, RunRequest};
+pub use upload::UploadsEnd;
 
 pub use crate::store::StoreError;
 
@@ -43,7 +46,6 @@ pub(crate) use dispatch::{offer, requirements};
 pub(crate) use done::{Division, confirmed, divide};
 pub(crate) use hosts::{Report, Traffic};
 pub(crate) use opening::Opening;
-pub(crate) use plan::Plan;
 pub(crate) use session_error::SessionError;
 pub(crate) use site::Common;
 pub(crate) use start::{make_plan, run_id};
@@ -55,7 +57,6 @@ use crewboss_protocol::TaskRef;
 use crewboss_protocol::limits::STOP_WITHIN;
 use dispatch::Dispatcher;
 use done::SETTLE_WITHIN;
-use upload::UploadsEnd;
 
 /// Carries out a run, and tells the sinks about it as it goes.
 ///

@@ -35,7 +35,8 @@ use crate::store::AttemptStory;
 /// Something that happened. What hosts say is checked before: of an attempt that the scheduler
 /// holds to be at that host, unless an event says something else.
 #[derive(Debug)]
-pub(super) enum Event {
+#[expect(missing_docs, reason = "the fields are named by the sentences")]
+pub enum Event {
     /// An attempt is at something.
     Seen { host: HostIndex, at: TaskRef, phase: Phase },
     /// The log of an attempt has grown beyond what a message can hold.

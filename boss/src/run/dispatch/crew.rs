@@ -5,18 +5,16 @@ use crewboss_protocol::message::Ready;
 
 use super::super::collect::skipped;
 use super::super::done::confirmed;
-use super::super::results;
 use super::{Dispatcher, offer};
 use crate::event::{EventKind, TaskDone};
-use crate::scheduler::{HostIndex, Input};
+use crate::scheduler::HostIndex;
 
 impl Dispatcher {
     pub(super) fn ready(&mut self, host: HostIndex, ready: &Ready) {
         let facts = &ready.facts;
         let state = &mut self.hosts[host.0 as usize];
-        state.trees = facts.trees.iter().copied().collect();
         state.settled = true;
-        (state.sources_under_way, state.ending) = (0, None);
+        state.ending = None;
         let offer = offer(&state.name, facts, &state.tags, &self.plan);
         self.events.emit(EventKind::HostReady {
             host: state.name.clone(),
@@ -26,7 +24,8 @@ impl Dispatcher {
             toolchains: offer.toolchains.iter().cloned().collect(),
         });
         self.confirm(facts);
-        self.input(Input::HostUp { host, offer });
+        let trees = facts.trees.iter().copied().collect();
+        self.decide(|core, now, out| core.host_up(host, offer, trees, now, out));
         self.settle_if_all_answered();
     }
 
@@ -55,7 +54,6 @@ impl Dispatcher {
     pub(super) fn lost(&mut self, host: HostIndex, reason: String, retry_ms: Option<u64>, ours: bool) {
         let state = &mut self.hosts[host.0 as usize];
         state.settled = true;
-        state.trees.clear();
         state.over = retry_ms.is_none();
         let name = state.name.clone();
         let ending = self.stopped.is_some() || self.is_finished();
@@ -65,9 +63,8 @@ impl Dispatcher {
                 None => EventKind::HostFailed { host: name, reason: reason.clone() },
             });
         }
-        // First of all, so that nothing of what follows is handed to this host again.
-        self.input(Input::HostDown { host, reason: reason.clone(), returns: retry_ms.is_some(), ours });
-        self.result(results::Event::HostDown { host, reason });
+        let returns = retry_ms.is_some();
+        self.decide(|core, now, out| core.host_down(host, reason, returns, ours, now, out));
         self.settle_if_all_answered();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crewboss_protocol::message::Ending;
-use crewboss_protocol::{HostName, Name, TreeId};
+use crewboss_protocol::{HostName, Name};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::super::hosts::{Order, Traffic};
@@ -22,14 +22,10 @@ pub struct HostState {
     pub session: u32,
     /// Bytes both ways.
     pub traffic: Arc<Traffic>,
-    /// Trees that are there or on their way.
-    pub trees: BTreeSet<TreeId>,
     /// Time for a line there and back, in microseconds.
     pub round_trip_us: u64,
     /// It has answered or failed once: nobody waits for its first answer any more.
     pub settled: bool,
-    /// Trees that are on their way.
-    pub sources_under_way: u32,
     /// Why its worker ends, if it has said so.
     pub ending: Option<Ending>,
     /// Its session will not come back.
@@ -50,10 +46,8 @@ impl HostState {
             orders,
             session: 0,
             traffic,
-            trees: BTreeSet::new(),
             round_trip_us: 0,
             settled: false,
-            sources_under_way: 0,
             ending: None,
             over: false,
         }

@@ -7,27 +7,26 @@ mod crew;
 mod host;
 mod matching;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
 use crewboss_protocol::message::Done;
-use crewboss_protocol::{FromWorker, HostName, Millis, Phase, RunId, TaskId, TaskRef, ToWorker};
+use crewboss_protocol::{FromWorker, HostName, Millis, Name, Phase, RunId, TaskId, TaskRef, ToWorker};
 
 use super::awake::Awake;
 use super::collect::skipped;
+use super::core::{Action, Core, Told};
 use super::done::Division;
 use super::events::EventStream;
 use super::hosts::{Fetch, News, Order, Report};
 use super::plan::Plan;
-use super::results::{self, Results};
+use super::results;
 use super::session_error::stood_still;
 use super::site::Common;
 use super::upload::{UploadJob, Uploader, UploadsEnd};
 use crate::event::{EventKind, HostSummary, Stopped, Summary, TaskDone};
-use crate::scheduler::{self, Action, Ended, GiveUp, HostIndex, Input, RequirementId, Scheduler, Unfit};
+use crate::scheduler::{Ended, HostIndex, Input};
 use crate::store::{JournalError, OutDir, Recorded, StoreReply, Writer};
 
 pub use host::HostState;
@@ -42,24 +41,18 @@ const STORING_MAX: usize = 1024;
 pub struct Dispatcher {
     run: RunId,
     plan: Arc<Plan>,
-    scheduler: Scheduler,
-    requirements: Vec<RequirementId>,
+    core: Core,
     hosts: Vec<HostState>,
     events: EventStream,
     out: OutDir,
     store: Writer,
-    results: Results,
     uploader: Uploader,
     candidates: BTreeMap<TaskId, Vec<Recorded>>,
-    /// Targets that were named as impossible.
-    impossible: BTreeSet<usize>,
     /// Tasks without an announced end.
     remaining: u32,
-    standstill: Duration,
     awake: Arc<Awake>,
     stopped: Option<Stopped>,
     actions: Vec<Action>,
-    result_actions: Vec<results::Action>,
 }
 
 impl Dispatcher {
@@ -73,29 +66,20 @@ impl Dispatcher {
         uploader: Uploader,
         common: &Common,
     ) -> Self {
-        let mut scheduler = Scheduler::new(u32::try_from(hosts.len()).unwrap_or(u32::MAX));
-        scheduler.watch(u64::try_from(common.timing.standstill.as_millis()).unwrap_or(u64::MAX));
-        let requirements = requirements(&plan, &mut scheduler);
         let names = hosts.iter().map(|host| host.name.clone()).collect();
-        let results = Results::new(plan.clone(), names, common.limits.task);
         Self {
             run,
-            scheduler,
-            requirements,
+            core: Core::new(plan.clone(), names, common.limits.task, common.timing.standstill),
             hosts,
             events,
             out,
             store,
-            results,
             uploader,
             candidates: BTreeMap::new(),
-            impossible: BTreeSet::new(),
             remaining: plan.tasks(),
-            standstill: common.timing.standstill,
             awake: common.awake.clone(),
             stopped: None,
             actions: Vec::new(),
-            result_actions: Vec::new(),
             plan,
         }
     }
@@ -124,7 +108,7 @@ impl Dispatcher {
             self.announce(skipped(&self.plan, task, &record));
         }
         self.candidates = division.candidates;
-        self.add_open(&division.open);
+        self.decide(|core, now, out| core.add(&division.open, now, out));
         if self.hosts.iter().all(|host| host.settled) {
             self.settle();
         }
@@ -133,15 +117,7 @@ impl Dispatcher {
     /// No host is waited for any longer: candidates that nobody confirmed are built again.
     pub fn settle(&mut self) {
         let tasks: Vec<TaskId> = std::mem::take(&mut self.candidates).into_keys().collect();
-        self.add_open(&tasks);
-    }
-
-    fn add_open(&mut self, tasks: &[TaskId]) {
-        if !tasks.is_empty() {
-            let entry = |&task| entry(&self.plan, &self.requirements, task, self.standstill);
-            let entries = tasks.iter().map(entry).collect();
-            self.input(Input::AddTasks(entries));
-        }
+        self.decide(|core, now, out| core.add(&tasks, now, out));
     }
 
     /// Whether all tasks have their end.
@@ -151,7 +127,7 @@ impl Dispatcher {
 
     /// Whether so many results wait for the disk that hosts should not be listened to for a moment.
     pub fn is_backed_up(&self) -> bool {
-        self.results.storing() >= STORING_MAX
+        self.core.storing() >= STORING_MAX
     }
 
     /// Why the run is being stopped, if it is.
@@ -161,12 +137,12 @@ impl Dispatcher {
 
     /// Whether no session is left, and nothing that the store is still to answer for.
     pub fn is_quiet(&self) -> bool {
-        self.hosts.iter().all(|host| host.over) && self.results.storing() == 0
+        self.hosts.iter().all(|host| host.over) && self.core.storing() == 0
     }
 
     /// When [`Self::tick`] is due.
     pub fn next_wake(&self) -> Option<Millis> {
-        self.scheduler.next_wake()
+        self.core.next_wake()
     }
 
     /// The time by the run's clock.
@@ -202,9 +178,8 @@ impl Dispatcher {
         };
         self.events.emit(EventKind::Stopping { reason });
         self.stopped = Some(why);
-        self.result(results::Event::Stop);
         self.uploader.stop();
-        self.input(Input::Stop);
+        self.decide(Core::stop);
         self.quit();
     }
 
@@ -235,7 +210,7 @@ impl Dispatcher {
                 self.input(Input::RoundTrip { host, micros });
             }
             News::SourceSent { tree, objects, bytes, wall_ms, check_out_ms } => {
-                self.source_arrived(host);
+                self.core.source_arrived(host);
                 let host = self.name(host);
                 self.events.emit(EventKind::SourceSent { host, tree, objects, bytes, wall_ms, check_out_ms });
             }
@@ -312,16 +287,14 @@ impl Dispatcher {
             | FromWorker::GuestLoad { at, .. }
             | FromWorker::Log { at, .. }
             | FromWorker::LongLog { at }
-                if !self.scheduler.holds(host, at) => {}
+                if !self.core.holds(host, at) => {}
             FromWorker::Phase { at, phase, text } => {
-                self.started(host, at);
-                self.result(results::Event::Seen { host, at, phase: phase.clone() });
+                self.decide(|core, now, out| core.phase(host, at, phase.clone(), now, out));
                 self.tell_phase(host, at, phase, text);
             }
             FromWorker::Waiting { at, guest, stage, until } => {
                 let (host, task) = (self.name(host), at.task);
-                let target = self.plan.target(task).target.name.clone();
-                let commit = self.plan.commit(task).short.clone();
+                let (target, commit) = (self.target(task), self.commit(task));
                 self.events.emit(EventKind::TaskWaiting { host, at, target, commit, guest, stage, until });
             }
             FromWorker::GuestLoad { at, machine, load } => {
@@ -356,32 +329,12 @@ impl Dispatcher {
         }
     }
 
-    fn started(&mut self, host: HostIndex, at: TaskRef) {
-        if !self.scheduler.awaits_start(host, at) {
-            return;
-        }
-        self.input(Input::Started { host, at });
-        let name = self.name(host);
-        let target = self.plan.target(at.task).target.name.clone();
-        let commit = self.plan.commit(at.task).short.clone();
-        self.events.emit(EventKind::TaskStarted { host: name, at, target, commit });
-    }
-
-    /// An attempt has ended. If the scheduler wants its result, it is accepted; else it is
-    /// discarded.
     fn done(&mut self, host: HostIndex, done: Box<Done>) {
-        let at = done.at;
         let ended = match Ended::of(&done) {
             Ended::Cancelled { why, .. } => self.cancelled(host, why),
             ended => ended,
         };
-        let event = match self.scheduler.holds(host, at) {
-            true => results::Event::Ended { host, done },
-            false => results::Event::Stray { host, at },
-        };
-        self.result(event);
-        self.input(Input::Ended { host, at, ended });
-        self.result(results::Event::Judged { at });
+        self.decide(|core, now, out| core.ended(host, done, ended, now, out));
     }
 
     /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us
@@ -400,52 +353,17 @@ impl Dispatcher {
     }
 
     fn result(&mut self, event: results::Event) {
-        let mut actions = std::mem::take(&mut self.result_actions);
-        self.results.handle(event, self.events.now(), &mut actions);
-        for action in actions.drain(..) {
-            self.perform_result(action);
-        }
-        self.result_actions = actions;
-    }
-
-    fn perform_result(&mut self, action: results::Action) {
-        match action {
-            results::Action::Follow { host, at } => {
-                self.order(host, Order::Follow { at, part: self.out.part(at) });
-            }
-            results::Action::Abandon { host, at } => {
-                self.order(host, Order::Abandon { at, part: self.out.part(at) });
-            }
-            results::Action::Fetch { host, at, missing } => {
-                self.order(host, Order::Fetch(Fetch { at, part: self.out.part(at), missing }));
-            }
-            results::Action::Upload { at } => {
-                let target = self.plan.target(at.task).target.name.clone();
-                let (commit, part) = (self.plan.commit(at.task).id, self.out.part(at));
-                self.uploader.start(UploadJob { at, target, commit, part });
-            }
-            results::Action::Store(collected) => {
-                let part = self.out.part(collected.done.at);
-                if !self.store.submit(collected.submission(&self.plan, &self.run, part)) {
-                    // It has failed and says why.
-                    self.result(results::Event::StoreFailed);
-                }
-            }
-            results::Action::Forget { host, at } => self.send(host, ToWorker::Collected { at }),
-            results::Action::Lost { host, at, reason } => self.input(Input::ResultLost { host, at, reason }),
-            results::Action::Tell { host, at, phase } => self.tell_phase(host, at, phase, String::new()),
-            results::Action::Announce(done) => self.announce(*done),
-        }
-    }
-
-    fn tell_phase(&mut self, host: HostIndex, at: TaskRef, phase: Phase, text: String) {
-        let host = self.name(host);
-        self.events.emit(EventKind::TaskPhase { host, at, phase, text });
+        self.decide(|core, now, out| core.result(event, now, out));
     }
 
     fn input(&mut self, input: Input) {
+        self.decide(|core, now, out| core.input(input, now, out));
+    }
+
+    /// Has something decided, and carries out what comes of it.
+    fn decide(&mut self, what: impl FnOnce(&mut Core, Millis, &mut Vec<Action>)) {
         let mut actions = std::mem::take(&mut self.actions);
-        self.scheduler.handle(input, self.events.now(), &mut actions);
+        what(&mut self.core, self.events.now(), &mut actions);
         for action in actions.drain(..) {
             self.perform(action);
         }
@@ -454,82 +372,76 @@ impl Dispatcher {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Send { host, at } => self.hand_out(host, at),
-            Action::Recall { host, tasks } => {
-                for tasks in tasks.chunks(TASKS_PER_MESSAGE_MAX) {
-                    self.send(host, ToWorker::Recall { tasks: tasks.to_vec() });
+            Action::Source { host, tree } => self.order(host, Order::Source(tree)),
+            Action::Send { host, order } => self.send(host, ToWorker::Task(order)),
+            Action::Recall { host, tasks } => self.send(host, ToWorker::Recall { tasks }),
+            Action::Cancel { host, at } => self.send(host, ToWorker::Cancel { at }),
+            Action::EndSession { host, reason } => self.order(host, Order::End { reason }),
+            Action::Follow { host, at } => {
+                self.order(host, Order::Follow { at, part: self.out.part(at) });
+            }
+            Action::Abandon { host, at } => {
+                self.order(host, Order::Abandon { at, part: self.out.part(at) });
+            }
+            Action::Fetch { host, at, missing } => {
+                self.order(host, Order::Fetch(Fetch { at, part: self.out.part(at), missing }));
+            }
+            Action::Forget { host, at } => self.send(host, ToWorker::Collected { at }),
+            Action::Upload { at } => {
+                let target = self.plan.target(at.task).target.name.clone();
+                let (commit, part) = (self.plan.commit(at.task).id, self.out.part(at));
+                self.uploader.start(UploadJob { at, target, commit, part });
+            }
+            Action::Store(collected) => {
+                let part = self.out.part(collected.done.at);
+                if !self.store.submit(collected.submission(&self.plan, &self.run, part)) {
+                    // It has failed and says why.
+                    self.result(results::Event::StoreFailed);
                 }
             }
-            Action::Cancel { host, at } => self.send(host, ToWorker::Cancel { at }),
-            Action::Accept { at, .. } => self.result(results::Event::Accepted { at }),
-            Action::Retry { host, at, reason } => {
-                self.result(results::Event::Retried { host, at, reason: reason.clone() });
-                let host = self.name(host);
-                let target = self.plan.target(at.task).target.name.clone();
-                let commit = self.plan.commit(at.task).short.clone();
-                self.events.emit(EventKind::TaskRetried { host, at, target, commit, reason });
-            }
-            Action::GiveUp { task, why, story } => self.give_up(task, &why, story),
-            Action::Pause { host, for_ms, reason } => {
-                let host = self.name(host);
-                self.events.emit(EventKind::HostPaused { host, reason, pause_ms: for_ms });
-            }
-            Action::EndSession { host, reason } => self.order(host, Order::End { reason }),
             Action::Out { host, reason } => {
                 let name = self.name(host);
                 self.events.emit(EventKind::HostFailed { host: name, reason });
                 self.order(host, Order::Quit);
             }
+            Action::Tell(told) => self.tell(told),
         }
     }
 
-    fn hand_out(&mut self, host: HostIndex, at: TaskRef) {
-        let order = self.plan.order(at);
-        let state = &mut self.hosts[host.0 as usize];
-        let lacks = state.trees.insert(order.tree);
-        if lacks {
-            state.order(Order::Source(order.tree));
+    fn tell(&mut self, told: Told) {
+        match told {
+            Told::Started { host, at } => {
+                let (host, target, commit) = (self.name(host), self.target(at.task), self.commit(at.task));
+                self.events.emit(EventKind::TaskStarted { host, at, target, commit });
+            }
+            Told::Phase { host, at, phase } => self.tell_phase(host, at, phase, String::new()),
+            Told::Retried { host, at, reason } => {
+                let (host, target, commit) = (self.name(host), self.target(at.task), self.commit(at.task));
+                self.events.emit(EventKind::TaskRetried { host, at, target, commit, reason });
+            }
+            Told::Paused { host, for_ms, reason } => {
+                let host = self.name(host);
+                self.events.emit(EventKind::HostPaused { host, reason, pause_ms: for_ms });
+            }
+            Told::Impossible { task, reasons } => {
+                let target = self.target(task);
+                let tasks = u32::try_from(self.plan.commits().len()).unwrap_or(u32::MAX);
+                self.events.emit(EventKind::TasksImpossible { target, tasks, reasons });
+            }
+            Told::Done(done) => self.announce(*done),
         }
-        state.order(Order::Send(ToWorker::Task(order)));
-        if lacks {
-            self.sources(host, |under_way| under_way + 1);
-        }
     }
 
-    fn source_arrived(&mut self, host: HostIndex) {
-        self.sources(host, |under_way| under_way.saturating_sub(1));
+    fn tell_phase(&mut self, host: HostIndex, at: TaskRef, phase: Phase, text: String) {
+        let host = self.name(host);
+        self.events.emit(EventKind::TaskPhase { host, at, phase, text });
     }
 
-    /// Lets the scheduler know how many trees are on their way. It may be in the middle of an
-    /// input.
-    fn sources(&mut self, host: HostIndex, change: impl FnOnce(u32) -> u32) {
-        let state = &mut self.hosts[host.0 as usize];
-        state.sources_under_way = change(state.sources_under_way);
-        let under_way = state.sources_under_way;
-        self.scheduler.note_sources(host, under_way);
+    fn target(&self, task: TaskId) -> Name {
+        self.plan.target(task).target.name.clone()
     }
 
-    fn give_up(&mut self, task: TaskId, why: &GiveUp, story: Vec<scheduler::AttemptStory>) {
-        let mut message = why.to_string();
-        if let GiveUp::Impossible(reasons) = why {
-            let reasons = self.reasons(reasons);
-            message.extend(reasons.iter().map(|(host, why)| format!("\n{host}: {why}")));
-            self.name_impossible(task, reasons);
-        }
-        self.result(results::Event::GivenUp { task, message, story });
-    }
-
-    fn reasons(&self, reasons: &[Unfit]) -> BTreeMap<HostName, String> {
-        self.hosts.iter().zip(reasons).map(|(host, why)| (host.name.clone(), why.to_string())).collect()
-    }
-
-    /// Says once per target that no host can take its tasks.
-    fn name_impossible(&mut self, task: TaskId, reasons: BTreeMap<HostName, String>) {
-        let index = self.plan.target_index(task);
-        if self.impossible.insert(index) {
-            let target = self.plan.target(task).target.name.clone();
-            let tasks = u32::try_from(self.plan.commits().len()).unwrap_or(u32::MAX);
-            self.events.emit(EventKind::TasksImpossible { target, tasks, reasons });
-        }
+    fn commit(&self, task: TaskId) -> Arc<str> {
+        self.plan.commit(task).short.clone()
     }
 }
