@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crewboss_protocol::limits::TASKS_PER_MESSAGE_MAX;
-use crewboss_protocol::message::{Done, TaskLimits, TaskOrder};
-use crewboss_protocol::{HostName, Millis, Phase, TaskId, TaskRef, TreeId};
+use crewboss_protocol::message::{Done, Ending, TaskLimits, TaskOrder};
+use crewboss_protocol::{FromWorker, HostName, Millis, Phase, TaskId, TaskRef, TreeId};
 
 use super::collect::{Collected, Missing};
 use super::dispatch::{entry, requirements};
 use super::plan::Plan;
 use super::results::{self, Results};
+use super::session_error::stood_still;
 use crate::event::TaskDone;
 use crate::scheduler::{
     self, AttemptStory, Counts, Ended, GiveUp, HostIndex, Input, Offer, RequirementId, Scheduler, Unfit,
@@ -69,12 +70,15 @@ pub enum Told {
     Done(Box<TaskDone>),
 }
 
-/// What is known of the source on one host.
+/// What is known of the session of one host.
 #[derive(Debug, Default, Clone)]
-struct Trees {
-    /// There, or on the way.
-    sent: BTreeSet<TreeId>,
+struct Known {
+    /// Trees whose source is there or on the way.
+    trees: BTreeSet<TreeId>,
+    /// Those that are on the way.
     under_way: u32,
+    /// Why its worker ends, if it has said so.
+    ending: Option<Ending>,
 }
 
 /// All that decides.
@@ -85,7 +89,7 @@ pub struct Core {
     scheduler: Scheduler,
     requirements: Vec<RequirementId>,
     results: Results,
-    trees: Vec<Trees>,
+    known: Vec<Known>,
     standstill: Duration,
     /// Targets that were named as impossible.
     impossible: BTreeSet<usize>,
@@ -104,7 +108,7 @@ impl Core {
             requirements: requirements(&plan, &mut scheduler),
             scheduler,
             results: Results::new(plan.clone(), hosts.clone(), limits),
-            trees: vec![Trees::default(); hosts.len()],
+            known: vec![Known::default(); hosts.len()],
             plan,
             hosts,
             standstill,
@@ -152,7 +156,7 @@ impl Core {
         now: Millis,
         out: &mut Vec<Action>,
     ) {
-        self.trees[host.0 as usize] = Trees { sent: trees, under_way: 0 };
+        self.known[host.0 as usize] = Known { trees, ..Known::default() };
         self.input(Input::HostUp { host, offer }, now, out);
     }
 
@@ -166,7 +170,7 @@ impl Core {
         now: Millis,
         out: &mut Vec<Action>,
     ) {
-        self.trees[host.0 as usize] = Trees::default();
+        self.known[host.0 as usize] = Known::default();
         // First of all, so that nothing of what follows is handed to this host again.
         self.input(Input::HostDown { host, reason: reason.clone(), returns, ours }, now, out);
         self.result(results::Event::HostDown { host, reason }, now, out);
@@ -177,33 +181,89 @@ impl Core {
         self.sources(host, |under_way| under_way.saturating_sub(1));
     }
 
+    /// A worker has said something. `stood` is for how long this process itself stood still, if
+    /// that was so lately that workers may have ended for it.
+    pub fn message(
+        &mut self,
+        host: HostIndex,
+        message: FromWorker,
+        stood: Option<Duration>,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        match message {
+            FromWorker::Phase { at, phase, .. } => self.phase(host, at, phase, now, out),
+            FromWorker::LongLog { at } => {
+                if self.holds(host, at) {
+                    self.result(results::Event::LongLog { host, at }, now, out);
+                }
+            }
+            FromWorker::Alive { load, .. } => {
+                self.input(Input::Disk { host, free: load.disk_free }, now, out);
+            }
+            FromWorker::Slots { usable } => self.input(Input::Slots { host, usable }, now, out),
+            FromWorker::Done(done) => self.ended(host, done, stood, now, out),
+            FromWorker::Refused { at, reason, text } => {
+                self.input(Input::Refused { host, at, reason, text }, now, out);
+            }
+            FromWorker::Returned { tasks } => self.input(Input::Returned { host, tasks }, now, out),
+            // What it stops follows, and then the end of the session.
+            FromWorker::Ending { why } => self.known[host.0 as usize].ending = Some(why),
+            // For people, for the session itself, or the answer to what a run never asks.
+            FromWorker::Waiting { .. }
+            | FromWorker::GuestLoad { .. }
+            | FromWorker::Log { .. }
+            | FromWorker::Notice { .. }
+            | FromWorker::Ready(_)
+            | FromWorker::Error { .. }
+            | FromWorker::Bootstrapped { .. }
+            | FromWorker::Finished => {}
+        }
+    }
+
     /// An attempt is at something. The first time it starts by that.
-    pub fn phase(&mut self, host: HostIndex, at: TaskRef, phase: Phase, now: Millis, out: &mut Vec<Action>) {
+    fn phase(&mut self, host: HostIndex, at: TaskRef, phase: Phase, now: Millis, out: &mut Vec<Action>) {
         if self.scheduler.awaits_start(host, at) {
             self.input(Input::Started { host, at }, now, out);
             out.push(Action::Tell(Told::Started { host, at }));
         }
-        self.result(results::Event::Seen { host, at, phase }, now, out);
+        if self.holds(host, at) {
+            self.result(results::Event::Seen { host, at, phase }, now, out);
+        }
     }
 
-    /// An attempt has ended, in these words of its worker. If the scheduler wants its result, it is
-    /// accepted; else it is discarded.
-    pub fn ended(
+    /// An attempt has ended. If the scheduler wants its result, it is accepted; else it is
+    /// discarded.
+    fn ended(
         &mut self,
         host: HostIndex,
         done: Box<Done>,
-        ended: Ended,
+        stood: Option<Duration>,
         now: Millis,
         out: &mut Vec<Action>,
     ) {
         let at = done.at;
-        let event = match self.scheduler.holds(host, at) {
+        let ended = match Ended::of(&done) {
+            Ended::Cancelled { why, .. } => self.cancelled(host, why, stood),
+            ended => ended,
+        };
+        let event = match self.holds(host, at) {
             true => results::Event::Ended { host, done },
             false => results::Event::Stray { host, at },
         };
         self.result(event, now, out);
         self.input(Input::Ended { host, at, ended }, now, out);
         self.result(results::Event::Judged { at }, now, out);
+    }
+
+    /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us
+    /// for too long.
+    fn cancelled(&self, host: HostIndex, otherwise: String, stood: Option<Duration>) -> Ended {
+        let ending = self.known[host.0 as usize].ending.as_ref();
+        match stood {
+            Some(stood) => Ended::Cancelled { why: stood_still(stood), ours: true },
+            None => Ended::Cancelled { why: ending.map_or(otherwise, |why| why.to_string()), ours: false },
+        }
     }
 
     /// Nothing is handed out any more; what ends is still taken.
@@ -273,7 +333,7 @@ impl Core {
     fn hand_out(&mut self, host: HostIndex, at: TaskRef, out: &mut Vec<Action>) {
         let order = self.plan.order(at);
         let tree = order.tree;
-        let lacks = self.trees[host.0 as usize].sent.insert(tree);
+        let lacks = self.known[host.0 as usize].trees.insert(tree);
         if lacks {
             out.push(Action::Source { host, tree });
         }
@@ -286,9 +346,9 @@ impl Core {
     /// Lets the scheduler know how many trees are on their way. It may be in the middle of an
     /// input.
     fn sources(&mut self, host: HostIndex, change: impl FnOnce(u32) -> u32) {
-        let trees = &mut self.trees[host.0 as usize];
-        trees.under_way = change(trees.under_way);
-        self.scheduler.note_sources(host, trees.under_way);
+        let known = &mut self.known[host.0 as usize];
+        known.under_way = change(known.under_way);
+        self.scheduler.note_sources(host, known.under_way);
     }
 
     fn give_up(

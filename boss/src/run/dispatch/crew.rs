@@ -14,7 +14,6 @@ impl Dispatcher {
         let facts = &ready.facts;
         let state = &mut self.hosts[host.0 as usize];
         state.settled = true;
-        state.ending = None;
         let offer = offer(&state.name, facts, &state.tags, &self.plan);
         self.events.emit(EventKind::HostReady {
             host: state.name.clone(),

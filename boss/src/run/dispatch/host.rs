@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crewboss_protocol::message::Ending;
 use crewboss_protocol::{HostName, Name};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -26,8 +25,6 @@ pub struct HostState {
     pub round_trip_us: u64,
     /// It has answered or failed once: nobody waits for its first answer any more.
     pub settled: bool,
-    /// Why its worker ends, if it has said so.
-    pub ending: Option<Ending>,
     /// Its session will not come back.
     pub over: bool,
 }
@@ -40,17 +37,7 @@ impl HostState {
         orders: UnboundedSender<(u32, Order)>,
         traffic: Arc<Traffic>,
     ) -> Self {
-        Self {
-            name,
-            tags,
-            orders,
-            session: 0,
-            traffic,
-            round_trip_us: 0,
-            settled: false,
-            ending: None,
-            over: false,
-        }
+        Self { name, tags, orders, session: 0, traffic, round_trip_us: 0, settled: false, over: false }
     }
 
     pub(super) fn order(&self, order: Order) {

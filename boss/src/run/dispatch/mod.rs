@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crewboss_protocol::message::Done;
 use crewboss_protocol::{FromWorker, HostName, Millis, Name, Phase, RunId, TaskId, TaskRef, ToWorker};
 
 use super::awake::Awake;
@@ -22,11 +21,10 @@ use super::events::EventStream;
 use super::hosts::{Fetch, News, Order, Report};
 use super::plan::Plan;
 use super::results;
-use super::session_error::stood_still;
 use super::site::Common;
 use super::upload::{UploadJob, Uploader, UploadsEnd};
 use crate::event::{EventKind, HostSummary, Stopped, Summary, TaskDone};
-use crate::scheduler::{Ended, HostIndex, Input};
+use crate::scheduler::{HostIndex, Input};
 use crate::store::{JournalError, OutDir, Recorded, StoreReply, Writer};
 
 pub use host::HostState;
@@ -280,70 +278,51 @@ impl Dispatcher {
     }
 
     fn message(&mut self, host: HostIndex, message: FromWorker) {
+        let shown = self.show(host, &message);
+        let stood = self.awake.explains();
+        self.decide(|core, now, out| core.message(host, message, stood, now, out));
+        if let Some(shown) = shown {
+            self.events.emit(shown);
+        }
+    }
+
+    /// What people are told of a message itself. What is said of attempts that are not there is not
+    /// passed on.
+    fn show(&self, host: HostIndex, message: &FromWorker) -> Option<EventKind> {
+        let name = self.name(host);
         match message {
-            // What is told of attempts that are not there is not passed on.
             FromWorker::Phase { at, .. }
             | FromWorker::Waiting { at, .. }
             | FromWorker::GuestLoad { at, .. }
             | FromWorker::Log { at, .. }
-            | FromWorker::LongLog { at }
-                if !self.core.holds(host, at) => {}
+                if !self.core.holds(host, *at) =>
+            {
+                None
+            }
             FromWorker::Phase { at, phase, text } => {
-                self.decide(|core, now, out| core.phase(host, at, phase.clone(), now, out));
-                self.tell_phase(host, at, phase, text);
+                Some(EventKind::TaskPhase { host: name, at: *at, phase: phase.clone(), text: text.clone() })
             }
-            FromWorker::Waiting { at, guest, stage, until } => {
-                let (host, task) = (self.name(host), at.task);
-                let (target, commit) = (self.target(task), self.commit(task));
-                self.events.emit(EventKind::TaskWaiting { host, at, target, commit, guest, stage, until });
-            }
+            FromWorker::Waiting { at, guest, stage, until } => Some(EventKind::TaskWaiting {
+                host: name,
+                at: *at,
+                target: self.target(at.task),
+                commit: self.commit(at.task),
+                guest: guest.clone(),
+                stage: stage.clone(),
+                until: *until,
+            }),
             FromWorker::GuestLoad { at, machine, load } => {
-                let host = self.name(host);
-                self.events.emit(EventKind::GuestLoad { host, at, machine, load });
+                Some(EventKind::GuestLoad { host: name, at: *at, machine: machine.clone(), load: *load })
             }
             FromWorker::Log { at, text, lost, .. } => {
-                let host = self.name(host);
-                self.events.emit(EventKind::TaskOutput { host, at, text, lost });
+                Some(EventKind::TaskOutput { host: name, at: *at, text: text.clone(), lost: *lost })
             }
-            FromWorker::LongLog { at } => self.result(results::Event::LongLog { host, at }),
             FromWorker::Alive { load, .. } => {
-                let (name, round_trip_us) = (self.name(host), self.hosts[host.0 as usize].round_trip_us);
-                let free = load.disk_free;
-                self.events.emit(EventKind::HostLoad { host: name, load, round_trip_us });
-                self.input(Input::Disk { host, free });
+                let round_trip_us = self.hosts[host.0 as usize].round_trip_us;
+                Some(EventKind::HostLoad { host: name, load: load.clone(), round_trip_us })
             }
-            FromWorker::Slots { usable } => self.input(Input::Slots { host, usable }),
-            FromWorker::Done(done) => self.done(host, done),
-            FromWorker::Refused { at, reason, text } => self.input(Input::Refused { host, at, reason, text }),
-            FromWorker::Returned { tasks } => self.input(Input::Returned { host, tasks }),
-            FromWorker::Notice { text } => {
-                let host = self.name(host);
-                self.events.emit(EventKind::HostNotice { host, text });
-            }
-            // The session takes care of these itself.
-            // A run orders no bootstrap.
-            FromWorker::Bootstrapped { .. } => {}
-            FromWorker::Ready(_) | FromWorker::Error { .. } | FromWorker::Finished => {}
-            // What it stops follows, and then the end of the session.
-            FromWorker::Ending { why } => self.hosts[host.0 as usize].ending = Some(why),
-        }
-    }
-
-    fn done(&mut self, host: HostIndex, done: Box<Done>) {
-        let ended = match Ended::of(&done) {
-            Ended::Cancelled { why, .. } => self.cancelled(host, why),
-            ended => ended,
-        };
-        self.decide(|core, now, out| core.ended(host, done, ended, now, out));
-    }
-
-    /// An attempt was stopped, and not by us: its worker ends. It may be that it had not heard us
-    /// for too long.
-    fn cancelled(&self, host: HostIndex, otherwise: String) -> Ended {
-        let ending = self.hosts[host.0 as usize].ending.as_ref();
-        match self.awake.explains() {
-            Some(stood) => Ended::Cancelled { why: stood_still(stood), ours: true },
-            None => Ended::Cancelled { why: ending.map_or(otherwise, |why| why.to_string()), ours: false },
+            FromWorker::Notice { text } => Some(EventKind::HostNotice { host: name, text: text.clone() }),
+            _ => None,
         }
     }
 
