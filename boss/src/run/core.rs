@@ -176,6 +176,13 @@ impl Core {
         self.result(results::Event::HostDown { host, reason }, now, out);
     }
 
+    /// A session has ended in order, as it was asked to. What was still to be fetched there cannot
+    /// be any more.
+    pub fn host_left(&mut self, host: HostIndex, now: Millis, out: &mut Vec<Action>) {
+        let reason = "its session was ended".to_owned();
+        self.result(results::Event::HostDown { host, reason }, now, out);
+    }
+
     /// A source that was on its way to a host is there.
     pub fn source_arrived(&mut self, host: HostIndex) {
         self.sources(host, |under_way| under_way.saturating_sub(1));

@@ -223,6 +223,9 @@ impl Dispatcher {
             News::Quit => {
                 self.hosts[host.0 as usize].over = true;
                 self.hosts[host.0 as usize].settled = true;
+                if self.stopped.is_none() {
+                    self.decide(|core, now, out| core.host_left(host, now, out));
+                }
             }
         }
     }
