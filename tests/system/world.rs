@@ -24,6 +24,9 @@ use super::host::{Asked, Model, Worker};
 
 const HEARTBEAT: u64 = 2_000;
 const SILENCE: u64 = 20_000;
+/// How long the boss waits for sessions once it is stopped.
+const STOP_WITHIN: u64 = 10_000;
+
 const STANDSTILL: Duration = Duration::from_secs(600);
 
 /// No run of these takes so long, in milliseconds of its own time.
@@ -53,8 +56,8 @@ pub enum Bug {
     WaitsForTheLost,
     /// A fetch that has failed is taken for one that went well.
     BelievesFetches,
-    /// The scheduler's clock never strikes.
-    NeverTicks,
+    /// Nobody notices that a host has fallen silent.
+    IgnoresSilence,
     /// The store answers for another attempt of the task.
     StoresAnother,
     /// What is uploaded is not waited for after all.
@@ -72,7 +75,7 @@ impl Bug {
         Self::LosesRefused,
         Self::WaitsForTheLost,
         Self::BelievesFetches,
-        Self::NeverTicks,
+        Self::IgnoresSilence,
         Self::StoresAnother,
         Self::ForgetsUploads,
     ];
@@ -160,7 +163,7 @@ pub struct World {
     /// Which tasks have uploads.
     uploads: BTreeSet<TaskId>,
     durations: Vec<u64>,
-    stopped: bool,
+    stopped_at: Option<u64>,
     quit: bool,
     checker: Checker,
 }
@@ -247,7 +250,7 @@ impl World {
             durations: tasks.iter().map(|_| random.u64(1..20_000)).collect(),
             plan,
             hosts,
-            stopped: false,
+            stopped_at: None,
             quit: false,
             checker: Checker::default(),
             random,
@@ -317,6 +320,10 @@ impl World {
                 println!("{:>9} {what:?}", self.now);
             }
             assert!(self.now < LONGEST, "the run does not end: {:?}", self.boss.counts());
+            if self.stopped_at.is_some_and(|stopped| self.now > stopped + STOP_WITHIN) {
+                // The boss waits no longer for anything.
+                break;
+            }
             self.happen(what);
             if self.boss.next_wake() != self.wake {
                 self.wake = self.boss.next_wake();
@@ -329,7 +336,7 @@ impl World {
             }
         }
         self.checker.finish();
-        if !self.stopped {
+        if self.stopped_at.is_none() {
             let announced = self.checker.announced();
             assert_eq!(announced, self.plan.tasks() as usize, "tasks are left: {:?}", self.boss.counts());
         }
@@ -357,6 +364,7 @@ impl World {
             Happening::Order(host, session, message) => self.order(host, session, message),
             Happening::Report(host, session, message) => self.report(host, session, message),
             Happening::Ping(host, session) => self.ping(host, session),
+            Happening::Silence(..) if self.is(Bug::IgnoresSilence) => {}
             Happening::Silence(host, session) => {
                 if self.is_up(host, session) && self.now >= self.hosts[host as usize].heard + SILENCE {
                     self.lose(host, session, "nothing was heard");
@@ -377,7 +385,6 @@ impl World {
             Happening::WorkerTick(host, session) => self.worker_tick(host, session),
             Happening::Uploaded(at) => self.uploaded(at),
             Happening::Stored => self.stored(),
-            Happening::Wake if self.is(Bug::NeverTicks) => {}
             Happening::Wake => self.decide(|core, now, out| core.input(Input::Tick, now, out)),
             Happening::Interrupt => self.stop(),
         }
@@ -404,7 +411,7 @@ impl World {
     }
 
     fn connect(&mut self, index: u32) {
-        if self.stopped || self.quit || self.hosts[index as usize].over {
+        if self.stopped_at.is_some() || self.quit || self.hosts[index as usize].over {
             return;
         }
         let (now, base) = (self.now, self.instant());
@@ -519,10 +526,8 @@ impl World {
             }
             Action::Recall { host, tasks } => self.send(host.0, ToWorker::Recall { tasks }),
             Action::Cancel { host, at } => self.send(host.0, ToWorker::Cancel { at }),
-            Action::EndSession { host, .. } => {
-                let session = self.hosts[host.0 as usize].session;
-                self.at(self.now, Happening::Lost(host.0, session, "it stands still"));
-            }
+            // Nothing in these worlds stands still and answers all the same.
+            Action::EndSession { host, reason } => panic!("host {} is ended: {reason}", host.0),
             Action::Out { host, .. } => {
                 self.hosts[host.0 as usize].over = true;
                 self.send(host.0, ToWorker::Quit);
@@ -570,22 +575,33 @@ impl World {
     }
 
     fn fetch(&mut self, index: u32, session: u32, at: TaskRef) {
-        let host = HostIndex(index);
-        let failed = |reason: &str| ResultEvent::FetchFailed { host, at, reason: reason.to_owned() };
         if !self.is_up(index, session) {
             return;
         }
-        let seen = Seen { tail: String::new(), uploads: self.uploads.contains(&at.task) };
-        let worker = self.workers.get(&(index, session));
-        let log = worker.filter(|_| !self.cut.contains(&(index, session))).and_then(|one| one.logs.get(&at));
-        match log {
-            Some(log) => {
-                self.fetched.insert(at, log.clone());
-                self.result(ResultEvent::Fetched { host, at, seen });
+        if self.cut.contains(&(index, session)) {
+            // It stalls, until that or the silence of the host is noticed.
+            if self.random.bool() {
+                return self.fetch_failed(index, at);
             }
-            None if self.is(Bug::BelievesFetches) => self.result(ResultEvent::Fetched { host, at, seen }),
-            None => self.result(failed("channel closed")),
+            return self.at(self.now + SILENCE, Happening::Fetch(index, session, at));
         }
+        let Some(worker) = self.workers.get(&(index, session)) else { return self.fetch_failed(index, at) };
+        let Some(log) = worker.logs.get(&at) else { panic!("{at} is to be fetched and is gone") };
+        self.fetched.insert(at, log.clone());
+        self.all_fetched(index, at);
+    }
+
+    fn all_fetched(&mut self, index: u32, at: TaskRef) {
+        let seen = Seen { tail: String::new(), uploads: self.uploads.contains(&at.task) };
+        self.result(ResultEvent::Fetched { host: HostIndex(index), at, seen });
+    }
+
+    fn fetch_failed(&mut self, index: u32, at: TaskRef) {
+        if self.is(Bug::BelievesFetches) {
+            return self.all_fetched(index, at);
+        }
+        let (host, reason) = (HostIndex(index), "channel closed".to_owned());
+        self.result(ResultEvent::FetchFailed { host, at, reason });
     }
 
     fn uploaded(&mut self, at: TaskRef) {
@@ -639,7 +655,8 @@ impl World {
     }
 
     fn stop(&mut self) {
-        if !std::mem::replace(&mut self.stopped, true) {
+        if self.stopped_at.is_none() {
+            self.stopped_at = Some(self.now);
             self.decide(Core::stop);
             (0..u32::try_from(self.hosts.len()).unwrap()).for_each(|host| self.send(host, ToWorker::Quit));
         }
@@ -659,10 +676,10 @@ impl World {
             FromWorker::Refused { .. } if self.is(Bug::LosesRefused) => return,
             FromWorker::Finished => {
                 self.hosts[host as usize].up = false;
-                if !self.stopped && !self.quit && !self.hosts[host as usize].over {
+                if self.stopped_at.is_none() && !self.quit && !self.hosts[host as usize].over {
                     self.hosts[host as usize].failures += 1;
                     self.failed(host, "its worker has ended".to_owned());
-                } else if !self.stopped {
+                } else if self.stopped_at.is_none() {
                     self.decide(|core, now, out| core.host_left(HostIndex(host), now, out));
                 }
                 return;
@@ -767,8 +784,10 @@ impl World {
 
     fn exit(&mut self, host: u32, session: u32) {
         let Some(worker) = self.workers.get(&(host, session)) else { return };
-        let in_order =
-            self.quit && !self.stopped && self.is_up(host, session) && !self.cut.contains(&(host, session));
+        let in_order = self.quit
+            && self.stopped_at.is_none()
+            && self.is_up(host, session)
+            && !self.cut.contains(&(host, session));
         let quiet = self.chaos.double + self.chaos.late == 0;
         if in_order && quiet && !self.hosts[host as usize].over {
             assert!(
