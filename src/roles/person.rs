@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crewboss_host::Layout;
 use crewboss_protocol::guest::GuestStream;
 use crewboss_protocol::{HostName, Name, StageExit};
-use crewboss_worker::Layout;
 use crewboss_worker::machine::directory::Machines;
 use crewboss_worker::machine::person::caller::{Caller, Pulse};
 use crewboss_worker::machine::person::enter::{Entry, Way, enter};

@@ -14,6 +14,8 @@ use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crewboss_host::process::ProcessId;
+use crewboss_host::sys;
 use crewboss_protocol::guest::ToGuest;
 use crewboss_protocol::machine::{Accelerator, DEFAULT_TOOLCHAIN, MachineHolder};
 use crewboss_worker::machine::directory::{MachineDir, Machines, saved_devices};
@@ -25,8 +27,6 @@ use crewboss_worker::machine::new_guest::NewGuest;
 use crewboss_worker::machine::plan::{Life, Plan, Purpose};
 use crewboss_worker::machine::qemu::saved::{self, Kind};
 use crewboss_worker::machine::record::{GuestRecord, Owners, Step};
-use crewboss_worker::process::ProcessId;
-use crewboss_worker::sys;
 use rustix::event::PollFd;
 
 /// A guest that has not answered by then will not.

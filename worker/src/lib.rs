@@ -8,30 +8,21 @@
 
 pub mod agent;
 pub mod bulk;
-pub mod cgroup;
 pub mod core;
-pub mod doing;
 pub mod environment;
-pub mod family;
 pub mod guardian;
-pub mod layout;
 pub mod machine;
 pub mod overview;
-pub mod owner;
 pub mod probe;
-pub mod process;
 pub mod prune;
 pub mod pulse;
 pub mod runner;
 pub mod sender;
-mod short;
 pub mod slots;
 pub mod source;
-pub mod storage;
 pub mod sweep;
-pub mod sys;
 #[cfg(test)]
 mod testing;
 pub mod verify;
 
-pub use layout::Layout;
+pub use crewboss_host::layout::Layout;

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use crewboss_host::doing;
+use crewboss_host::layout::Layout;
 use crewboss_protocol::limits::MACHINES_MAX;
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{Name, codec};
 
-use crate::layout::Layout;
 use crate::machine::directory::Machines;
 use crate::machine::lock::{self, Holding};
 use crate::machine::record::{self, GuestRecord};
-use crate::{doing, machine, probe};
+use crate::{machine, probe};
 
 /// Prints an [`Overview`] as one line. Returns 1 if the directories cannot be resolved.
 pub fn main(work: Option<PathBuf>, machines: Option<&str>) -> ExitCode {

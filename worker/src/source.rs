@@ -17,6 +17,8 @@ use std::time::SystemTime;
 
 use crewboss_ground::Directory;
 use crewboss_ground::Open;
+use crewboss_host::layout::Layout;
+use crewboss_host::storage::{self, Way, btrfs, remove_tree};
 use crewboss_protocol::TreeId;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with};
 use rustix::io::Errno;
@@ -24,9 +26,6 @@ use rustix::io::Errno;
 use intact::Note;
 
 pub use objects::Objects;
-
-use crate::layout::Layout;
-use crate::storage::{self, Way, btrfs, remove_tree};
 
 /// Names of unfinished check-outs begin like this. With an exclusive lock on `locks/users`, all of
 /// them are garbage.

@@ -6,6 +6,10 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crewboss_host::process::kill_all_descendants;
+use crewboss_host::program::command::look_up;
+use crewboss_host::program::run::{Stream, program as start};
+use crewboss_host::storage::remove_tree;
 use crewboss_protocol::guest::{FromGuest, GUEST_TOOLCHAIN};
 use crewboss_protocol::harmless::one_line;
 use crewboss_protocol::id::{Attempt, TaskId};
@@ -16,10 +20,6 @@ use super::error::AgentError;
 use super::job::Reporter;
 use super::place::Place;
 use super::variables;
-use crate::process::kill_all_descendants;
-use crate::runner::job::look_up;
-use crate::runner::stage::{Stream, program as start};
-use crate::storage::remove_tree;
 
 /// Programs whose versions are of interest whatever the script says.
 const PROGRAMS: [&str; 3] = ["cc", "gcc", "make"];

@@ -6,6 +6,12 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crewboss_host::artifacts::{Found, Wanted, find};
+use crewboss_host::process::kill_all_descendants;
+use crewboss_host::program::command::look_up;
+use crewboss_host::program::run::{Stream, program as start};
+use crewboss_host::tar::{Attributes, Writer};
+use crewboss_host::text::shortened;
 use crewboss_protocol::guest::{FromGuest, PROBLEMS_MAX, RESULT_DISK, ResultDocument, TaskDocument};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 
@@ -13,11 +19,6 @@ use super::error::AgentError;
 use super::job::Reporter;
 use super::place::Place;
 use super::variables;
-use crate::machine::exchange::tar::{Attributes, Writer};
-use crate::process::kill_all_descendants;
-use crate::runner::artifacts::{Found, Wanted, find};
-use crate::runner::job::{look_up, shortened};
-use crate::runner::stage::{Stream, program as start};
 
 /// `size` reads headers only; what takes longer hangs.
 const SIZE_WITHIN: Duration = Duration::from_secs(60);
@@ -58,7 +59,7 @@ pub(super) fn run(
 fn archive(place: &Place, found: &Found) -> Result<u64, AgentError> {
     let disk = place.disk(RESULT_DISK).ok_or(AgentError::NoDisk { serial: RESULT_DISK })?;
     let (file, size) = open(&disk).map_err(AgentError::at(&disk))?;
-    let failed = |error: io::Error| match crate::storage::is_no_space(&error) {
+    let failed = |error: io::Error| match crewboss_host::storage::is_no_space(&error) {
         true => AgentError::ResultDisk { path: disk.clone(), size },
         false => AgentError::at(&disk)(error),
     };

@@ -4,12 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crewboss_host::tar::TarError;
+use crewboss_host::text::shortened;
 use crewboss_protocol::chain;
 use crewboss_protocol::guest::{DocumentError, FromGuest};
 use crewboss_protocol::id::Name;
-
-use crate::machine::exchange::tar::TarError;
-use crate::runner::job::shortened;
 
 /// What failed.
 #[derive(Debug, thiserror::Error)]

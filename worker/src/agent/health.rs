@@ -1,9 +1,9 @@
 //! How the guest is.
 
+use crewboss_host::storage::free_bytes;
 use crewboss_protocol::guest::{FromGuest, GuestLoad};
 
 use super::place::Place;
-use crate::storage::free_bytes;
 
 /// The answer to a ping; `busy` while a job runs. What cannot be read is 0.
 pub(super) fn alive(place: &Place, number: u64, busy: bool) -> FromGuest {

@@ -5,12 +5,16 @@
 //! direction of it.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crewboss_ground::begin_anew;
+use crewboss_host::process::{KILL_WITHIN, kill_all_descendants};
+use crewboss_host::program::Control;
+use crewboss_host::program::run::{self, Ended, Sink, Stream};
+use crewboss_host::sys;
 use crewboss_protocol::TaskRef;
 use crewboss_protocol::guest::{FromGuest, GuestStream};
 use crewboss_protocol::limits::{GUEST_LOG_BYTES_MAX, KILL_GRACE};
@@ -20,10 +24,6 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, So
 use rustix::process::{Pid, Signal};
 
 use super::error::AgentError;
-use crate::process::{KILL_WITHIN, kill_all_descendants};
-use crate::runner::link::Link;
-use crate::runner::stage::{self, Ended, Sink, Stream};
-use crate::sys;
 
 /// What goes into one packet; small, so that the kernel of a small guest always finds the room for
 /// it.
@@ -205,7 +205,7 @@ pub(super) fn set_killable(killable: bool) {
 /// The job's end of the socket.
 pub(super) struct Reporter {
     output: Output,
-    link: Link,
+    end: AgentEnd,
     buffer: Vec<u8>,
 }
 
@@ -215,19 +215,46 @@ struct Output {
     cancelled: Option<Instant>,
 }
 
+/// The agent, as far as its job hears of it: it says nothing, and closes its direction of the socket
+/// when the job is to stop.
+struct AgentEnd {
+    socket: OwnedFd,
+    closed: bool,
+}
+
+impl Control for AgentEnd {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        (!self.closed).then(|| self.socket.as_fd())
+    }
+
+    fn fill(&mut self) {
+        // Whatever comes, and be it an error, is an end.
+        self.closed |= rustix::io::read(&self.socket, &mut [0_u8; 1]) != Err(Errno::INTR);
+    }
+
+    fn is_cancelled(&mut self, _: TaskRef) -> bool {
+        self.closed
+    }
+
+    /// The host has the live view.
+    fn flush_live(&mut self, _: TaskRef, _: Instant) -> Option<Duration> {
+        None
+    }
+}
+
 impl Reporter {
     fn new(socket: OwnedFd) -> Option<Self> {
-        let link = Link::new(socket.try_clone().ok()?);
+        let end = AgentEnd { socket: socket.try_clone().ok()?, closed: false };
         let output = Output { socket, packet: Vec::new(), cancelled: None };
-        Some(Self { output, link, buffer: Vec::new() })
+        Some(Self { output, end, buffer: Vec::new() })
     }
 
     /// Runs a program with its output as the guest's output, until it ends or the job is cancelled.
     pub(super) fn run(&mut self, command: Command, at: TaskRef) -> io::Result<Ended> {
         let output = &mut self.output;
-        let mut sink = |link: &mut Link, stream, bytes: &[u8]| output.send(link, stream, bytes);
+        let mut sink = |agent: &mut AgentEnd, stream, bytes: &[u8]| output.send(agent, stream, bytes);
         let end = Instant::now() + NO_LIMIT;
-        stage::run(command, at, end, &mut self.link, &mut self.buffer, &mut sink)
+        run::run(command, at, end, &mut self.end, &mut self.buffer, &mut sink)
     }
 
     /// As [`Self::run`], with a time limit, and with a function that takes the output.
@@ -239,28 +266,28 @@ impl Reporter {
         take: &mut Take<'_>,
     ) -> io::Result<Ended> {
         let output = &mut self.output;
-        let mut sink = |link: &mut Link, stream, bytes: &[u8]| {
+        let mut sink = |agent: &mut AgentEnd, stream, bytes: &[u8]| {
             let (message, rest) = take(stream, bytes);
             if let Some(message) = message {
                 output.message(SAY, &message);
             }
-            output.send(link, stream, &rest)
+            output.send(agent, stream, &rest)
         };
-        let sink: &mut Sink<'_> = &mut sink;
+        let sink: &mut Sink<'_, AgentEnd> = &mut sink;
         let end = Instant::now() + within.unwrap_or(NO_LIMIT);
-        stage::run(command, at, end, &mut self.link, &mut self.buffer, sink)
+        run::run(command, at, end, &mut self.end, &mut self.buffer, sink)
     }
 
     /// A line of our own in the output.
     pub(super) fn tell(&mut self, text: &str) {
         let line = format!("crewboss: {text}\n");
         // Only fails if the agent is gone, or does not want it any more.
-        let _lost = self.output.send(&mut self.link, Stream::Err, line.as_bytes());
+        let _lost = self.output.send(&mut self.end, Stream::Err, line.as_bytes());
     }
 
     /// Whether the host, or the agent's end, has asked to stop.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.link.is_closed()
+        self.end.closed
     }
 
     fn message(&mut self, kind: u8, message: &FromGuest) {
@@ -270,17 +297,17 @@ impl Reporter {
 
 impl Output {
     /// Sends output; waits while the host is slow, but not for long once the job is cancelled.
-    fn send(&mut self, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    fn send(&mut self, agent: &mut AgentEnd, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         let kind = if stream == Stream::Out { OUT } else { ERR };
         for piece in bytes.chunks(PIECE) {
             while !self.try_send(kind, piece)? {
-                let wants = if link.is_closed() { PollFlags::OUT } else { PollFlags::OUT | PollFlags::IN };
+                let wants = if agent.closed { PollFlags::OUT } else { PollFlags::OUT | PollFlags::IN };
                 let mut fds = [PollFd::new(&self.socket, wants)];
                 sys::poll(&mut fds, Some(KILL_GRACE))?;
-                if fds[0].revents().contains(PollFlags::IN) && !link.is_closed() {
-                    link.fill();
+                if fds[0].revents().contains(PollFlags::IN) && !agent.closed {
+                    agent.fill();
                 }
-                if link.is_closed() {
+                if agent.closed {
                     let since = *self.cancelled.get_or_insert_with(Instant::now);
                     if since.elapsed() >= KILL_GRACE {
                         return Err(io::ErrorKind::TimedOut.into());

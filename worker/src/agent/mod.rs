@@ -35,11 +35,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crewboss_host::sys::{self, Signals};
 use crewboss_protocol::chain;
 use crewboss_protocol::guest::{AGENT_PORT, SHELL_PORT};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::sys::{self, Signals};
 use error::AgentError;
 use place::Place;
 use port::Port;

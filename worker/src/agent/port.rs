@@ -4,14 +4,13 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crewboss_host::sys;
 use crewboss_protocol::codec::{self, DecodeError, Line, LineDecoder};
 use crewboss_protocol::guest::{FromGuest, GuestStream, ToGuest};
 use crewboss_protocol::machine::AGENT_VERSION;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-
-use crate::sys;
 
 /// With this much waiting for the host a stage gets no further.
 const OUTPUT_HIGH: usize = 256 << 10;

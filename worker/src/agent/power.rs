@@ -75,11 +75,11 @@ fn end_all() {
     };
     all(Signal::TERM);
     let end = Instant::now() + TERM_GRACE;
-    while crate::process::reap_ended(|_| ()) && Instant::now() < end {
+    while crewboss_host::process::reap_ended(|_| ()) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }
     all(Signal::KILL);
-    crate::process::kill_all_descendants(|_| ());
+    crewboss_host::process::kill_all_descendants(|_| ());
 }
 
 /// Unmounts what can be, and makes the rest read-only, the last mounted first.

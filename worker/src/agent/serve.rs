@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crewboss_host::process::{descendants, kill_orphans, reap_ended};
+use crewboss_host::sys::{self, Signals};
 use crewboss_protocol::guest::{FromGuest, ResultDocument, TaskDocument, ToGuest};
 use crewboss_protocol::limits::KILL_GRACE;
 use crewboss_protocol::{Name, StageResult};
@@ -15,8 +17,6 @@ use super::port::{Port, State};
 use super::shell::{Shell, Start};
 use super::stage::Order;
 use super::{bootstrap, collect, health, identity, network, power, service, source, stage, variables};
-use crate::process::{descendants, kill_orphans, reap_ended};
-use crate::sys::{self, Signals};
 
 /// Packets of output that are taken before the port is looked at again.
 const PACKETS_AT_ONCE: usize = 64;

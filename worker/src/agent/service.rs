@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crewboss_host::process::kill_all_descendants;
+use crewboss_host::program::run::{Stream, program as start};
 use crewboss_protocol::Name;
 use crewboss_protocol::guest::FromGuest;
 use crewboss_protocol::message::is_variable;
@@ -13,8 +15,6 @@ use super::error::AgentError;
 use super::job::Reporter;
 use super::place::Place;
 use super::variables;
-use crate::process::kill_all_descendants;
-use crate::runner::stage::{Stream, program as start};
 
 /// Where a machine has its service.
 const SERVICE: &str = "/etc/crewboss/service";

@@ -8,13 +8,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use crewboss_host::storage::remove_tree;
+use crewboss_host::tar::{Entry, Kind, Reader};
 use crewboss_protocol::guest::SOURCE_DISK;
 use rustix::fs::{Timespec, Timestamps, futimens};
 
 use super::error::AgentError;
 use super::place::Place;
-use crate::machine::exchange::tar::{Entry, Kind, Reader};
-use crate::storage::remove_tree;
 
 /// `BLKFLSBUF` of `linux/fs.h`, which is the same number on every architecture.
 const FLUSH_BUFFERS: libc::Ioctl = 0x1261;

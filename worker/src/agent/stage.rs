@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use crewboss_host::process::kill_all_descendants;
+use crewboss_host::program::command::{NOT_FOUND, command};
+use crewboss_host::program::run::Ended;
+use crewboss_host::text::millis;
 use crewboss_protocol::guest::{FromGuest, TaskDocument};
 use crewboss_protocol::target::Stage;
 use crewboss_protocol::{Name, StageExit, StageResult};
@@ -11,9 +15,6 @@ use super::error::AgentError;
 use super::job::Reporter;
 use super::place::Place;
 use super::{source, variables};
-use crate::process::kill_all_descendants;
-use crate::runner::job::{NOT_FOUND, command, millis};
-use crate::runner::stage::Ended;
 
 /// What the host asked for.
 pub(super) struct Order {

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
+use crewboss_host::layout::Layout;
 use crewboss_protocol::machine::DEFAULT_TOOLCHAIN;
 use crewboss_protocol::message::{BootstrapOrder, Hello, Hold, TaskOrder};
 use crewboss_protocol::{Environment, HostFacts, MachineUse, Name, Target};
 
 use crate::environment::Prepared;
-use crate::layout::Layout;
 use crate::runner::message::{BootstrapJob, MachineJob};
 
 /// From this priority on a guest gets all processors of the host.

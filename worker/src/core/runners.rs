@@ -9,10 +9,10 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crewboss_ground::program;
+use crewboss_host::marked;
+use crewboss_host::process::ProcessId;
 use crewboss_protocol::SessionId;
 
-use crate::family;
-use crate::process::ProcessId;
 use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
 
 /// What is read from a runner at once.
@@ -42,7 +42,7 @@ impl Runner {
         own.set_write_timeout(Some(WRITE_WITHIN))?;
         let mut command = program("/proc/self/exe");
         command
-            .args(["runner", family::OPTION, session.as_str()])
+            .args(["runner", marked::OPTION, session.as_str()])
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null());
         let child = command.spawn()?;

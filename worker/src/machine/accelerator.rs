@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_ground::{Replace, read_record};
+use crewboss_host::layout::Layout;
+use crewboss_host::{process, sys};
 use crewboss_protocol::machine::{AccelChoice, Accelerator, Emulator};
 use crewboss_protocol::message::Hello;
 use rustix::event::{PollFd, PollFlags};
@@ -25,8 +27,6 @@ use super::qemu::error::QemuError;
 use super::qemu::process::{Channel, launch};
 use super::qemu::rom::{self, STEPS};
 use super::qemu::version::{Identity, Program, Version};
-use crate::layout::Layout;
-use crate::{process, sys};
 
 /// What KVM is reached by.
 const KVM: &str = "/dev/kvm";

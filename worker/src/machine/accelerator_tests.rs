@@ -1,5 +1,6 @@
+use crewboss_host::testing::write_script;
+
 use super::*;
-use crate::testing::write_script;
 use std::fs;
 
 /// Answers to `--version` as QEMU does; `$fd` is the trial's console in the rest.

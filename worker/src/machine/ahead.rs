@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crewboss_host::text::{millis, shortened};
 use crewboss_protocol::Phases;
 use crewboss_protocol::message::{BootstrapEnd, Cause};
 
@@ -9,7 +10,6 @@ use super::directory::Standing;
 use super::supply::{Supply, Told, newer};
 use super::verdict::Stop;
 use super::watch::Watch;
-use crate::runner::job::{millis, shortened};
 use crate::runner::link::Link;
 use crate::runner::message::BootstrapJob;
 
@@ -38,7 +38,7 @@ pub fn bootstrap(job: &BootstrapJob, link: &mut Link) -> BootstrapEnd {
             _ => BootstrapEnd::Suspended { why },
         }
     });
-    link.flush_live(at, Instant::now(), true);
+    link.flush(at, Instant::now(), true);
     end
 }
 

@@ -231,7 +231,7 @@ fn publish(bench: &Bench<'_>, guest: &Guest, mut versions: Versions) -> Result<V
     let staging = guest.directory().to_owned();
     // Neither has a place in a copy.
     for rest in [staging.join(ARCHIVE), put_directory(&staging)] {
-        crate::storage::remove_tree(&rest).map_err(|error| Stop::Host(error.to_string()))?;
+        crewboss_host::storage::remove_tree(&rest).map_err(|error| Stop::Host(error.to_string()))?;
     }
     // Not what was read before: somebody may have published another revision since.
     let manifest = Manifest::load(&staging, &bench.directory.name).map_err(|error| Stop::host(&error))?;

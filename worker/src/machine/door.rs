@@ -212,7 +212,7 @@ pub fn knock(directory: &Path, knock: Knock, within: std::time::Duration) -> io:
     while !line.ends_with(b"\n") {
         let left = until.saturating_duration_since(std::time::Instant::now());
         let mut fds = [rustix::event::PollFd::new(&socket, PollFlags::IN)];
-        if left.is_zero() || crate::sys::poll(&mut fds, Some(left))? == 0 {
+        if left.is_zero() || crewboss_host::sys::poll(&mut fds, Some(left))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
         receive(&socket, &mut line, &mut passed)?;
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(&typed, b"ls");
         drop(door);
         let mut fds = [rustix::event::PollFd::new(&inside, PollFlags::IN)];
-        assert_eq!(crate::sys::poll(&mut fds, Some(SOON)).unwrap(), 1, "the end is not heard");
+        assert_eq!(crewboss_host::sys::poll(&mut fds, Some(SOON)).unwrap(), 1, "the end is not heard");
         assert!(knock(&directory, Knock::Stay, SOON).is_err(), "there is no door any more");
     }
 

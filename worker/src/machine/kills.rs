@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cgroup;
+use crewboss_host::cgroup;
 
 /// Where the kernel counts for the whole host.
 const VMSTAT: &str = "/proc/vmstat";

@@ -357,7 +357,7 @@ fn make_result_disk(directory: &Path) -> Result<(), Stop> {
 
 /// The size that a result disk would get in this directory now.
 pub(super) fn result_disk_bytes_in(directory: &Path) -> std::io::Result<u64> {
-    Ok(result_disk_bytes(crate::storage::free_bytes(directory)?))
+    Ok(result_disk_bytes(crewboss_host::storage::free_bytes(directory)?))
 }
 
 /// Half of what is free at most, and a power of two, so that it seldom changes: a guest that goes

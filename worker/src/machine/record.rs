@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crewboss_ground::Directory;
 use crewboss_ground::{Replace, read_record};
+use crewboss_host::process::{ProcessId, boot_id};
+use crewboss_host::storage::{btrfs, remove_tree};
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::{Name, SessionId};
@@ -18,8 +20,6 @@ use serde::{Deserialize, Serialize};
 
 use super::directory::{MachineDir, Machines, random, toolchain_name};
 use super::lock;
-use crate::process::{ProcessId, boot_id};
-use crate::storage::{btrfs, remove_tree};
 
 /// Longest record that is read; ours have some hundred bytes.
 pub(super) const RECORD_BYTES_MAX: u64 = 64 << 10;
@@ -142,7 +142,7 @@ impl RecordError {
 
     /// Whether the file system was full.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if crate::storage::is_no_space(source))
+        matches!(self, Self::Io { source, .. } if crewboss_host::storage::is_no_space(source))
     }
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::storage::free_bytes;
+use crewboss_host::storage::free_bytes;
 
 /// Kept free on every disk by what comes out of guests. Only who takes no more than this himself
 /// may use it.
@@ -108,7 +108,7 @@ fn used(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Mount;
+    use crewboss_host::testing::Mount;
 
     const MIB: u64 = 1 << 20;
 

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use crewboss_host::layout::Layout;
+use crewboss_host::owner::Owner;
+use crewboss_host::process::ProcessId;
 use crewboss_protocol::advice::Advice;
 use crewboss_protocol::machine::{MachineHolder, MachineRole};
 use crewboss_protocol::{Name, Phase, TaskRef, chain};
@@ -13,9 +16,6 @@ use super::manifest::Manifest;
 use super::record::Owners;
 use super::verdict::Stop;
 use super::watch::Watch;
-use crate::layout::Layout;
-use crate::owner::Owner;
-use crate::process::ProcessId;
 use crate::runner::message::MachineJob;
 
 /// Between two looks at locks that others hold.

@@ -363,7 +363,7 @@ impl Site<'_> {
             copy,
             result_bytes: 0,
             since: since_1970().as_secs(),
-            failed: Some(crate::runner::job::shortened(why.to_owned())),
+            failed: Some(crewboss_host::text::shortened(why.to_owned())),
         };
         if let Err(error) = self.directory.note_saved(self.toolchain, &saved) {
             watch.step(chain(&error));

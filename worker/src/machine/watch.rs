@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use crewboss_host::program::Control;
+use crewboss_host::sys;
 use crewboss_protocol::{FromWorker, Phase, PhaseClock, Phases, TaskRef};
 use rustix::event::{PollFd, PollFlags};
 
@@ -11,8 +13,6 @@ use super::guest::{Guest, GuestEvent};
 use super::hub::Hub;
 use super::verdict::Stop;
 use crate::runner::link::Link;
-use crate::runner::message::ToRunner;
-use crate::sys;
 
 /// What there was to see.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl<'a> Watch<'a> {
     /// Tells a person what goes on in this phase.
     pub fn step(&mut self, text: impl Into<String>) {
         self.link.promise(Instant::now());
-        let text = crate::runner::job::shortened(text.into());
+        let text = crewboss_host::text::shortened(text.into());
         self.link.forward(&FromWorker::Phase { at: self.at, phase: self.phase(), text });
     }
 
@@ -94,8 +94,8 @@ impl<'a> Watch<'a> {
             if now >= until {
                 return Seen::TimeUp;
             }
-            self.link.flush_live(self.at, now, false);
-            self.wait(guests, now, until);
+            let live = self.link.flush_live(self.at, now);
+            self.wait(guests, now, live.map_or(until, |due| until.min(now + due)));
             self.look(guests, Instant::now());
         }
     }
@@ -114,8 +114,10 @@ impl<'a> Watch<'a> {
     /// Whether the worker proper wants an end, or is gone: for work that cannot wait in
     /// [`Self::next`].
     pub fn is_cancelled(&mut self) -> bool {
-        let mut fds = [PollFd::new(self.link.fd(), PollFlags::IN)];
-        let heard = sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0);
+        let heard = self.link.fd().is_some_and(|fd| {
+            let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+            sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0)
+        });
         if heard {
             self.link.fill();
         }
@@ -130,11 +132,11 @@ impl<'a> Watch<'a> {
     }
 
     fn wait(&mut self, guests: &[Guest], now: Instant, until: Instant) {
-        let wakes =
-            guests.iter().filter_map(Guest::deadline).chain(self.link.live_due(now).map(|due| now + due));
-        let until = wakes.fold(until, Instant::min);
+        let until = guests.iter().filter_map(Guest::deadline).fold(until, Instant::min);
         let mut fds: Vec<(BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
-        fds.push((std::os::fd::AsFd::as_fd(self.link.fd()), PollFlags::IN));
+        // Without the worker proper nothing is waited for.
+        let Some(link) = self.link.fd() else { return };
+        fds.push((link, PollFlags::IN));
         guests.iter().for_each(|guest| guest.add_fds(&mut fds));
         fds.extend(self.hub.fds().map(|fd| (fd, PollFlags::IN)));
         let mut polled: Vec<PollFd<'_>> =
@@ -150,11 +152,7 @@ impl<'a> Watch<'a> {
     }
 
     fn hear(&mut self) {
-        while let Some(message) = self.link.take() {
-            // Nothing else is said while a job runs.
-            self.cancelled |= matches!(message, ToRunner::Cancel { at } if at == self.at);
-        }
-        self.cancelled |= self.link.is_closed();
+        self.cancelled |= self.link.is_cancelled(self.at);
     }
 
     fn look(&mut self, guests: &mut [Guest], now: Instant) {

@@ -13,6 +13,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crewboss_ground::Open;
+use crewboss_host::layout::Layout;
 use crewboss_protocol::host::SlotHolder;
 use crewboss_protocol::message::Hello;
 use crewboss_protocol::{HostFacts, TreeId, chain};
@@ -20,7 +21,6 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 
 pub use load::load;
 
-use crate::layout::Layout;
 use crate::machine::directory::Machines;
 use crate::machine::memory::slot_share;
 use crate::machine::{self, accelerator};

@@ -127,15 +127,6 @@ pub struct MachineJob {
     pub priority: u32,
 }
 
-/// One artifact in `artifacts.list`, a file of JSON lines in the attempt's directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArtifactLine {
-    /// Its name in the result.
-    pub path: crewboss_protocol::RelPath,
-    /// Where it lies on the host.
-    pub file: PathBuf,
-}
-
 /// A line from a runner, as far as the worker proper looks at it. `line` is a whole line for the
 /// boss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,12 +4,12 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
+use crewboss_host::program::run::Stream;
 use crewboss_protocol::message::{LogEnd, TaskLimits};
 use crewboss_protocol::{FromWorker, TaskRef};
 
 use super::link::Link;
 use super::log::{Log, WarningScan};
-use super::stage::Stream;
 
 /// Where the output of an attempt goes.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Output {
     pub fn take(&mut self, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         self.store(link, stream, bytes)?;
         link.live(bytes);
-        link.flush_live(self.at, Instant::now(), false);
+        link.flush(self.at, Instant::now(), false);
         Ok(())
     }
 

@@ -3,13 +3,13 @@
 use std::fs;
 use std::io;
 
+use crewboss_host::layout::Layout;
+use crewboss_host::owner::sessions;
+use crewboss_host::storage::remove_tree;
 use crewboss_protocol::clean::CleanReport;
 
 use super::remove_but_record;
-use crate::layout::Layout;
-use crate::owner::sessions;
 use crate::slots::lock_alone;
-use crate::storage::remove_tree;
 
 /// So many names of what stays are told.
 const KEPT_MAX: usize = 20;
@@ -61,11 +61,11 @@ mod tests {
     use super::super::clean;
     use super::*;
     use crate::machine::directory::Machines;
-    use crate::owner::Owner;
-    use crate::owner::tests::owner_of;
-    use crate::process::ProcessId;
     use crate::slots::lock_as_user;
-    use crate::testing::{Mount, Swap};
+    use crewboss_host::owner::Owner;
+    use crewboss_host::process::ProcessId;
+    use crewboss_host::testing::owner_of;
+    use crewboss_host::testing::{Mount, Swap};
 
     fn used() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crewboss_ground::{Replace, open_directory};
+use crewboss_host::storage::{btrfs, remove_tree};
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::AGENT_VERSION;
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
@@ -17,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use super::revision::PAUSE;
 use super::{DirectoryError, MachineDir, SUSPENDED, Toolchain, toolchain_name};
 use crate::machine::manifest::Manifest;
-use crate::storage::{btrfs, remove_tree};
 
 /// The file in a copy that says what it is.
 const RECORD: &str = "bootstrapped.json";

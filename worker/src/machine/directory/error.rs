@@ -170,7 +170,7 @@ impl DirectoryError {
     pub fn is_no_space(&self) -> bool {
         match self {
             Self::Snapshot { source, .. } | Self::Write { source, .. } | Self::Read { source, .. } => {
-                crate::storage::is_no_space(source)
+                crewboss_host::storage::is_no_space(source)
             }
             _ => false,
         }

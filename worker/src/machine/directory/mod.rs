@@ -31,6 +31,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crewboss_ground::Directory;
+use crewboss_host::layout::Layout;
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::MACHINE_PROTOCOL;
 
@@ -38,8 +39,6 @@ pub use copy::{CopyRecord, CopySnapshot, Standing};
 pub use error::DirectoryError;
 pub use saved::{SavedRecord, SavedSnapshot, saved_devices, saved_memory};
 pub use toolchain::{Toolchain, ToolchainError};
-
-use crate::layout::Layout;
 
 /// Names in the machine directory that are no volumes.
 const RESERVED: [&str; 3] = ["guests", "locks", "toolchains"];
@@ -141,7 +140,7 @@ impl Machines {
     /// # Errors
     /// If it may not be used.
     pub fn check(&self) -> Result<(), crewboss_ground::Error> {
-        crate::layout::check(&self.root, &["guests", "locks", "toolchains"])
+        crewboss_host::layout::check(&self.root, &["guests", "locks", "toolchains"])
     }
 
     /// Where it is.

@@ -5,9 +5,10 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use crewboss_host::storage::{btrfs, remove_tree};
+
 use super::{DirectoryError, MACHINE_PROTOCOL, MachineDir};
 use crate::machine::manifest::Manifest;
-use crate::storage::{btrfs, remove_tree};
 
 /// How often something is tried that somebody else replaces at the same time.
 pub(super) const TRIES: u32 = 10;

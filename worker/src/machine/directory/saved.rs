@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crewboss_ground::open_directory;
+use crewboss_host::storage::{btrfs, remove_tree};
 use crewboss_protocol::Name;
 use rustix::fs::syncfs;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use super::copy::{is_still, put_in_place, read_record, read_small, write_json};
 use super::{CopyRecord, CopySnapshot, DirectoryError, MachineDir, SAVED, random};
 use crate::machine::manifest::Manifest;
-use crate::storage::{btrfs, remove_tree};
 
 /// The file in a template that says what it is.
 const RECORD: &str = "saved.json";
@@ -186,7 +186,7 @@ mod tests {
     use super::super::Machines;
     use super::super::tests::{bootstrap, machine, name};
     use super::*;
-    use crate::testing::Mount;
+    use crewboss_host::testing::Mount;
 
     /// Puts a template into place as a warm start would, with this as its memory.
     fn save(machine: &MachineDir, copy: &CopyRecord, memory: &str) -> SavedRecord {

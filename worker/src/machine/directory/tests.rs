@@ -2,13 +2,13 @@ use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crewboss_host::storage::{btrfs, remove_tree};
+use crewboss_host::testing::Mount;
 use crewboss_protocol::machine::{AGENT_VERSION, CopyState, MachineState};
 
 use super::toolchain::tests::toolchain;
 use super::*;
 use crate::machine::probe;
-use crate::storage::{btrfs, remove_tree};
-use crate::testing::Mount;
 
 pub(in crate::machine) fn name(text: &str) -> Name {
     text.parse().unwrap()

@@ -14,10 +14,10 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crewboss_ground::Open;
+use crewboss_host::artifacts::Found;
+use crewboss_host::tar::TarError;
 use crewboss_protocol::limits::ARTIFACTS_MAX;
 
-use super::tar::TarError;
-use crate::runner::artifacts::Found;
 use index::Index;
 use select::{Selected, select};
 
@@ -91,14 +91,14 @@ pub enum ArchiveError {
 impl ArchiveError {
     /// Whether the host's disk is full.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::Write { source, .. } if crate::storage::is_no_space(source))
+        matches!(self, Self::Write { source, .. } if crewboss_host::storage::is_no_space(source))
     }
 }
 
 /// What was taken from an archive.
 #[derive(Debug, Default)]
 pub struct Unpacked {
-    /// The artifacts, and what is wrong, as [`crate::runner::artifacts::find`] says it.
+    /// The artifacts, and what is wrong, as [`crewboss_host::artifacts::find`] says it.
     pub found: Found,
     /// What lies below `upload/` in the task's output, by its path there. What matches a glob too
     /// is in both.

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crewboss_ground::Open;
 use crewboss_ground::{Replace, read_record};
+use crewboss_host::layout::Layout;
+use crewboss_host::tar::{Attributes, Writer};
 use crewboss_protocol::TreeId;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, readlinkat, seek, statat,
 };
 use rustix::io::Errno;
 
-use super::tar::{Attributes, Writer};
-use crate::layout::Layout;
 use crate::source::{UNFINISHED, used};
 
 /// The size of the source's disk, whatever lies on it: a guest that goes on from saved memory must
@@ -67,7 +67,7 @@ pub enum SourceArchiveError {
 impl SourceArchiveError {
     /// Whether the disk is full.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::Write { source, .. } if crate::storage::is_no_space(source))
+        matches!(self, Self::Write { source, .. } if crewboss_host::storage::is_no_space(source))
     }
 }
 
@@ -283,8 +283,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
 
-    use crate::machine::exchange::tar::Reader;
-    use crate::testing::run;
+    use crewboss_host::tar::Reader;
+    use crewboss_host::testing::run;
 
     const TREE: TreeId = TreeId([3; 20]);
 
@@ -312,7 +312,10 @@ mod tests {
         let into = base.path().join("into");
         fs::create_dir(&into).unwrap();
         run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&into));
-        assert_eq!(crate::testing::content(&into), crate::testing::content(&layout.source(TREE)));
+        assert_eq!(
+            crewboss_host::testing::content(&into),
+            crewboss_host::testing::content(&layout.source(TREE))
+        );
         let script = fs::metadata(into.join("a.sh")).unwrap();
         assert_eq!((script.mode() & 0o777, script.mtime()), (0o755, 1_600_000_000));
         let mut reader = Reader::new(File::open(&archive).unwrap(), SOURCE_DISK_BYTES);

@@ -11,6 +11,7 @@ pub mod shelf;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_host::storage::free_bytes;
 use crewboss_protocol::advice::Advice;
 use crewboss_protocol::chain;
 use crewboss_protocol::limits::HELD_MAX;
@@ -23,7 +24,6 @@ use super::qemu::process::Qemu;
 use super::qemu::saved::{self, Kind, SavedError};
 use super::record::{self, RecordError, Step};
 use super::room::RESERVE;
-use crate::storage::free_bytes;
 use shelf::{Shelf, ShelfError};
 
 /// Saving writes as many bytes as the guest uses of its memory; a disk that takes longer hangs.

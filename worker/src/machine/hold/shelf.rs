@@ -16,10 +16,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crewboss_ground::{Open, Replace, open_directory, read_record};
+use crewboss_host::storage::{clone_file, remove_tree};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::qemu::command::{Access, Backing, Boot, Disk, GuestConfig};
-use crate::storage::{clone_file, remove_tree};
 
 /// The link.
 const LINK: &str = "held";

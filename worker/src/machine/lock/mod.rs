@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 pub(in crate::machine) use file::LockFile;
 
 use super::directory::Machines;
-use crate::process::{ProcessId, boot_id};
+use crewboss_host::process::{ProcessId, boot_id};
 
 /// The ends of the names of lock files.
 const ENUMERATION: &str = "enumeration";

@@ -110,7 +110,7 @@ fn what_is_no_lock_file_is_neither_followed_nor_waited_for() {
     std::os::unix::fs::symlink("/etc/passwd", machines.locks().join("deb.1")).unwrap();
     let error = locks.try_places(&[wanted("deb", 1)]).unwrap_err();
     assert!(error.to_string().ends_with("locks/deb.1"), "{error}");
-    crate::testing::run(Command::new("mkfifo").arg(machines.locks().join("pipe.1")));
+    crewboss_host::testing::run(Command::new("mkfifo").arg(machines.locks().join("pipe.1")));
     std::fs::write(machines.locks().join("junk.1"), "{\"process\":").unwrap();
     std::fs::write(machines.locks().join("notes"), "mine").unwrap();
     assert_eq!(holdings(&machines), Vec::new());

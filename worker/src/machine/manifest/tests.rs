@@ -238,7 +238,7 @@ fn a_manifest_that_is_no_small_text_is_refused() {
         fs::remove_file(&path).unwrap();
     }
     // Whoever opened a pipe would wait for ever.
-    crate::testing::run(std::process::Command::new("mkfifo").arg(&path));
+    crewboss_host::testing::run(std::process::Command::new("mkfifo").arg(&path));
     assert!(error(&revision).ends_with("is not a regular file"));
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();

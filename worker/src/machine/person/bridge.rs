@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use crewboss_host::sys;
 use crewboss_protocol::guest::GuestStream;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -10,7 +11,6 @@ use rustix::process::Signal;
 
 use super::caller::Caller;
 use crate::machine::qemu::child::Ended;
-use crate::sys;
 
 /// Typed bytes that a guest does not take; what is more is lost, but the key that leaves is heard.
 const TYPED_MAX: usize = 64 << 10;

@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crewboss_host::sys::{self, Signals};
 use crewboss_protocol::codec::{self, Line, LineDecoder};
 use crewboss_protocol::guest::GuestStream;
 use crewboss_protocol::visit::{Bytes, FromPerson, PIECE_MAX, ToPerson};
@@ -20,7 +21,6 @@ use rustix::io::Errno;
 
 use super::PersonError;
 use super::bridge::SIGNALS;
-use crate::sys::{self, Signals};
 
 /// What waits for a person who does not read. Then the guest waits, too.
 const WAITING_MAX: usize = 256 << 10;

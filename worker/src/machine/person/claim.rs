@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crewboss_host::process::{KILL, KILL_WITHIN, ProcessId};
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::Visitor;
 use rustix::process::Signal;
@@ -13,7 +14,6 @@ use crate::machine::directory::Machines;
 use crate::machine::hold::SAVE_WITHIN;
 use crate::machine::lock::{self, GuestLock};
 use crate::machine::record::GuestRecord;
-use crate::process::{KILL, KILL_WITHIN, ProcessId};
 
 /// Whoever is to make room saves the guest first.
 const LEAVES_WITHIN: Duration = SAVE_WITHIN.saturating_add(Duration::from_secs(20));

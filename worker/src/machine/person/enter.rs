@@ -5,6 +5,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use crewboss_host::marked::MARK;
+use crewboss_host::sys;
 use crewboss_protocol::Name;
 use crewboss_protocol::advice::Advice;
 use crewboss_protocol::guest::FromGuest;
@@ -18,8 +20,6 @@ use super::{Claimed, PersonError, Who, claim};
 use crate::machine::directory::Machines;
 use crate::machine::door::{self, Answer, Knock, Knocked};
 use crate::machine::qemu::process::Qemu;
-use crate::sweep::MARK;
-use crate::sys;
 
 /// The socket of a guest's display, in its directory.
 const DISPLAY: &str = "vnc";

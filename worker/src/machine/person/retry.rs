@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use crewboss_host::marked::MARK;
+use crewboss_host::sys;
 use crewboss_protocol::guest::{FromGuest, TaskDocument, ToGuest};
 use crewboss_protocol::{Name, StageResult};
 
@@ -15,8 +17,6 @@ use super::visit::{Visit, load};
 use super::{PersonError, Who, claim};
 use crate::machine::directory::Machines;
 use crate::machine::qemu::child::Ended;
-use crate::sweep::MARK;
-use crate::sys;
 
 /// An agent that was stopped answers at once; a host that is short of processors may let it wait.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);

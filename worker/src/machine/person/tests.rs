@@ -1,5 +1,6 @@
 //! Who may do what with which guest.
 
+use crewboss_host::process::ProcessId;
 use crewboss_protocol::limits::HELD_MAX;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::overview::Waiting;
@@ -10,7 +11,6 @@ use super::*;
 use crate::machine::directory::Machines;
 use crate::machine::hold::{HoldError, check_number};
 use crate::machine::record::{GuestRecord, Owners, Step, guests};
-use crate::process::ProcessId;
 
 fn who() -> Who {
     Who { person: "eve@desk".to_owned(), host: "lab1".parse().unwrap() }

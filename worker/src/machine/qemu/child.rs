@@ -9,11 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crewboss_ground::pass;
+use crewboss_host::process::KILL_WITHIN;
+use crewboss_host::sys::{self, Reap, Reaped};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
-
-use crate::process::KILL_WITHIN;
-use crate::sys::{self, Reap, Reaped};
 
 /// What is kept of its messages: the end of them.
 const SAID_BYTES_MAX: usize = 16 << 10;
@@ -268,7 +267,7 @@ mod tests {
             assert!(Instant::now() < end, "the shell said nothing");
             child.wait(Instant::now() + Duration::from_millis(1));
         }
-        let grandchild = crate::process::ProcessId::of(child.said().trim().parse().unwrap()).unwrap();
+        let grandchild = crewboss_host::process::ProcessId::of(child.said().trim().parse().unwrap()).unwrap();
         assert!(child.kill());
         assert_eq!(child.try_ended(), Some(Ended::Signal(libc::SIGKILL)));
         while grandchild.is_alive() {

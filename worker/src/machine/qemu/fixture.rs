@@ -7,13 +7,13 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crewboss_host::sys;
 use crewboss_protocol::machine::Accelerator;
 use rustix::event::{PollFd, PollFlags};
 
 use super::command::{Backing, Boot, GuestConfig};
 use super::process::Qemu;
 use super::version::Program;
-use crate::sys;
 
 /// A guest that takes longer for anything here hangs, on however busy a host.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);

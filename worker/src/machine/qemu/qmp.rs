@@ -12,13 +12,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use crewboss_host::sys;
+
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 
 use super::version::Version;
-use crate::sys;
 pub use message::{CommandError, Event, Garbage, LINE_BYTES_MAX, Lines, Message, Migration, parse};
 
 /// What is read at once, and how often before others get their turn.

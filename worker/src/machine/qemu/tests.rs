@@ -6,6 +6,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crewboss_host::process::ProcessId;
+
 use super::child::Ended;
 use super::command::{Access, Backing, Disk, Format, Link, Nic};
 use super::error::QemuError;
@@ -14,7 +16,6 @@ use super::process::Qemu;
 use super::qmp::{Event, Incoming, QmpError};
 use super::saved::{self, Kind, SavedError};
 use super::version::Program;
-use crate::process::ProcessId;
 
 fn soon() -> Instant {
     Instant::now() + LIMIT
@@ -184,7 +185,7 @@ fn a_state_that_is_cut_off_or_of_another_guest_is_refused() {
 
 #[test]
 fn a_disk_of_the_host_that_is_full_leaves_no_half_of_a_state() {
-    let small = crate::testing::Mount::tmpfs(4);
+    let small = crewboss_host::testing::Mount::tmpfs(4);
     let scene = Scene::new();
     let mut guest = scene.start();
     guest.expect(UP);
@@ -204,7 +205,7 @@ fn a_qemu_that_somebody_kills_at_its_start_is_told_as_that() {
     scene.config.options = options.map(str::to_owned).to_vec();
     let mut guest = scene.start();
     let pid = ProcessId::of(guest.qemu.child.pid()).unwrap();
-    assert!(pid.signal(crate::process::KILL));
+    assert!(pid.signal(crewboss_host::process::KILL));
     let error = guest.qemu.wait_ready(soon()).unwrap_err();
     assert!(matches!(error, QemuError::Killed), "{error}");
 }
@@ -258,7 +259,7 @@ fn programs_that_are_no_qemu_are_told_apart() {
     let scene = Scene::new();
     let start = |script: &str, patience: u64| {
         let path = scene.path("qemu-system-x86_64");
-        crate::testing::write_script(&path, &format!("#!/bin/bash\n{script}\n"));
+        crewboss_host::testing::write_script(&path, &format!("#!/bin/bash\n{script}\n"));
         let program = Program::find_on(scene.directory.path().as_os_str(), Path::new("/nowhere")).unwrap();
         let mut qemu = Qemu::start(&program, &scene.config, scene.directory.path(), Vec::new()).unwrap();
         qemu.wait_ready(Instant::now() + Duration::from_secs(patience)).unwrap_err()

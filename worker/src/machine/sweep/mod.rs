@@ -15,6 +15,9 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_ground::{is_younger, read_record};
+use crewboss_host::marked::{END_WITHIN, kill_marked, wait_until};
+use crewboss_host::process::{KILL_WITHIN, ProcessId};
+use crewboss_host::storage::{btrfs, remove_tree};
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::limits::MACHINES_MAX;
 use crewboss_protocol::{Name, SessionId, chain};
@@ -23,9 +26,6 @@ use rustix::process::Signal;
 use super::directory::{Entry, MachineDir, Machines, ToolchainError};
 use super::lock;
 use super::record::{self, GuestRecord};
-use crate::process::{KILL_WITHIN, ProcessId};
-use crate::storage::{btrfs, remove_tree};
-use crate::sweep::{END_WITHIN, kill_marked, wait_until};
 use throttle::Throttle;
 
 /// What has no readable record is removed only when it is older than this: its record may just be

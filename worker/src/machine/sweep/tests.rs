@@ -3,6 +3,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use crewboss_host::marked::MARK;
+use crewboss_host::testing::Mount;
 use crewboss_protocol::machine::{HeldGuest, MachineHolder, Visitor};
 use crewboss_protocol::{Outcome, TreeId};
 
@@ -11,8 +13,6 @@ use crate::machine::directory::SavedRecord;
 use crate::machine::directory::tests::{bootstrap, machine, name};
 use crate::machine::lock::{Locks, Wanted};
 use crate::machine::record::{Owners, Step, held};
-use crate::sweep::MARK;
-use crate::testing::Mount;
 
 /// Set for the processes that a test starts: the machine directory, and how far to go.
 const ROOT: &str = "CREWBOSS_TEST_MACHINES";
@@ -391,7 +391,7 @@ impl Drop for Owner {
     fn drop(&mut self) {
         drop(self.0.kill());
         drop(self.0.wait());
-        for process in crate::process::with_variable(MARK, self.1.as_str()) {
+        for process in crewboss_host::process::with_variable(MARK, self.1.as_str()) {
             process.signal(Signal::KILL);
         }
     }
@@ -427,6 +427,6 @@ fn whoever_is_killed_at_whatever_point_the_next_sweep_leaves_nothing() {
         assert_eq!(report.processes, u32::from(!POINTS[..3].contains(&until)), "{until}");
         assert_eq!(leftovers(&machines, &machine), Vec::<String>::new(), "{until}");
         assert!(machine.copy(&name("default")).is_ok(), "{until}: the copy was lost");
-        assert_eq!(crate::process::with_variable(MARK, session.as_str()), []);
+        assert_eq!(crewboss_host::process::with_variable(MARK, session.as_str()), []);
     }
 }

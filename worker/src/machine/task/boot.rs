@@ -18,7 +18,7 @@ use crate::machine::warm::{self, Given, Site, Warm};
 use crate::machine::watch::Watch;
 
 /// Variables that say where something lies on the host, or who runs there; a guest has its own.
-const OF_THE_HOST: [&str; 6] = ["PATH", "LANG", "LOGNAME", "USER", "SHELL", crate::sweep::MARK];
+const OF_THE_HOST: [&str; 6] = ["PATH", "LANG", "LOGNAME", "USER", "SHELL", crewboss_host::marked::MARK];
 
 impl Task<'_> {
     /// Starts the build machine's guest; it is the last of the guests then.

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crewboss_host::artifacts::is_of_host;
+use crewboss_host::program::run::Stream;
 use crewboss_protocol::guest::{FromGuest, GuestStream, ResultDocument, ToGuest};
 use crewboss_protocol::target::Stage;
 use crewboss_protocol::{Outcome, Phase, StageResult, chain};
@@ -16,8 +18,6 @@ use crate::machine::guest::GuestEvent;
 use crate::machine::record::Step;
 use crate::machine::room;
 use crate::machine::verdict::Stop;
-use crate::runner::artifacts::is_of_host;
-use crate::runner::stage::Stream;
 use crate::runner::uploads;
 
 /// Unpacking a source takes seconds; a guest that needs longer than this hangs.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crewboss_ground::{Open, read_record};
+use crewboss_host::program::run::Stream;
 use crewboss_protocol::guest::ResultDocument;
 use crewboss_protocol::{Outcome, Phase, StageExit, chain};
 
@@ -15,7 +16,6 @@ use crate::machine::guest::{GuestEvent, Way};
 use crate::machine::record::Step;
 use crate::machine::room;
 use crate::machine::verdict::Stop;
-use crate::runner::stage::Stream;
 
 /// A result is a few lines; a guest that puts more of them lies.
 const RESULT_BYTES_MAX: u64 = 1 << 20;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_ground::Replace;
+use crewboss_host::text::shortened;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{Name, Outcome, Phase, chain};
@@ -11,7 +12,6 @@ use super::Task;
 use crate::machine::hold;
 use crate::machine::record::Step;
 use crate::machine::verdict::{is_held, keeps_console};
-use crate::runner::job::shortened;
 
 /// Consoles among the artifacts of a task that ended strangely: of its guest, and of one that
 /// served it. Beside the latter lies what its service has printed.

@@ -17,6 +17,8 @@ mod pause;
 use std::io;
 use std::time::Instant;
 
+use crewboss_host::artifacts::Found;
+use crewboss_host::text::millis;
 use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::{Cause, Done};
@@ -29,8 +31,6 @@ use super::manifest::Exchange;
 use super::room::{RESERVE, Room};
 use super::verdict::Stop;
 use super::watch::{Seen, Watch};
-use crate::runner::artifacts::Found;
-use crate::runner::job::millis;
 use crate::runner::link::Link;
 use crate::runner::message::{Job, MachineJob, Spec};
 use crate::runner::output::{Output, is_too_long};

@@ -7,11 +7,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crewboss_host::storage::free_bytes;
+
 use rustix::fs::{Mode, OFlags};
 use tempfile::NamedTempFile;
 
 use super::event::{Abort, Refusal};
-use crate::storage::free_bytes;
 
 /// Bytes that are read or written at once, about.
 const PIECE: usize = 256 << 10;
@@ -287,7 +288,7 @@ mod tests {
         let refused = Writing::begin(&path, u64::MAX - 1, u64::MAX, 1, 512);
         assert!(matches!(refused, Err(Refusal::NoRoom { .. })), "{refused:?}");
 
-        let disk = crate::testing::Mount::tmpfs(2);
+        let disk = crewboss_host::testing::Mount::tmpfs(2);
         let mut writing = Writing::begin(&disk.path().join("log"), 0, u64::MAX, 0, 65464).unwrap();
         let full = loop {
             match writing.keep(65464).and_then(|()| writing.drain()) {

@@ -134,7 +134,7 @@ pub(super) fn turn(server: &mut Server, events: &mut Vec<Event>) {
     let left = server.deadline().map(|deadline| deadline.saturating_duration_since(now));
     // Whoever drives this looks at other things too.
     let wait = left.map_or(Duration::from_millis(5), |left| left.min(Duration::from_millis(5)));
-    crate::sys::poll(&mut fds, Some(wait)).unwrap();
+    crewboss_host::sys::poll(&mut fds, Some(wait)).unwrap();
     server.handle(Instant::now());
     events.extend(std::iter::from_fn(|| server.event()));
 }

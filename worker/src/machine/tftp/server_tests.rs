@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crewboss_host::testing::Mount;
+
 use super::event::{Abort, Event, Refusal};
 use super::lab::{LONG, Lab, Process, error, names, noise, turn};
 use super::packet::{Options, Packet, Way};
 use super::server::{Limits, Offer};
-use crate::testing::Mount;
 
 #[test]
 fn busybox_gets_and_puts_files_of_every_size() {

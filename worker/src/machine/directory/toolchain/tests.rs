@@ -1,9 +1,10 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Instant;
 
+use crewboss_host::testing::run;
+
 use super::*;
 use crate::machine::directory::tests::name;
-use crate::testing::run;
 
 /// Makes a toolchain of a few files.
 pub(in crate::machine::directory) fn toolchain(machines: &Machines, text: &str) -> PathBuf {

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::fs::File;
 
+use crewboss_host::tar::{self, Kind, Reader};
 use crewboss_protocol::RelPath;
 
-use super::super::tar::{self, Kind, Reader};
 use super::{ArchiveError, ArchiveLimits};
 
 /// All names together; a million files have names of 128 bytes each.

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
+use crewboss_host::artifacts::clashes;
+use crewboss_host::artifacts::pattern::Pattern;
+
 use super::UPLOAD;
 use super::index::{Entry, Index, Root};
-use crate::runner::artifacts::clashes;
-use crate::runner::pattern::Pattern;
 
-/// As many problems as [`crate::runner::artifacts::find`] tells.
+/// As many problems as [`crewboss_host::artifacts::find`] tells.
 const PROBLEMS_MAX: usize = 16;
 
 /// What is wanted, as numbers in the index.

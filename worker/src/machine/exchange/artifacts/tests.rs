@@ -1,9 +1,10 @@
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
+use crewboss_host::tar::{Attributes, Writer};
+
 use proptest::prelude::*;
 
-use super::super::tar::{Attributes, Writer};
 use super::*;
 
 const ATTRIBUTES: Attributes = Attributes { mode: 0o644, time: 1 };
@@ -92,7 +93,7 @@ fn an_archive_gives_what_looking_on_a_disk_gives() {
     for globs in [["a.bin", "*.o"], ["**/*.bin", "**/*.o"], ["d/*", "d/**"], ["{a,g}.*", "?.o"], ["x", "d"]] {
         let owned = globs.map(str::to_owned);
         let (out, src) = (base.path().join("out"), base.path().join("src"));
-        let found = crate::runner::artifacts::find(&owned, &[&out, &src], Default::default()).unwrap();
+        let found = crewboss_host::artifacts::find(&owned, &[&out, &src], Default::default()).unwrap();
         let expected: Vec<String> = found
             .files
             .iter()

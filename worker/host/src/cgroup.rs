@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 const REMOVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where the unified hierarchy is mounted, and our group in it.
-pub(crate) fn own_group() -> Option<PathBuf> {
+pub fn own_group() -> Option<PathBuf> {
     let mounts = crewboss_ground::kernel_text("/proc/self/mountinfo").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

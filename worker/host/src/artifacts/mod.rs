@@ -1,5 +1,8 @@
 //! Finding the files that a target promised: below `$CREWBOSS_OUT`, then below `$CREWBOSS_SRC`.
 
+pub mod pattern;
+mod walk;
+
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io::{self, BufWriter, Read as _, Write as _};
@@ -13,16 +16,25 @@ use crewboss_protocol::limits::{ARTIFACTS_MAX, NUMBER_MAX};
 use crewboss_protocol::message::{ArtifactCount, TaskLimits};
 use rustix::io::Errno;
 use rustix::time::Timespec;
+use serde::{Deserialize, Serialize};
 
-use super::message::ArtifactLine;
-use super::pattern::Pattern;
-use super::walk::walk;
 use crate::storage::is_no_space;
+use pattern::Pattern;
+use walk::walk;
 
 /// Bytes of all artifacts. A sparse file can be of any length, but the boss refuses a larger
 /// number, and the host with it. Archives of uploads and consoles, which are counted with them,
 /// take real space and do not come near the other half.
 pub(super) const BYTES_MAX: u64 = NUMBER_MAX / 2;
+
+/// One artifact in `artifacts.list`, a file of JSON lines in the attempt's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactLine {
+    /// Its name in the result.
+    pub path: RelPath,
+    /// Where it lies on the host.
+    pub file: PathBuf,
+}
 
 /// What was found for a list of patterns.
 #[derive(Debug, Default)]
@@ -35,7 +47,7 @@ pub struct Found {
     /// back.
     pub problems: Vec<String>,
     /// There were more than may be, so there are none.
-    pub(crate) too_many: bool,
+    pub too_many: bool,
 }
 
 impl Found {

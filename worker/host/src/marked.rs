@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crewboss_protocol::SessionId;
+use crewboss_protocol::clean::CleanReport;
 use rustix::process::Signal;
 
 use crate::process::{KILL_WITHIN, ProcessId, all, descendants, identified, with_variable};
@@ -20,6 +21,13 @@ pub const OPTION: &str = "--session";
 
 /// What of ours is started for a session, and ends with it.
 const ROLES: [&[u8]; 2] = [b"runner", b"bulk"];
+
+/// How long a worker that was asked to end may take before it is killed. Its own limit for stopping
+/// is below this.
+pub const END_WITHIN: Duration = Duration::from_secs(6);
+
+/// Between two looks at a worker that is ending.
+const END_LOOK: Duration = Duration::from_millis(5);
 
 /// Between two looks at processes that are about to stop.
 const LOOK: Duration = Duration::from_millis(1);
@@ -63,6 +71,35 @@ pub fn kill(roots: &[ProcessId]) -> usize {
         new = found.into_iter().filter(|process| still.contains(&process.pid) && is_new(process)).collect();
     }
     known.values().filter(|process| process.deliver(Signal::KILL)).count()
+}
+
+/// Kills every process that says that it belongs to the session, again and again, since they may
+/// fork.
+pub fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool {
+    let mut killed = BTreeSet::new();
+    let gone = wait_until(KILL_WITHIN, || {
+        let living: Vec<ProcessId> = of_session(session).into_iter().filter(ProcessId::is_alive).collect();
+        for process in &living {
+            if process.signal(Signal::KILL) {
+                killed.insert((process.pid, process.start));
+            }
+        }
+        living.is_empty()
+    });
+    report.processes += u32::try_from(killed.len()).unwrap_or(u32::MAX);
+    gone
+}
+
+/// Waits until something holds, for no longer than that. Returns whether it does.
+pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    while !done() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(END_LOOK);
+    }
+    true
 }
 
 #[cfg(test)]

@@ -134,25 +134,9 @@ pub fn sessions(layout: &Layout) -> Vec<SessionId> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    pub(crate) fn owner_of(session: &str, process: &ProcessId) -> Owner {
-        Owner {
-            session: session.parse().unwrap(),
-            boss: "me@here".to_owned(),
-            run: "run".parse().unwrap(),
-            host: "lab".parse().unwrap(),
-            priority: 0,
-            silence_ms: 20_000,
-            boot: boot_id(),
-            guardian: process.clone(),
-            worker: process.clone(),
-            cgroup: None,
-            machines: None,
-            short: None,
-        }
-    }
+    use crate::testing::owner_of;
 
     #[test]
     fn a_record_survives_the_disk_and_only_its_own_name() {

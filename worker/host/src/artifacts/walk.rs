@@ -12,8 +12,8 @@ use crewboss_protocol::limits::PATH_PARTS_MAX;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::artifacts::{BYTES_MAX, Found, Wanted, is_of_host};
 use super::pattern::{Pattern, Places};
+use super::{BYTES_MAX, Found, Wanted, is_of_host};
 
 /// Links to directories that are followed for one pattern. In a tree that is full of links to
 /// itself a pattern with some `*` would never be done.

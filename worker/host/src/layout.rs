@@ -190,7 +190,7 @@ impl Layout {
 ///
 /// # Errors
 /// If one of them may not be used.
-pub(crate) fn check(directory: &Path, names: &[&str]) -> Result<(), crewboss_ground::Error> {
+pub fn check(directory: &Path, names: &[&str]) -> Result<(), crewboss_ground::Error> {
     let there = |error: &crewboss_ground::Error| error.kind() != std::io::ErrorKind::NotFound;
     let directory = match Directory::open(directory) {
         Err(error) if !there(&error) => return Ok(()),

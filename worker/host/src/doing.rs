@@ -132,7 +132,7 @@ fn shown(line: Line, owner: &Owner, now: SystemTime) -> RunningTask {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::owner::tests::owner_of;
+    use crate::testing::owner_of;
 
     #[test]
     fn what_runs_and_nothing_else_is_told_with_its_time() {

@@ -13,8 +13,7 @@ use crewboss_protocol::{StageExit, TaskRef};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
-use super::link::Link;
-use super::message::ToRunner;
+use super::control::Control;
 use crate::process::{kill_all_descendants, reap_ended, signal_descendants};
 use crate::sys::{self, Reaped};
 
@@ -40,7 +39,7 @@ pub enum Stream {
 }
 
 /// Takes the output as it comes. An error ends the program.
-pub type Sink<'a> = dyn FnMut(&mut Link, Stream, &[u8]) -> io::Result<()> + 'a;
+pub type Sink<'a, C> = dyn FnMut(&mut C, Stream, &[u8]) -> io::Result<()> + 'a;
 
 /// Why a program was not left to end by itself.
 #[derive(Debug)]
@@ -70,7 +69,7 @@ pub struct Ended {
     pub rss_kib: u64,
 }
 
-struct Run<'a> {
+struct Run<'a, C: Control> {
     pid: i32,
     /// A kernel before 5.3, as old guests have it, knows none.
     pidfd: Option<OwnedFd>,
@@ -84,13 +83,13 @@ struct Run<'a> {
     kill_at: Option<Instant>,
     deadline: Instant,
     at: TaskRef,
-    link: &'a mut Link,
+    control: &'a mut C,
 }
 
 /// A command for [`run`]. This process has begun anew itself, as what [`crewboss_ground::program`]
 /// starts, or by [`crewboss_ground::begin_anew`]. So nothing is left to prepare between fork and
 /// exec, and the fast way of starting can be taken.
-pub(crate) fn program(program: impl AsRef<OsStr>) -> Command {
+pub fn program(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0);
     command
@@ -100,13 +99,13 @@ pub(crate) fn program(program: impl AsRef<OsStr>) -> Command {
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn run(
+pub fn run<C: Control>(
     mut command: Command,
     at: TaskRef,
     deadline: Instant,
-    link: &mut Link,
+    control: &mut C,
     buffer: &mut Vec<u8>,
-    sink: &mut Sink<'_>,
+    sink: &mut Sink<'_, C>,
 ) -> io::Result<Ended> {
     let begin = Instant::now();
     // Standard input is /dev/null already, see `sys::take_stdin`.
@@ -136,7 +135,7 @@ pub fn run(
         kill_at: None,
         deadline,
         at,
-        link,
+        control,
     };
     run.until_first_ended(buffer, sink)?;
     run.until_stopped(buffer, sink)?;
@@ -161,7 +160,7 @@ fn exit_of(status: i32) -> StageExit {
     }
 }
 
-impl Run<'_> {
+impl<C: Control> Run<'_, C> {
     fn note(pid: i32, status: &mut Option<i32>, cpu: &mut Duration, rss: &mut u64, reaped: Reaped) {
         *cpu += reaped.cpu;
         *rss = (*rss).max(reaped.rss_kib);
@@ -190,7 +189,7 @@ impl Run<'_> {
         }
     }
 
-    fn until_first_ended(&mut self, buffer: &mut [u8], sink: &mut Sink<'_>) -> io::Result<()> {
+    fn until_first_ended(&mut self, buffer: &mut [u8], sink: &mut Sink<'_, C>) -> io::Result<()> {
         // What came together with the job has been read with it, and no poll tells of it.
         self.heed();
         while self.status.is_none() {
@@ -202,16 +201,16 @@ impl Run<'_> {
                 self.kill_all();
                 return Ok(());
             }
-            self.link.flush_live(self.at, now, false);
+            let due = self.control.flush_live(self.at, now);
             let until = self.kill_at.unwrap_or(self.deadline).saturating_duration_since(now);
-            let wait = self.link.live_due(now).map_or(until, |due| due.min(until));
+            let wait = due.map_or(until, |due| due.min(until));
             self.poll_once(wait, buffer, sink)?;
         }
         Ok(())
     }
 
     /// After the first process of a stopped program has ended the others get the rest of the grace.
-    fn until_stopped(&mut self, buffer: &mut [u8], sink: &mut Sink<'_>) -> io::Result<()> {
+    fn until_stopped(&mut self, buffer: &mut [u8], sink: &mut Sink<'_, C>) -> io::Result<()> {
         while self.kill_at.is_some_and(|at| Instant::now() < at) && !self.childless {
             self.poll_once(TERM_POLL, buffer, sink)?;
             self.reap();
@@ -219,9 +218,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn poll_once(&mut self, wait: Duration, buffer: &mut [u8], sink: &mut Sink<'_>) -> io::Result<()> {
+    fn poll_once(&mut self, wait: Duration, buffer: &mut [u8], sink: &mut Sink<'_, C>) -> io::Result<()> {
         let ready = {
-            let closed = self.link.is_closed();
             let mut fds = Vec::with_capacity(4);
             let mut roles = [None; 4];
             let mut add = |fds: &mut Vec<_>, role: usize, fd| {
@@ -236,8 +234,8 @@ impl Run<'_> {
             if let Some(pidfd) = self.pidfd.as_ref().filter(|_| self.status.is_none()) {
                 add(&mut fds, 2, PollFd::new(pidfd, PollFlags::IN));
             }
-            if !closed {
-                add(&mut fds, 3, PollFd::new(self.link.fd(), PollFlags::IN));
+            if let Some(fd) = self.control.fd() {
+                add(&mut fds, 3, PollFd::from_borrowed_fd(fd, PollFlags::IN));
             }
             let wait = if self.pidfd.is_some() { wait } else { wait.min(END_POLL) };
             sys::poll(&mut fds, Some(wait))?;
@@ -256,23 +254,18 @@ impl Run<'_> {
     }
 
     fn hear(&mut self) {
-        self.link.fill();
+        self.control.fill();
         self.heed();
     }
 
     fn heed(&mut self) {
-        while let Some(message) = self.link.take() {
-            if matches!(message, ToRunner::Cancel { at } if at == self.at) {
-                self.stop(Stopped::Cancelled);
-            }
-        }
-        if self.link.is_closed() {
+        if self.control.is_cancelled(self.at) {
             self.stop(Stopped::Cancelled);
         }
     }
 
     /// Reads once from a pipe that has something. Returns whether there may be more.
-    fn read(&mut self, index: usize, buffer: &mut [u8], sink: &mut Sink<'_>) -> bool {
+    fn read(&mut self, index: usize, buffer: &mut [u8], sink: &mut Sink<'_, C>) -> bool {
         let Some(pipe) = &self.pipes[index] else { return false };
         match rustix::io::read(pipe, &mut *buffer) {
             Ok(0) => self.pipes[index] = None,
@@ -286,7 +279,7 @@ impl Run<'_> {
                 if matches!(self.stopped, Some(Stopped::Output(_))) {
                     return true;
                 }
-                if let Err(error) = sink(self.link, stream, &buffer[..len]) {
+                if let Err(error) = sink(self.control, stream, &buffer[..len]) {
                     self.stop(Stopped::Output(error));
                 }
                 return true;
@@ -299,7 +292,7 @@ impl Run<'_> {
 
     /// Takes what is still in the pipes. All processes are gone, so nobody writes any more; who got
     /// hold of the pipe by being handed it from elsewhere is not waited for.
-    fn drain(&mut self, buffer: &mut [u8], sink: &mut Sink<'_>) -> io::Result<()> {
+    fn drain(&mut self, buffer: &mut [u8], sink: &mut Sink<'_, C>) -> io::Result<()> {
         for index in 0..2 {
             while let Some(pipe) = &self.pipes[index] {
                 let mut fds = [PollFd::new(pipe, PollFlags::IN)];
@@ -310,29 +303,5 @@ impl Run<'_> {
         }
         self.pipes = [None, None];
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runner::link::tests::with_a_cancel_in_its_buffer;
-
-    #[test]
-    fn a_cancel_that_was_read_with_its_job_ends_it() {
-        let at: TaskRef = "1.1".parse().unwrap();
-        // In a process of its own: stages end all that comes from their process.
-        if std::env::var_os("CREWBOSS_TEST_STAGE").is_none() {
-            let mut own = Command::new(std::env::current_exe().unwrap());
-            own.args(["--exact", "runner::stage::tests::a_cancel_that_was_read_with_its_job_ends_it"]);
-            crate::testing::run(own.env("CREWBOSS_TEST_STAGE", "1"));
-            return;
-        }
-        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
-        let mut sleep = program("sleep");
-        sleep.arg("1000");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let ended = run(sleep, at, deadline, &mut link, &mut Vec::new(), &mut |_, _, _| Ok(())).unwrap();
-        assert!(matches!(ended.stopped, Some(Stopped::Cancelled)), "{ended:?}");
     }
 }

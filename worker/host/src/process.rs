@@ -56,7 +56,7 @@ impl ProcessId {
 
     /// Whether it is a process of this user. A record, whoever has written it, names no others that
     /// we would end.
-    pub(crate) fn is_own(&self) -> bool {
+    pub fn is_own(&self) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         let owner = std::fs::metadata(format!("/proc/{}", self.pid)).map(|found| found.uid());
         owner.is_ok_and(|owner| owner == rustix::process::geteuid().as_raw())
