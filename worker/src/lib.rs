@@ -6,7 +6,6 @@
 //! always find it.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod agent;
 pub mod bulk;
 pub mod core;
 pub mod environment;
