@@ -19,9 +19,8 @@ use crewboss_host::process::with_variable;
 use crewboss_protocol::guest::{FromGuest, GuestStream, Identity, ResultDocument, TaskDocument, ToGuest};
 use crewboss_protocol::target::{Command as StageCommand, Stage};
 use crewboss_protocol::{StageExit, TreeId};
-use crewboss_worker::machine::exchange::{
-    ArchiveLimits, PortDecoder, PortEvent, Unpacked, encode, source_tar, unpack,
-};
+use crewboss_worker::machine::exchange::{ArchiveLimits, PortDecoder, PortEvent, Unpacked, encode, unpack};
+use crewboss_worker::source::archive::source_tar;
 use support::{SOON, wait_for, write};
 
 const TREE: TreeId = TreeId([9; 20]);

@@ -12,6 +12,7 @@ pub mod environment;
 pub mod guardian;
 pub mod machine;
 pub mod overview;
+pub mod person;
 pub mod probe;
 pub mod prune;
 pub mod pulse;

@@ -129,7 +129,7 @@ fn set_sources_aside(layout: &Layout, aside: &mut Aside) {
         }
     }
     // Archives go with their trees, also if only the tree's directory was taken away.
-    crate::machine::exchange::source::prune(layout);
+    source::archive::prune(layout);
 }
 
 fn boot_time() -> Option<SystemTime> {

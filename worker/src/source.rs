@@ -4,6 +4,7 @@
 //! can write; elsewhere its files have no write permission, which does not bind root, so tasks only
 //! ever get copies of it. `sources/<tree>.used` is touched whenever the tree is used.
 
+pub mod archive;
 mod intact;
 pub mod objects;
 mod update;
@@ -162,7 +163,7 @@ impl Sources {
     /// As [`Self::check_out`].
     pub fn restore(&self, tree: TreeId) -> Result<(), SourceError> {
         // It may have been made of the changed source.
-        crate::machine::exchange::source::forget(&self.layout, tree);
+        archive::forget(&self.layout, tree);
         let (place, unfinished) = (self.layout.source(tree), self.unfinished());
         match fs::rename(&place, &unfinished) {
             // Taken away, or somebody else was faster.

@@ -8,7 +8,7 @@ use crewboss_protocol::message::{BootstrapOrder, Hello, Hold, TaskOrder};
 use crewboss_protocol::{Environment, HostFacts, MachineUse, Name, Target};
 
 use crate::environment::Prepared;
-use crate::runner::message::{BootstrapJob, MachineJob};
+use crate::machine::job::{BootstrapJob, MachineJob};
 
 /// From this priority on a guest gets all processors of the host.
 const BOOST_PRIORITY: u32 = 10_000;

@@ -13,7 +13,8 @@ use crewboss_host::marked;
 use crewboss_host::process::ProcessId;
 use crewboss_protocol::SessionId;
 
-use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
+use crate::machine::job::BootstrapJob;
+use crate::runner::message::{Job, Spec, ToRunner};
 
 /// What is read from a runner at once.
 const READ_BYTES: usize = 64 << 10;

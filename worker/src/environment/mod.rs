@@ -32,8 +32,8 @@ use crewboss_protocol::{Environment, TreeId};
 pub use error::EnvError;
 pub use warm::WarmKey;
 
-use crate::machine::exchange::source_tar;
 use crate::source::Sources;
+use crate::source::archive::source_tar;
 use fingerprint::Fingerprint;
 use graves::Graves;
 use spare::Spares;

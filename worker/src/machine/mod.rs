@@ -9,7 +9,6 @@
 //! than what started it.
 
 pub mod accelerator;
-pub mod ahead;
 pub mod boot;
 pub mod bootstrap;
 pub mod console;
@@ -22,21 +21,21 @@ pub mod halt;
 pub mod hold;
 pub mod hub;
 pub mod identity;
+pub mod job;
 pub mod kills;
+pub mod listener;
 pub mod lock;
 pub mod manifest;
 pub mod memory;
 pub mod new_guest;
-pub mod person;
 pub mod plan;
 pub mod probe;
 pub mod qemu;
 pub mod record;
 pub mod room;
-mod supply;
+pub mod supply;
 pub mod sweep;
 pub mod tap;
-pub mod task;
 pub mod tftp;
 pub mod verdict;
 pub mod warm;

@@ -16,32 +16,38 @@ use super::manifest::Manifest;
 use super::record::Owners;
 use super::verdict::Stop;
 use super::watch::Watch;
-use crate::runner::message::MachineJob;
+use crate::machine::job::MachineJob;
 
 /// Between two looks at locks that others hold.
-pub(super) const LOOK: Duration = Duration::from_millis(200);
+pub const LOOK: Duration = Duration::from_millis(200);
 
 /// The machines of a host, on behalf of one slot.
 #[derive(Debug)]
-pub(super) struct Supply<'a> {
+pub struct Supply<'a> {
+    /// The machine directory.
     pub machines: Machines,
+    /// The slot's locks of machines.
     pub locks: Locks,
+    /// Whose the guests are.
     pub owners: Owners,
     job: &'a MachineJob,
 }
 
 /// A machine whose manifest could be read.
 #[derive(Debug)]
-pub(super) struct Found {
+pub struct Found {
+    /// Where it lies.
     pub directory: MachineDir,
+    /// What its manifest says.
     pub manifest: Manifest,
 }
 
 /// What keeps a bootstrap waiting is told once, and only if it lasts: others may just be choosing.
 #[derive(Debug, Default)]
-pub(super) struct Told(u32);
+pub struct Told(u32);
 
 impl Told {
+    /// Tells it the second time that it is asked to.
     pub fn once(&mut self, watch: &mut Watch<'_>, text: impl FnOnce() -> String) {
         self.0 = self.0.saturating_add(1);
         if self.0 == 2 {
@@ -208,7 +214,7 @@ impl<'a> Supply<'a> {
 }
 
 /// A copy that a newer crewboss has made cannot be used, and is not replaced.
-pub(super) fn newer(directory: &MachineDir, toolchain: &Name, agent: u32) -> Stop {
+pub fn newer(directory: &MachineDir, toolchain: &Name, agent: u32) -> Stop {
     Stop::Lasting(format!(
         "{} was bootstrapped by a newer crewboss (its agent has version {agent}); use that, or remove {}",
         directory.name,

@@ -4,15 +4,14 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crewboss_host::program::Control;
 use crewboss_host::sys;
 use crewboss_protocol::{FromWorker, Phase, PhaseClock, Phases, TaskRef};
 use rustix::event::{PollFd, PollFlags};
 
 use super::guest::{Guest, GuestEvent};
 use super::hub::Hub;
+use super::listener::Listener;
 use super::verdict::Stop;
-use crate::runner::link::Link;
 
 /// What there was to see.
 #[derive(Debug)]
@@ -32,7 +31,7 @@ pub enum Seen {
 #[derive(Debug)]
 pub struct Watch<'a> {
     /// The line to the worker proper.
-    pub link: &'a mut Link,
+    pub link: &'a mut dyn Listener,
     /// What the guest of a bootstrap that failed has printed.
     pub console: Option<Vec<u8>>,
     /// The network between the guests, if they have one.
@@ -46,11 +45,11 @@ pub struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// For an attempt that has just got its slot, and came so far before.
-    pub fn new(link: &'a mut Link, at: TaskRef, before: Phases) -> Self {
+    pub fn new(link: &'a mut dyn Listener, at: TaskRef, before: Phases) -> Self {
         let mut clock = PhaseClock::after(before);
         // The worker proper has said so.
         clock.begin(Phase::Machine, Instant::now());
-        link.doing.note(&Phase::Machine);
+        link.note(&Phase::Machine);
         Self { link, console: None, hub: Hub::default(), clock, at, seen: VecDeque::new(), cancelled: false }
     }
 
@@ -62,7 +61,7 @@ impl<'a> Watch<'a> {
     /// The attempt comes to its next phase.
     pub fn begin(&mut self, phase: Phase) {
         if self.clock.current() != Some(&phase) {
-            self.link.doing.note(&phase);
+            self.link.note(&phase);
             self.clock.begin(phase, Instant::now());
             self.step("");
         }
@@ -179,22 +178,5 @@ impl<'a> Watch<'a> {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runner::link::tests::with_a_cancel_in_its_buffer;
-
-    #[test]
-    fn a_cancel_that_was_read_with_its_job_is_heard() {
-        let at: TaskRef = "1.1".parse().unwrap();
-        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
-        let begin = Instant::now();
-        assert!(!Watch::new(&mut link, at, Phases::default()).pause(Duration::from_secs(20)));
-        assert!(begin.elapsed() < Duration::from_secs(10), "it was heard by and by only");
-        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
-        assert!(Watch::new(&mut link, at, Phases::default()).is_cancelled());
     }
 }

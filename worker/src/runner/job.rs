@@ -17,6 +17,8 @@ use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::target::Stage;
 use crewboss_protocol::{FromWorker, Outcome, Phase, PhaseClock, StageExit, StageResult};
 
+use crate::machine::listener::Listener;
+
 use super::link::Link;
 use super::message::{Job, Spec};
 use super::output::{Output, is_too_long};

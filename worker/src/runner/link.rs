@@ -10,11 +10,12 @@ use crewboss_host::doing::Doing;
 use crewboss_host::program::Control;
 use crewboss_protocol::limits::{LIVE_CHUNK_BYTES_MAX, STANDSTILL};
 use crewboss_protocol::message::{BootstrapEnd, Done};
-use crewboss_protocol::{FromWorker, Outcome, TaskRef, codec};
+use crewboss_protocol::{FromWorker, Outcome, Phase, TaskRef, codec};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::SendFlags;
 
 use super::message::ToRunner;
+use crate::machine::listener::Listener;
 
 /// A live piece is sent at most this often: as smooth as an eye can tell, cheap for a build that
 /// prints line by line.
@@ -69,21 +70,6 @@ impl Link {
         self.standstill = standstill;
     }
 
-    /// Tells the worker proper that we go on until then at most, and after it do one thing that
-    /// nobody hears of. It need not be told of the stages of a task on the host itself: it knows
-    /// their limit.
-    pub fn promise(&mut self, until: Instant) {
-        if self.promised.is_some_and(|promised| promised >= until + self.standstill / 2) {
-            return;
-        }
-        let promised = until + self.standstill;
-        self.promised = Some(promised);
-        let within = promised.saturating_duration_since(Instant::now());
-        self.output.clear();
-        self.output.extend_from_slice(format!("W{}\n", within.as_millis()).as_bytes());
-        self.write();
-    }
-
     /// The next message, waiting for it. `None` once the worker proper is gone.
     pub fn receive(&mut self) -> Option<ToRunner> {
         loop {
@@ -106,14 +92,6 @@ impl Link {
         // any more.
         self.closed |= message.is_none();
         message
-    }
-
-    /// Sends a message that must reach the boss.
-    pub fn forward(&mut self, message: &FromWorker) {
-        self.output.clear();
-        self.output.push(b'F');
-        codec::encode(message, &mut self.output);
-        self.write();
     }
 
     /// Sends the result of a job.
@@ -143,14 +121,6 @@ impl Link {
         if self.socket.write_all(&self.output).is_err() {
             self.closed = true;
         }
-    }
-
-    /// Output for the live view; it goes out at the next [`Self::flush`] whose time has come.
-    pub fn live(&mut self, bytes: &[u8]) {
-        let room = LIVE_CHUNK_BYTES_MAX - self.live.pending.len();
-        let kept = bytes.len().min(room);
-        self.live.pending.extend_from_slice(&bytes[..kept]);
-        self.live.lost += (bytes.len() - kept) as u64;
     }
 
     /// How long until the live view wants to be flushed; `None` if there is nothing for it.
@@ -240,6 +210,41 @@ impl Control for Link {
     }
 }
 
+impl Listener for Link {
+    /// Tells the worker proper that we go on until then at most, and after it do one thing that
+    /// nobody hears of. It need not be told of the stages of a task on the host itself: it knows
+    /// their limit.
+    fn promise(&mut self, until: Instant) {
+        if self.promised.is_some_and(|promised| promised >= until + self.standstill / 2) {
+            return;
+        }
+        let promised = until + self.standstill;
+        self.promised = Some(promised);
+        let within = promised.saturating_duration_since(Instant::now());
+        self.output.clear();
+        self.output.extend_from_slice(format!("W{}\n", within.as_millis()).as_bytes());
+        self.write();
+    }
+
+    fn note(&mut self, phase: &Phase) {
+        self.doing.note(phase);
+    }
+
+    fn forward(&mut self, message: &FromWorker) {
+        self.output.clear();
+        self.output.push(b'F');
+        codec::encode(message, &mut self.output);
+        self.write();
+    }
+
+    fn live(&mut self, bytes: &[u8]) {
+        let room = LIVE_CHUNK_BYTES_MAX - self.live.pending.len();
+        let kept = bytes.len().min(room);
+        self.live.pending.extend_from_slice(&bytes[..kept]);
+        self.live.lost += (bytes.len() - kept) as u64;
+    }
+}
+
 /// How many bytes at the end are the beginning of a character whose rest has not come yet.
 fn incomplete_utf8(bytes: &[u8]) -> usize {
     let tail = &bytes[bytes.len().saturating_sub(3)..];
@@ -258,14 +263,16 @@ fn incomplete_utf8(bytes: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::machine::watch::Watch;
     use crewboss_host::program::run::{Stopped, program, run};
+    use crewboss_protocol::Phases;
     use std::process::Command;
 
     /// A runner's end that has read a `Cancel` together with what came before it; and the other
     /// end.
-    pub(crate) fn with_a_cancel_in_its_buffer(at: TaskRef) -> (Link, File) {
+    fn with_a_cancel_in_its_buffer(at: TaskRef) -> (Link, File) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut theirs = File::from(OwnedFd::from(theirs));
         let cancel = |at| format!("{}\n", serde_json::to_string(&ToRunner::Cancel { at }).unwrap());
@@ -292,6 +299,17 @@ pub(crate) mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         let ended = run(sleep, at, deadline, &mut link, &mut Vec::new(), &mut |_, _, _| Ok(())).unwrap();
         assert!(matches!(ended.stopped, Some(Stopped::Cancelled)), "{ended:?}");
+    }
+
+    #[test]
+    fn a_cancel_that_was_read_with_its_job_is_heard() {
+        let at: TaskRef = "1.1".parse().unwrap();
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        let begin = Instant::now();
+        assert!(!Watch::new(&mut link, at, Phases::default()).pause(Duration::from_secs(20)));
+        assert!(begin.elapsed() < Duration::from_secs(10), "it was heard by and by only");
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        assert!(Watch::new(&mut link, at, Phases::default()).is_cancelled());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! starts, and however it hides, is a descendant of the runner and of nothing else. When the worker
 //! proper is gone (the socket closes) the runner ends its task and itself.
 
+mod guest;
 pub mod job;
 pub mod link;
 pub mod log;
@@ -23,8 +24,8 @@ use job::{Kept, run_job};
 use link::Link;
 use message::{Spec, ToRunner};
 
-use crate::machine::ahead::bootstrap;
-use crate::machine::task::run_in_guest;
+use guest::ahead::bootstrap;
+use guest::run_in_guest;
 
 /// `crewboss runner`, which only the worker proper starts: its standard input is a socket to that.
 pub fn main() -> ExitCode {

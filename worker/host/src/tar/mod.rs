@@ -5,9 +5,11 @@
 //! most, whatever an archive claims, and never makes a file itself.
 
 mod read;
+mod walk;
 mod write;
 
 pub use read::{Entry, Kind, Reader, TarError};
+pub use walk::Walk;
 pub use write::{Attributes, Writer};
 
 /// The unit of the format.

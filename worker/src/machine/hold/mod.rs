@@ -98,7 +98,7 @@ pub fn keep(
 }
 
 /// Those that came first stay: a person may be on the way to them.
-pub(super) fn check_number(machines: &Machines) -> Result<(), HoldError> {
+pub fn check_number(machines: &Machines) -> Result<(), HoldError> {
     let held = record::held(machines, SystemTime::now()).len();
     if held < HELD_MAX { Ok(()) } else { Err(HoldError::Full) }
 }

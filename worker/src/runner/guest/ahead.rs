@@ -6,12 +6,12 @@ use crewboss_host::text::{millis, shortened};
 use crewboss_protocol::Phases;
 use crewboss_protocol::message::{BootstrapEnd, Cause};
 
-use super::directory::Standing;
-use super::supply::{Supply, Told, newer};
-use super::verdict::Stop;
-use super::watch::Watch;
+use crate::machine::directory::Standing;
+use crate::machine::job::BootstrapJob;
+use crate::machine::supply::{Supply, Told, newer};
+use crate::machine::verdict::Stop;
+use crate::machine::watch::Watch;
 use crate::runner::link::Link;
-use crate::runner::message::BootstrapJob;
 
 /// Makes a machine ready. A suspension is forgotten: who asks has looked. If somebody kills its
 /// QEMU, that says nothing of the machine: it is tried once more, and left as it is the second

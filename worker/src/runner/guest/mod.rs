@@ -4,8 +4,10 @@
 //! and takes their locks; [`boot`] starts guests and tries again when one does not come up;
 //! [`by_agent`] and [`by_tftp`] are the two ways in which a guest then does the task; [`pause`]
 //! lets a person in between; [`finish`] collects what came out, keeps the guest for a person if
-//! that was asked for, and takes everything else down.
+//! that was asked for, and takes everything else down. [`ahead`] makes a machine ready before any
+//! task needs it.
 
+pub mod ahead;
 mod auxiliary;
 mod boot;
 mod by_agent;
@@ -24,15 +26,16 @@ use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{Outcome, StageExit, StageResult};
 
-use super::files::result_disk;
-use super::guest::{Guest, GuestEvent};
-use super::lock::Place;
-use super::manifest::Exchange;
-use super::room::{RESERVE, Room};
-use super::verdict::Stop;
-use super::watch::{Seen, Watch};
+use crate::machine::files::result_disk;
+use crate::machine::guest::{Guest, GuestEvent};
+use crate::machine::job::MachineJob;
+use crate::machine::lock::Place;
+use crate::machine::manifest::Exchange;
+use crate::machine::room::{RESERVE, Room};
+use crate::machine::verdict::Stop;
+use crate::machine::watch::{Seen, Watch};
 use crate::runner::link::Link;
-use crate::runner::message::{Job, MachineJob, Spec};
+use crate::runner::message::{Job, Spec};
 use crate::runner::output::{Output, is_too_long};
 
 /// Runs a job in a guest. When this returns, nothing of it runs any more, and of the guest nothing

@@ -147,7 +147,7 @@ pub(super) fn wire(watch: &mut Watch<'_>, place: usize) -> Result<Wire, Stop> {
 pub(super) fn start(
     machines: &Machines,
     owners: &Owners,
-    job: &crate::runner::message::MachineJob,
+    job: &crate::machine::job::MachineJob,
     claim: &mut Claim,
     purpose: Purpose<'_>,
     wire: Option<Wire>,

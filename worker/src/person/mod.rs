@@ -23,10 +23,10 @@ use crewboss_protocol::advice::Advice;
 use crewboss_protocol::machine::Visitor;
 use crewboss_protocol::{HostName, Name};
 
-use super::hold::revive::ReviveError;
-use super::hold::shelf::ShelfError;
-use super::lock::LockError;
-use super::record::RecordError;
+use super::machine::hold::revive::ReviveError;
+use super::machine::hold::shelf::ShelfError;
+use super::machine::lock::LockError;
+use super::machine::record::RecordError;
 use claim::{Claimed, claim};
 
 /// Who comes, and to which host.
