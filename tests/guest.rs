@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use crewboss_host::Layout;
 use crewboss_host::process::with_variable;
+use crewboss_machine::exchange::{ArchiveLimits, PortDecoder, PortEvent, Unpacked, encode, unpack};
 use crewboss_protocol::guest::{FromGuest, GuestStream, Identity, ResultDocument, TaskDocument, ToGuest};
 use crewboss_protocol::target::{Command as StageCommand, Stage};
 use crewboss_protocol::{StageExit, TreeId};
-use crewboss_worker::machine::exchange::{ArchiveLimits, PortDecoder, PortEvent, Unpacked, encode, unpack};
 use crewboss_worker::source::archive::source_tar;
 use support::{SOON, wait_for, write};
 

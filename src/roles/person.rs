@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crewboss_host::Layout;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::guest::GuestStream;
 use crewboss_protocol::{HostName, Name, StageExit};
-use crewboss_worker::machine::directory::Machines;
 use crewboss_worker::person::caller::{Caller, Pulse};
 use crewboss_worker::person::enter::{Entry, Way, enter};
 use crewboss_worker::person::release::{Released, release};

@@ -10,7 +10,6 @@ pub mod bulk;
 pub mod core;
 pub mod environment;
 pub mod guardian;
-pub mod machine;
 pub mod overview;
 pub mod person;
 pub mod probe;

@@ -215,8 +215,8 @@ struct Output {
     cancelled: Option<Instant>,
 }
 
-/// The agent, as far as its job hears of it: it says nothing, and closes its direction of the socket
-/// when the job is to stop.
+/// The agent, as far as its job hears of it: it says nothing, and closes its direction of the
+/// socket when the job is to stop.
 struct AgentEnd {
     socket: OwnedFd,
     closed: bool,

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use crewboss_host::layout::Layout;
 use crewboss_host::process::ProcessId;
+use crewboss_machine::books::sweep;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::Refusal;
 use crewboss_protocol::{SessionId, TaskRef, chain};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::environment::{EnvRequest, Prepared, Preparer};
-use crate::machine::directory::Machines;
-use crate::machine::sweep;
 use crate::prune::Aside;
 use crate::sweep::end_abandoned;
 

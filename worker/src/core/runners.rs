@@ -11,9 +11,9 @@ use std::time::Duration;
 use crewboss_ground::program;
 use crewboss_host::marked;
 use crewboss_host::process::ProcessId;
+use crewboss_machine::life::job::BootstrapJob;
 use crewboss_protocol::SessionId;
 
-use crate::machine::job::BootstrapJob;
 use crate::runner::message::{Job, Spec, ToRunner};
 
 /// What is read from a runner at once.

@@ -10,10 +10,10 @@ use crewboss_host::layout::Layout;
 use crewboss_host::owner::Owner;
 use crewboss_host::process::{ProcessId, boot_id};
 use crewboss_host::{cgroup, short};
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::{Hello, WorkerErrorKind};
 
-use crate::machine::directory::Machines;
 use crate::prune::{self, Aside};
 use crate::slots::lock_as_user;
 use crate::sweep::{remove_leftovers, sweep_dead};

@@ -8,6 +8,7 @@ use crewboss_host::layout::Layout;
 use crewboss_host::process::{kill_all_descendants, kill_orphans};
 use crewboss_host::storage::is_no_space;
 use crewboss_host::sys;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::machine::MachineState;
 use crewboss_protocol::message::{BootstrapOrder, Ending, Hello, TaskOrder};
 use crewboss_protocol::{
@@ -24,7 +25,6 @@ use super::session::Session;
 use super::state::{Action, Core, Event, Offer};
 use super::{Channel, machine, variables};
 use crate::environment::{EnvRequest, Prepared, Preparer, WarmKey};
-use crate::machine::directory::Machines;
 use crate::runner::message::{FromRunner, Job};
 use crate::sender;
 use crate::slots::{LOOK, Share, Slots};

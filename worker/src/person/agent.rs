@@ -10,12 +10,11 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crewboss_host::sys;
+use crewboss_machine::exchange::{PortDecoder, PortEvent, encode};
 use crewboss_protocol::codec;
 use crewboss_protocol::guest::{FromGuest, GuestStream, ToGuest};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-
-use crate::machine::exchange::{PortDecoder, PortEvent, encode};
 
 /// Longest answer to a question.
 const ANSWER_MAX: usize = 4096;

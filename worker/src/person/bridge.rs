@@ -4,13 +4,13 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use crewboss_host::sys;
+use crewboss_machine::qemu::child::Ended;
 use crewboss_protocol::guest::GuestStream;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::caller::Caller;
-use crate::machine::qemu::child::Ended;
 
 /// Typed bytes that a guest does not take; what is more is lost, but the key that leaves is heard.
 const TYPED_MAX: usize = 64 << 10;

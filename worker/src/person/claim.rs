@@ -3,6 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crewboss_host::process::{KILL, KILL_WITHIN, ProcessId};
+use crewboss_machine::books::lock::{self, GuestLock};
+use crewboss_machine::books::record::GuestRecord;
+use crewboss_machine::images::directory::Machines;
+use crewboss_machine::life::hold::SAVE_WITHIN;
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::Visitor;
 use rustix::process::Signal;
@@ -10,10 +14,6 @@ use rustix::process::Signal;
 use super::bridge::MAKE_ROOM;
 use super::caller::Caller;
 use super::{PersonError, Who, now};
-use crate::machine::directory::Machines;
-use crate::machine::hold::SAVE_WITHIN;
-use crate::machine::lock::{self, GuestLock};
-use crate::machine::record::GuestRecord;
 
 /// Whoever is to make room saves the guest first.
 const LEAVES_WITHIN: Duration = SAVE_WITHIN.saturating_add(Duration::from_secs(20));

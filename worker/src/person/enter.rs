@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crewboss_host::marked::MARK;
 use crewboss_host::sys;
+use crewboss_machine::guest::door::{self, Answer, Knock, Knocked};
+use crewboss_machine::images::directory::Machines;
+use crewboss_machine::qemu::process::Qemu;
 use crewboss_protocol::Name;
 use crewboss_protocol::advice::Advice;
 use crewboss_protocol::guest::FromGuest;
@@ -17,9 +20,6 @@ use super::caller::Caller;
 use super::claim::take_over;
 use super::visit::Visit;
 use super::{Claimed, PersonError, Who, claim};
-use crate::machine::directory::Machines;
-use crate::machine::door::{self, Answer, Knock, Knocked};
-use crate::machine::qemu::process::Qemu;
 
 /// The socket of a guest's display, in its directory.
 const DISPLAY: &str = "vnc";

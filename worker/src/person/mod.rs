@@ -19,14 +19,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use crewboss_machine::books::lock::LockError;
+use crewboss_machine::books::record::RecordError;
+use crewboss_machine::life::hold::revive::ReviveError;
+use crewboss_machine::life::hold::shelf::ShelfError;
 use crewboss_protocol::advice::Advice;
 use crewboss_protocol::machine::Visitor;
 use crewboss_protocol::{HostName, Name};
 
-use super::machine::hold::revive::ReviveError;
-use super::machine::hold::shelf::ShelfError;
-use super::machine::lock::LockError;
-use super::machine::record::RecordError;
 use claim::{Claimed, claim};
 
 /// Who comes, and to which host.

@@ -1,12 +1,12 @@
 //! `crewboss release`, on the host: a held guest goes, a task that waits goes on.
 
+use crewboss_machine::books::record::GuestRecord;
+use crewboss_machine::guest::door::Knock;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::Name;
 
 use super::enter::knock_at;
 use super::{PersonError, Who, claim};
-use crate::machine::directory::Machines;
-use crate::machine::door::Knock;
-use crate::machine::record::GuestRecord;
 
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

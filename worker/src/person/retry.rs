@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use crewboss_host::marked::MARK;
 use crewboss_host::sys;
+use crewboss_machine::images::directory::Machines;
+use crewboss_machine::qemu::child::Ended;
 use crewboss_protocol::guest::{FromGuest, TaskDocument, ToGuest};
 use crewboss_protocol::{Name, StageResult};
 
@@ -15,8 +17,6 @@ use super::caller::Caller;
 use super::enter::{drain, drain_monitor};
 use super::visit::{Visit, load};
 use super::{PersonError, Who, claim};
-use crate::machine::directory::Machines;
-use crate::machine::qemu::child::Ended;
 
 /// An agent that was stopped answers at once; a host that is short of processors may let it wait.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);

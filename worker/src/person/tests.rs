@@ -1,6 +1,9 @@
 //! Who may do what with which guest.
 
 use crewboss_host::process::ProcessId;
+use crewboss_machine::books::record::{GuestRecord, Owners, Step, guests};
+use crewboss_machine::images::directory::Machines;
+use crewboss_machine::life::hold::{HoldError, check_number};
 use crewboss_protocol::limits::HELD_MAX;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::overview::Waiting;
@@ -8,9 +11,6 @@ use crewboss_protocol::{Outcome, TreeId};
 
 use super::release::{Released, release};
 use super::*;
-use crate::machine::directory::Machines;
-use crate::machine::hold::{HoldError, check_number};
-use crate::machine::record::{GuestRecord, Owners, Step, guests};
 
 fn who() -> Who {
     Who { person: "eve@desk".to_owned(), host: "lab1".parse().unwrap() }

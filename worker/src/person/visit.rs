@@ -2,17 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use crewboss_machine::books::lock::{Locks, Place, Wanted};
+use crewboss_machine::books::record::GuestRecord;
+use crewboss_machine::guest::kept::Kept;
+use crewboss_machine::images::directory::Machines;
+use crewboss_machine::life::hold::revive::{PutAway, Revived, revive};
+use crewboss_machine::life::hold::shelf::Shelf;
 use crewboss_protocol::Name;
 use crewboss_protocol::advice::Advice;
 use crewboss_protocol::machine::{HeldGuest, MachineHolder};
 
 use super::caller::Caller;
 use super::{Claimed, PersonError, Who, now};
-use crate::machine::directory::Machines;
-use crate::machine::hold::revive::{PutAway, Revived, revive};
-use crate::machine::hold::shelf::{Kept, Shelf};
-use crate::machine::lock::{Locks, Place, Wanted};
-use crate::machine::record::GuestRecord;
 
 /// However little of its time is left: this long a guest is kept after a visit.
 const KEPT_AFTER: u64 = 15 * 60;

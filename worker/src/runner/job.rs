@@ -12,12 +12,11 @@ use crewboss_host::program::command::{NOT_FOUND, command, is_of_the_host, look_u
 use crewboss_host::program::run::{Ended, Stopped, Stream, program as start, run};
 use crewboss_host::short::lead;
 use crewboss_host::text::{millis, shortened};
+use crewboss_machine::guest::Listener;
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::target::Stage;
 use crewboss_protocol::{FromWorker, Outcome, Phase, PhaseClock, StageExit, StageResult};
-
-use crate::machine::listener::Listener;
 
 use super::link::Link;
 use super::message::{Job, Spec};

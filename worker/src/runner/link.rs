@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_host::doing::Doing;
 use crewboss_host::program::Control;
+use crewboss_machine::guest::Listener;
 use crewboss_protocol::limits::{LIVE_CHUNK_BYTES_MAX, STANDSTILL};
 use crewboss_protocol::message::{BootstrapEnd, Done};
 use crewboss_protocol::{FromWorker, Outcome, Phase, TaskRef, codec};
@@ -15,7 +16,6 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::SendFlags;
 
 use super::message::ToRunner;
-use crate::machine::listener::Listener;
 
 /// A live piece is sent at most this often: as smooth as an eye can tell, cheap for a build that
 /// prints line by line.
@@ -265,8 +265,8 @@ fn incomplete_utf8(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::watch::Watch;
     use crewboss_host::program::run::{Stopped, program, run};
+    use crewboss_machine::guest::watch::Watch;
     use crewboss_protocol::Phases;
     use std::process::Command;
 

@@ -7,10 +7,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crewboss_machine::life::job::{BootstrapJob, MachineJob};
 use crewboss_protocol::message::TaskLimits;
 use crewboss_protocol::{Outcome, Phases, Target, TaskRef, Toolchain, TreeId};
 
-use crate::machine::job::{BootstrapJob, MachineJob};
 use serde::{Deserialize, Serialize};
 
 /// To a runner.

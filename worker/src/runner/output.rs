@@ -5,10 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use crewboss_host::program::run::Stream;
+use crewboss_machine::guest::Listener;
 use crewboss_protocol::message::{LogEnd, TaskLimits};
 use crewboss_protocol::{FromWorker, TaskRef};
-
-use crate::machine::listener::Listener;
 
 use super::log::{Log, WarningScan};
 

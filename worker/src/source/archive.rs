@@ -12,10 +12,10 @@ use crewboss_ground::Open;
 use crewboss_ground::{Replace, read_record};
 use crewboss_host::layout::Layout;
 use crewboss_host::tar::{Walk, Writer};
+use crewboss_machine::exchange::SOURCE_DISK_BYTES;
 use crewboss_protocol::TreeId;
 
 use super::{UNFINISHED, used};
-use crate::machine::exchange::SOURCE_DISK_BYTES;
 
 /// Longest note of an archive that is read.
 const NOTE_BYTES_MAX: u64 = 4 << 10;
@@ -153,7 +153,7 @@ fn write(place: &Path, archive: &Path) -> Result<(), SourceArchiveError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::exchange::archive_length;
+    use crewboss_machine::exchange::archive_length;
     use std::fs::File;
     use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;

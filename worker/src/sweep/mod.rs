@@ -18,14 +18,13 @@ use crewboss_host::owner::{Owner, sessions};
 use crewboss_host::process::{KILL_WITHIN, ProcessId};
 use crewboss_host::storage::remove_tree;
 use crewboss_host::{cgroup, short};
+use crewboss_machine::books::sweep::HeldGuests;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::message::Hello;
 use crewboss_protocol::{SessionId, codec};
 use rustix::process::Signal;
 
-use crate::machine;
-use crate::machine::directory::Machines;
-use crate::machine::sweep::HeldGuests;
 use crate::slots::lock_alone;
 
 /// A session without a readable owner record is swept only when it is older than this: it may be
@@ -85,7 +84,7 @@ pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     }
     remove_stale_waiters(layout, &mut report);
     let held = if force { HeldGuests::EndAll } else { HeldGuests::End };
-    machine::sweep::sweep(machines, held, &mut report);
+    crewboss_machine::books::sweep::sweep(machines, held, &mut report);
     report
 }
 
@@ -104,7 +103,7 @@ pub fn sweep_dead(layout: &Layout, machines: &Machines, new: &Hello) -> CleanRep
         }
     }
     remove_stale_waiters(layout, &mut report);
-    machine::sweep::sweep(machines, HeldGuests::Keep, &mut report);
+    crewboss_machine::books::sweep::sweep(machines, HeldGuests::Keep, &mut report);
     report
 }
 
@@ -252,7 +251,7 @@ pub fn remove_leftovers(
     if let Some(machines) = owner.and_then(|owner| owner.machines.as_deref()) {
         let machines = Machines::new(machines);
         match machines.check() {
-            Ok(()) => machine::sweep::sweep_session(&machines, session, report),
+            Ok(()) => crewboss_machine::books::sweep::sweep_session(&machines, session, report),
             Err(error) => report.errors.push(error.to_string()),
         }
     }

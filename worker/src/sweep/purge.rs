@@ -60,12 +60,12 @@ fn purge_alone(layout: &Layout, report: &mut CleanReport) -> io::Result<bool> {
 mod tests {
     use super::super::clean;
     use super::*;
-    use crate::machine::directory::Machines;
     use crate::slots::lock_as_user;
     use crewboss_host::owner::Owner;
     use crewboss_host::process::ProcessId;
     use crewboss_host::testing::owner_of;
     use crewboss_host::testing::{Mount, Swap};
+    use crewboss_machine::images::directory::Machines;
 
     fn used() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().unwrap();

@@ -59,7 +59,8 @@ pub fn command(
     }
 }
 
-/// Looks for a program on the `PATH` of these variables, and keeps in `programs` where it was found.
+/// Looks for a program on the `PATH` of these variables, and keeps in `programs` where it was
+/// found.
 pub fn look_up(
     program: &str,
     programs: &mut BTreeMap<String, PathBuf>,

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use crewboss_host::text::{millis, shortened};
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::guest::watch::Watch;
+use crewboss_machine::images::directory::Standing;
+use crewboss_machine::life::job::BootstrapJob;
+use crewboss_machine::life::supply::{Supply, Told, newer};
 use crewboss_protocol::Phases;
 use crewboss_protocol::message::{BootstrapEnd, Cause};
 
-use crate::machine::directory::Standing;
-use crate::machine::job::BootstrapJob;
-use crate::machine::supply::{Supply, Told, newer};
-use crate::machine::verdict::Stop;
-use crate::machine::watch::Watch;
 use crate::runner::link::Link;
 
 /// Makes a machine ready. A suspension is forgotten: who asks has looked. If somebody kills its

@@ -4,6 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crewboss_machine::books::record::Step;
+use crewboss_machine::guest::boot::{Patience, boot};
+use crewboss_machine::guest::plan::Purpose;
+use crewboss_machine::guest::running::GuestEvent;
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::guest::watch::Watch;
+use crewboss_machine::images::files::ENVIRONMENT;
 use crewboss_protocol::guest::{Ending, FromGuest, Served, ToGuest};
 use crewboss_protocol::machine::variable_prefix;
 use crewboss_protocol::{Name, Phase, chain};
@@ -11,13 +18,6 @@ use crewboss_protocol::{Name, Phase, chain};
 use super::Task;
 use super::boot::{start, wire};
 use super::claim::{Claim, Claims};
-use crate::machine::boot::{Patience, boot};
-use crate::machine::files::ENVIRONMENT;
-use crate::machine::guest::GuestEvent;
-use crate::machine::plan::Purpose;
-use crate::machine::record::Step;
-use crate::machine::verdict::Stop;
-use crate::machine::watch::Watch;
 
 /// The variable with a machine's address in the private network, behind its prefix.
 const ADDRESS: &str = "ADDRESS";

@@ -1,21 +1,21 @@
 //! The build machine's guest, up and asking for its task.
 
+use crewboss_machine::books::record::{GuestRecord, Owners, Step};
+use crewboss_machine::guest::boot::{Boot, Patience, boot};
+use crewboss_machine::guest::new_guest::NewGuest;
+use crewboss_machine::guest::plan::{Life, Plan, Purpose, Wire};
+use crewboss_machine::guest::running::Guest;
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::guest::watch::Watch;
+use crewboss_machine::images::directory::{CopySnapshot, Machines};
+use crewboss_machine::life::bootstrap::Means;
+use crewboss_machine::life::warm::{self, Given, Site, Warm};
 use crewboss_protocol::guest::{TaskDocument, network_address};
 use crewboss_protocol::machine::{AuxiliaryResult, MachineResult};
 use crewboss_protocol::{Name, Phase};
 
 use super::Task;
 use super::claim::{Claim, Claims};
-use crate::machine::boot::{Boot, Patience, boot};
-use crate::machine::bootstrap::Means;
-use crate::machine::directory::{CopySnapshot, Machines};
-use crate::machine::guest::Guest;
-use crate::machine::new_guest::NewGuest;
-use crate::machine::plan::{Life, Plan, Purpose, Wire};
-use crate::machine::record::{GuestRecord, Owners, Step};
-use crate::machine::verdict::Stop;
-use crate::machine::warm::{self, Given, Site, Warm};
-use crate::machine::watch::Watch;
 
 /// Variables that say where something lies on the host, or who runs there; a guest has its own.
 const OF_THE_HOST: [&str; 6] = ["PATH", "LANG", "LOGNAME", "USER", "SHELL", crewboss_host::marked::MARK];
@@ -147,7 +147,7 @@ pub(super) fn wire(watch: &mut Watch<'_>, place: usize) -> Result<Wire, Stop> {
 pub(super) fn start(
     machines: &Machines,
     owners: &Owners,
-    job: &crate::machine::job::MachineJob,
+    job: &crewboss_machine::life::job::MachineJob,
     claim: &mut Claim,
     purpose: Purpose<'_>,
     wire: Option<Wire>,

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use crewboss_host::artifacts::is_of_host;
 use crewboss_host::program::run::Stream;
+use crewboss_machine::books::record::Step;
+use crewboss_machine::books::room;
+use crewboss_machine::exchange::{self, ArchiveError, ArchiveLimits};
+use crewboss_machine::guest::running::GuestEvent;
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::images::files::result_disk;
 use crewboss_protocol::guest::{FromGuest, GuestStream, ResultDocument, ToGuest};
 use crewboss_protocol::target::Stage;
 use crewboss_protocol::{Outcome, Phase, StageResult, chain};
 
 use super::Task;
-use crate::machine::exchange::{self, ArchiveError, ArchiveLimits};
-use crate::machine::files::result_disk;
-use crate::machine::guest::GuestEvent;
-use crate::machine::record::Step;
-use crate::machine::room;
-use crate::machine::verdict::Stop;
 use crate::runner::uploads;
 
 /// Unpacking a source takes seconds; a guest that needs longer than this hangs.

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use crewboss_ground::{Open, read_record};
 use crewboss_host::program::run::Stream;
+use crewboss_machine::books::record::Step;
+use crewboss_machine::books::room;
+use crewboss_machine::guest::running::{GuestEvent, Way};
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::images::files::{ARTIFACTS, ERR, LOG, RESULT, STAGE};
 use crewboss_protocol::guest::ResultDocument;
 use crewboss_protocol::{Outcome, Phase, StageExit, chain};
 
 use super::Task;
-use crate::machine::files::{ARTIFACTS, ERR, LOG, RESULT, STAGE};
-use crate::machine::guest::{GuestEvent, Way};
-use crate::machine::record::Step;
-use crate::machine::room;
-use crate::machine::verdict::Stop;
 
 /// A result is a few lines; a guest that puts more of them lies.
 const RESULT_BYTES_MAX: u64 = 1 << 20;

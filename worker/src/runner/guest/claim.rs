@@ -1,16 +1,16 @@
 //! The machines of a task: found, bootstrapped if need be, and locked.
 
+use crewboss_machine::books::lock::{Locks, Wanted};
+use crewboss_machine::books::record::Owners;
+use crewboss_machine::guest::memory::{Division, Wish, divide};
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::images::directory::{CopyRecord, MachineDir, Machines};
+use crewboss_machine::images::manifest::Manifest;
+use crewboss_machine::life::supply::{Found, LOOK, Supply, Told};
 use crewboss_protocol::Name;
 use crewboss_protocol::machine::{DEFAULT_TOOLCHAIN, MachineRole};
 
 use super::Task;
-use crate::machine::directory::{CopyRecord, MachineDir, Machines};
-use crate::machine::lock::{Locks, Wanted};
-use crate::machine::manifest::Manifest;
-use crate::machine::memory::{Division, Wish, divide};
-use crate::machine::record::Owners;
-use crate::machine::supply::{Found, LOOK, Supply, Told};
-use crate::machine::verdict::Stop;
 
 /// A machine that a task may start a guest of.
 pub(super) struct Claim {

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_ground::Replace;
 use crewboss_host::text::shortened;
+use crewboss_machine::books::record::Step;
+use crewboss_machine::guest::verdict::{is_held, keeps_console};
+use crewboss_machine::life::hold;
 use crewboss_protocol::machine::HeldGuest;
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{Name, Outcome, Phase, chain};
 
 use super::Task;
-use crate::machine::hold;
-use crate::machine::record::Step;
-use crate::machine::verdict::{is_held, keeps_console};
 
 /// Consoles among the artifacts of a task that ended strangely: of its guest, and of one that
 /// served it. Beside the latter lies what its service has printed.

@@ -21,19 +21,19 @@ use std::time::Instant;
 
 use crewboss_host::artifacts::Found;
 use crewboss_host::text::millis;
+use crewboss_machine::books::lock::Place;
+use crewboss_machine::books::room::{RESERVE, Room};
+use crewboss_machine::guest::running::{Guest, GuestEvent};
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::guest::watch::{Seen, Watch};
+use crewboss_machine::images::files::result_disk;
+use crewboss_machine::images::manifest::Exchange;
+use crewboss_machine::life::job::MachineJob;
 use crewboss_protocol::guest::Served;
 use crewboss_protocol::machine::{HeldGuest, MachineResult};
 use crewboss_protocol::message::{Cause, Done};
 use crewboss_protocol::{Outcome, StageExit, StageResult};
 
-use crate::machine::files::result_disk;
-use crate::machine::guest::{Guest, GuestEvent};
-use crate::machine::job::MachineJob;
-use crate::machine::lock::Place;
-use crate::machine::manifest::Exchange;
-use crate::machine::room::{RESERVE, Room};
-use crate::machine::verdict::Stop;
-use crate::machine::watch::{Seen, Watch};
 use crate::runner::link::Link;
 use crate::runner::message::{Job, Spec};
 use crate::runner::output::{Output, is_too_long};

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_machine::books::record::Step;
+use crewboss_machine::guest::running::GuestEvent;
+use crewboss_machine::guest::verdict::Stop;
+use crewboss_machine::images::manifest::Exchange;
 use crewboss_protocol::overview::Waiting;
 use crewboss_protocol::target::Stage;
 use crewboss_protocol::{FromWorker, Name, Phase};
 
 use super::Task;
-use crate::machine::guest::GuestEvent;
-use crate::machine::manifest::Exchange;
-use crate::machine::record::Step;
-use crate::machine::verdict::Stop;
 
 impl Task<'_> {
     /// Whether the task can wait at all, for a machine that speaks so.
@@ -84,7 +84,7 @@ impl Task<'_> {
         })?;
         let machines = guest.machines().clone();
         guest.record.wait(&machines, waiting).map_err(|error| Stop::host(&error))?;
-        crate::machine::halt::at(Step::Waiting);
+        crewboss_machine::halt::at(Step::Waiting);
         self.watch.begin(Phase::Person);
         let (at, guest) = (self.job.at, guest.record.id.clone());
         let (stage, until) = (Some(stage.clone()), until.as_secs());
