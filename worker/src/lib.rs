@@ -4,6 +4,7 @@
 //! decides and prepares; one [`runner`] per slot runs attempts, one at a time. Everything that a
 //! session makes lies below its directory, its guardian and its control group, so [`sweep`] can
 //! always find it.
+#![warn(unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod bulk;
@@ -23,5 +24,3 @@ pub mod sweep;
 #[cfg(test)]
 mod testing;
 pub mod verify;
-
-pub use crewboss_host::layout::Layout;

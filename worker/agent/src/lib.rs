@@ -7,6 +7,7 @@
 //! stage's, so it can prove that nothing of a stage is left, whatever else runs in the guest.
 //! Output that the host does not take in stops that child, and through it the stage, and nothing
 //! else.
+#![warn(unreachable_pub)]
 #![expect(
     clippy::disallowed_methods,
     reason = "it runs in a guest as root, in a system that is all its own: nobody else is there"

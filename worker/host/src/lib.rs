@@ -1,6 +1,7 @@
 //! What workers and guest agents do on a computer: processes and their ends, files and directories,
 //! archives, and programs that are run for tasks. It knows neither what a session is for nor who
 //! talks to whom.
+#![warn(unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod artifacts;

@@ -7,6 +7,7 @@
 //! without booting, and guests that are kept. All of it happens in the runner of a slot, so that a
 //! guest can live no longer than what started it; what a runner or a person does with it, they know
 //! themselves.
+#![warn(unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod books;

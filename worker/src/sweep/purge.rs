@@ -17,7 +17,7 @@ const KEPT_MAX: usize = 20;
 /// Removes everything of ours below the work directory, and that directory if nothing else is in
 /// it. Machines stay, since somebody made them. Nothing is removed as long as a worker lives or a
 /// guest is kept.
-pub fn purge(layout: &Layout, report: &mut CleanReport) {
+pub(crate) fn purge(layout: &Layout, report: &mut CleanReport) {
     let work = layout.work().display();
     if !report.left.is_empty() || !report.held_left.is_empty() {
         report.errors.push(format!("{work} is in use, so it was not removed"));

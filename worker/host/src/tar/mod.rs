@@ -17,17 +17,17 @@ pub const BLOCK: usize = 512;
 
 /// Where things lie in a header: offset and length.
 mod field {
-    pub const NAME: (usize, usize) = (0, 100);
-    pub const MODE: (usize, usize) = (100, 8);
-    pub const OWNER: (usize, usize) = (108, 8);
-    pub const GROUP: (usize, usize) = (116, 8);
-    pub const SIZE: (usize, usize) = (124, 12);
-    pub const TIME: (usize, usize) = (136, 12);
-    pub const CHECKSUM: (usize, usize) = (148, 8);
-    pub const KIND: usize = 156;
-    pub const LINK: (usize, usize) = (157, 100);
-    pub const MAGIC: (usize, usize) = (257, 8);
-    pub const PREFIX: (usize, usize) = (345, 155);
+    pub(crate) const NAME: (usize, usize) = (0, 100);
+    pub(crate) const MODE: (usize, usize) = (100, 8);
+    pub(crate) const OWNER: (usize, usize) = (108, 8);
+    pub(crate) const GROUP: (usize, usize) = (116, 8);
+    pub(crate) const SIZE: (usize, usize) = (124, 12);
+    pub(crate) const TIME: (usize, usize) = (136, 12);
+    pub(crate) const CHECKSUM: (usize, usize) = (148, 8);
+    pub(crate) const KIND: usize = 156;
+    pub(crate) const LINK: (usize, usize) = (157, 100);
+    pub(crate) const MAGIC: (usize, usize) = (257, 8);
+    pub(crate) const PREFIX: (usize, usize) = (345, 155);
 }
 
 /// The sum of a header's bytes, its own field counted as spaces.

@@ -13,7 +13,7 @@ use crewboss_protocol::machine::Accelerator;
 
 use super::kept::Kept;
 use super::new_guest::NewGuest;
-use super::running::{Guest, Parts};
+use super::running::{DOCUMENT_BYTES_MAX, Guest, Parts};
 use super::verdict::Stop;
 use crate::exchange::{SOURCE_DISK_BYTES, archive_length};
 use crate::images::directory::Machines;
@@ -32,9 +32,6 @@ use crate::tftp::server::{Limits, Offer, PutRule, Server};
 
 /// The file of a guest's own UEFI variables, in its snapshot.
 const UEFI_VARIABLES: &str = "uefi-variables";
-
-/// A document is a few lines.
-pub(super) const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
 
 /// QEMU greets at once; a host that is short of everything may let it wait.
 const GREETING_WITHIN: Duration = Duration::from_secs(30);

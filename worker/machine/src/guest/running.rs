@@ -36,6 +36,9 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// processors lets a guest wait for long, so it is generous.
 pub const SILENCE: Duration = Duration::from_secs(120);
 
+/// A document is a few lines.
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
+
 /// What is read from one channel at one look, so that a flood on it does not hold up the others.
 const READ_BYTES: usize = 256 << 10;
 
@@ -266,7 +269,7 @@ impl Guest {
     /// # Errors
     /// If it cannot be read, or is no text.
     pub fn put_text(&self, name: &str) -> io::Result<String> {
-        let found = read_record(&self.put_file(name), super::plan::DOCUMENT_BYTES_MAX)?;
+        let found = read_record(&self.put_file(name), DOCUMENT_BYTES_MAX)?;
         String::from_utf8(found.ok_or(io::ErrorKind::NotFound)?).map_err(io::Error::other)
     }
 

@@ -16,7 +16,7 @@ use crate::runner::link::Link;
 /// Makes a machine ready. A suspension is forgotten: who asks has looked. If somebody kills its
 /// QEMU, that says nothing of the machine: it is tried once more, and left as it is the second
 /// time.
-pub fn bootstrap(job: &BootstrapJob, link: &mut Link) -> BootstrapEnd {
+pub(crate) fn bootstrap(job: &BootstrapJob, link: &mut Link) -> BootstrapEnd {
     let at = job.order.at;
     let mut watch = Watch::new(link, at, Phases::default());
     let mut end = make(job, &mut watch);

@@ -7,7 +7,7 @@
 //! that was asked for, and takes everything else down. [`ahead`] makes a machine ready before any
 //! task needs it.
 
-pub mod ahead;
+pub(crate) mod ahead;
 mod auxiliary;
 mod boot;
 mod by_agent;
@@ -40,7 +40,7 @@ use crate::runner::output::{Output, is_too_long};
 
 /// Runs a job in a guest. When this returns, nothing of it runs any more, and of the guest nothing
 /// is left unless it is held.
-pub fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Link) -> Done {
+pub(crate) fn run_in_guest(job: &Job, machine: &MachineJob, spec: &Spec, link: &mut Link) -> Done {
     let mut task = Task {
         job,
         machine,

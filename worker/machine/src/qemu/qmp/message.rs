@@ -105,7 +105,7 @@ pub enum Migration {
 }
 
 /// The line of a command.
-pub fn command(id: u64, name: &str, arguments: &Value) -> Vec<u8> {
+pub(crate) fn command(id: u64, name: &str, arguments: &Value) -> Vec<u8> {
     let mut message = json!({ "execute": name, "id": id });
     if !arguments.is_null() {
         message["arguments"] = arguments.clone();
