@@ -14,14 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crewboss_host::Layout;
+use crewboss_host::process::with_variable;
+use crewboss_machine::exchange::{ArchiveLimits, PortDecoder, PortEvent, Unpacked, encode, unpack};
 use crewboss_protocol::guest::{FromGuest, GuestStream, Identity, ResultDocument, TaskDocument, ToGuest};
 use crewboss_protocol::target::{Command as StageCommand, Stage};
 use crewboss_protocol::{StageExit, TreeId};
-use crewboss_worker::Layout;
-use crewboss_worker::machine::exchange::{
-    ArchiveLimits, PortDecoder, PortEvent, Unpacked, encode, source_tar, unpack,
-};
-use crewboss_worker::process::with_variable;
+use crewboss_worker::source::archive::source_tar;
 use support::{SOON, wait_for, write};
 
 const TREE: TreeId = TreeId([9; 20]);
@@ -183,7 +182,7 @@ impl Drop for Guest {
         drop(self.agent.kill());
         drop(self.agent.wait());
         for process in with_variable(MARK, &self.mark) {
-            process.signal(crewboss_worker::process::KILL);
+            process.signal(crewboss_host::process::KILL);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use crewboss_worker::process::{ProcessId, with_variable};
+use crewboss_host::process::{ProcessId, with_variable};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::boss::{Ended, Running};

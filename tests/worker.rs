@@ -11,12 +11,12 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crewboss_host::process::{KILL, ProcessId, TERM, descendants, with_variable};
 use crewboss_protocol::message::{Done, Hello, TaskOrder};
 use crewboss_protocol::target::{Command as StageCommand, Stage};
 use crewboss_protocol::{
     CleanReport, Environment, FromWorker, Outcome, PROTOCOL_VERSION, Target, TaskRef, ToWorker, TreeId, codec,
 };
-use crewboss_worker::process::{KILL, ProcessId, TERM, descendants, with_variable};
 use rustix::process::Signal;
 use support::clock::FairClock;
 

@@ -4,6 +4,7 @@
 //! side passes through [`codec`] (bounded memory, never a panic), then through the types in [`id`]
 //! (which refuse names that could leave a directory), then through [`Validate::validate`].
 //! `PROTOCOL.md` beside this crate is the reference for readers; a test holds it against the types.
+#![warn(unreachable_pub)]
 #![forbid(unsafe_code)]
 
 pub mod advice;

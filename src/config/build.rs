@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crewboss_boss::plan::{Needs, Selection, TargetPlan, UploadCommand};
+use crewboss_host::artifacts::pattern::Pattern;
 use crewboss_protocol::limits::{HOLD, STAGES_MAX, TARGETS_MAX, WORD_BYTES_MAX};
 use crewboss_protocol::message::is_variable;
 use crewboss_protocol::{Command, Environment, Feature, Name, Stage, Target, Validate};
-use crewboss_worker::runner::pattern::Pattern;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;

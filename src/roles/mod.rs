@@ -7,11 +7,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crewboss_agent as agent;
+use crewboss_host::sys;
 use crewboss_protocol::SessionId;
 use crewboss_worker::sweep::Thoroughly;
-use crewboss_worker::{
-    agent, bulk, core, guardian, overview as overview_of_host, runner, sweep, sys, verify,
-};
+use crewboss_worker::{bulk, core, guardian, overview as overview_of_host, runner, sweep, verify};
 
 use crate::exit::Exit;
 use crate::output::complain;

@@ -5,15 +5,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crewboss_host::Layout;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::guest::GuestStream;
 use crewboss_protocol::{HostName, Name, StageExit};
-use crewboss_worker::Layout;
-use crewboss_worker::machine::directory::Machines;
-use crewboss_worker::machine::person::caller::{Caller, Pulse};
-use crewboss_worker::machine::person::enter::{Entry, Way, enter};
-use crewboss_worker::machine::person::release::{Released, release};
-use crewboss_worker::machine::person::retry::{Again, Retried, retry};
-use crewboss_worker::machine::person::{PersonError, Who};
+use crewboss_worker::person::caller::{Caller, Pulse};
+use crewboss_worker::person::enter::{Entry, Way, enter};
+use crewboss_worker::person::release::{Released, release};
+use crewboss_worker::person::retry::{Again, Retried, retry};
+use crewboss_worker::person::{PersonError, Who};
 
 use super::RoleError;
 use crate::exit::Exit;

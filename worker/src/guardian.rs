@@ -10,18 +10,18 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crewboss_ground::program;
+use crewboss_host::layout::Layout;
+use crewboss_host::owner::{Owner, sessions};
+use crewboss_host::process::{ProcessId, kill_all_descendants};
+use crewboss_host::sys::{self, Reap, Signals, reap};
 use crewboss_protocol::clean::CleanReport;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 
 use crate::core::state::STOP_WITHIN;
-use crate::layout::Layout;
-use crate::owner::{Owner, sessions};
-use crate::process::{ProcessId, kill_all_descendants};
 use crate::pulse::{self, Listener};
 use crate::slots;
 use crate::sweep::remove_leftovers;
-use crate::sys::{self, Reap, Signals, reap};
 
 /// After this the worker proper is not waited for any more, once it was asked to end. It gets a
 /// moment more than it gives itself, for removing what it made.

@@ -4,34 +4,23 @@
 //! decides and prepares; one [`runner`] per slot runs attempts, one at a time. Everything that a
 //! session makes lies below its directory, its guardian and its control group, so [`sweep`] can
 //! always find it.
+#![warn(unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod agent;
 pub mod bulk;
-pub mod cgroup;
 pub mod core;
-pub mod doing;
 pub mod environment;
-pub mod family;
 pub mod guardian;
-pub mod layout;
-pub mod machine;
 pub mod overview;
-pub mod owner;
+pub mod person;
 pub mod probe;
-pub mod process;
 pub mod prune;
 pub mod pulse;
 pub mod runner;
 pub mod sender;
-mod short;
 pub mod slots;
 pub mod source;
-pub mod storage;
 pub mod sweep;
-pub mod sys;
 #[cfg(test)]
 mod testing;
 pub mod verify;
-
-pub use layout::Layout;

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use crewboss_host::doing;
+use crewboss_host::layout::Layout;
+use crewboss_machine::books::lock::{self, Holding};
+use crewboss_machine::books::record::{self, GuestRecord};
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::limits::MACHINES_MAX;
 use crewboss_protocol::overview::{Overview, RunningGuest, Waiting};
 use crewboss_protocol::{Name, codec};
 
-use crate::layout::Layout;
-use crate::machine::directory::Machines;
-use crate::machine::lock::{self, Holding};
-use crate::machine::record::{self, GuestRecord};
-use crate::{doing, machine, probe};
+use crate::probe;
 
 /// Prints an [`Overview`] as one line. Returns 1 if the directories cannot be resolved.
 pub fn main(work: Option<PathBuf>, machines: Option<&str>) -> ExitCode {
@@ -38,7 +39,7 @@ pub fn overview(layout: &Layout, machines: &Machines) -> Overview {
         slots: probe::holders(layout),
         tasks: doing::running(layout, SystemTime::now()),
         guests: guests.take(MACHINES_MAX).collect(),
-        held: machine::probe::held(machines),
+        held: crewboss_machine::books::probe::held(machines),
     }
 }
 

@@ -9,11 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::layout::Layout;
+use crewboss_ground::Directory;
+use crewboss_host::layout::Layout;
+use crewboss_host::storage::remove_tree;
+
 use crate::slots::lock_alone;
 use crate::source::{self, UNFINISHED};
-use crate::storage::remove_tree;
-use crewboss_ground::Directory;
 
 /// Sources kept.
 const SOURCES_MAX: usize = 64;
@@ -128,7 +129,7 @@ fn set_sources_aside(layout: &Layout, aside: &mut Aside) {
         }
     }
     // Archives go with their trees, also if only the tree's directory was taken away.
-    crate::machine::exchange::source::prune(layout);
+    source::archive::prune(layout);
 }
 
 fn boot_time() -> Option<SystemTime> {

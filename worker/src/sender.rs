@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use crewboss_ground::{kernel_bytes, kernel_text, user_name};
-
-use crate::sys::Sender;
+use crewboss_host::sys::Sender;
 
 /// Longest name that is told further.
 const NAME_CHARS_MAX: usize = 100;

@@ -10,10 +10,9 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use crewboss_protocol::{SessionId, SlotHolder};
-
-use crate::layout::Layout;
 use crewboss_ground::{Directory, Held, Open, read_record};
+use crewboss_host::layout::Layout;
+use crewboss_protocol::{SessionId, SlotHolder};
 
 /// How often a waiting worker tries again: short against any real task, long against the cost of a
 /// try.
@@ -386,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_slot_whose_file_cannot_be_written_is_held_all_the_same() {
-        let work = crate::testing::Mount::tmpfs(1);
+        let work = crewboss_host::testing::Mount::tmpfs(1);
         let layout = Layout::new(work.path());
         let (mut one, mut two) = (slots(&layout, "a.1", 1, 1), slots(&layout, "b.1", 2, 1));
         for file in [layout.slot(0), layout.session(&"b.1".parse().unwrap()).join("waiting")] {

@@ -4,6 +4,7 @@
 //! can write; elsewhere its files have no write permission, which does not bind root, so tasks only
 //! ever get copies of it. `sources/<tree>.used` is touched whenever the tree is used.
 
+pub mod archive;
 mod intact;
 pub mod objects;
 mod update;
@@ -17,6 +18,8 @@ use std::time::SystemTime;
 
 use crewboss_ground::Directory;
 use crewboss_ground::Open;
+use crewboss_host::layout::Layout;
+use crewboss_host::storage::{self, Way, btrfs, remove_tree};
 use crewboss_protocol::TreeId;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with};
 use rustix::io::Errno;
@@ -24,9 +27,6 @@ use rustix::io::Errno;
 use intact::Note;
 
 pub use objects::Objects;
-
-use crate::layout::Layout;
-use crate::storage::{self, Way, btrfs, remove_tree};
 
 /// Names of unfinished check-outs begin like this. With an exclusive lock on `locks/users`, all of
 /// them are garbage.
@@ -163,7 +163,7 @@ impl Sources {
     /// As [`Self::check_out`].
     pub fn restore(&self, tree: TreeId) -> Result<(), SourceError> {
         // It may have been made of the changed source.
-        crate::machine::exchange::source::forget(&self.layout, tree);
+        archive::forget(&self.layout, tree);
         let (place, unfinished) = (self.layout.source(tree), self.unfinished());
         match fs::rename(&place, &unfinished) {
             // Taken away, or somebody else was faster.

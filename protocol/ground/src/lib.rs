@@ -23,6 +23,7 @@
 //! | start a program | [`program`](program()), [`program_for_person`] |
 //! | wait for a program that may stand still | [`output`](output()), [`Watched`] |
 //! | know who we are, and what `~` is | [`account`](account()), [`home`] |
+#![warn(unreachable_pub)]
 #![deny(unsafe_code)]
 
 mod account;

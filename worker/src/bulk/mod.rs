@@ -16,14 +16,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::slots::lock_as_user;
+use crewboss_host::layout::Layout;
+use crewboss_host::storage::{Way, is_no_space};
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest};
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 use crewboss_protocol::{SessionId, TreeId, chain, codec};
 
-use crate::layout::Layout;
+use crate::slots::lock_as_user;
+
 use crate::source::{self, Objects, SourceError, Sources};
-use crate::storage::{Way, is_no_space};
 use stream::{Input, Output};
 
 /// Between two looks whether the session is still there.

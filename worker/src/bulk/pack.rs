@@ -9,13 +9,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 
 use crewboss_ground::{end_with_starter, program};
+use crewboss_host::storage::free_bytes;
 use crewboss_protocol::bulk::BulkErrorKind;
 use rustix::process::Signal;
 
 use super::stream::{Frame, Input};
 use super::{End, Failure};
 use crate::source::Objects;
-use crate::storage::free_bytes;
 
 /// Packs from this size on go through git.
 pub(super) const GIT_FROM: usize = 1 << 20;

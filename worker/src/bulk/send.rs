@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crewboss_host::storage::next_data;
 use crewboss_protocol::bulk::{BulkAnswer, BulkErrorKind, BulkRequest, HOLE_BYTES_MAX, LogStream};
 use crewboss_protocol::limits::{ARTIFACTS_MAX, PATH_BYTES_MAX};
 use crewboss_protocol::{RelPath, codec};
@@ -15,7 +16,6 @@ use serde::Deserialize;
 
 use super::stream::{Input, Output};
 use super::{End, Failure};
-use crate::storage::next_data;
 
 /// How long a log that does not grow is left alone. Adds to the delay of live output, but nothing
 /// else waits for it.

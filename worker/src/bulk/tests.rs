@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread::JoinHandle;
 
+use crewboss_host::testing::{Mount, content, run};
 use crewboss_protocol::TaskRef;
 use crewboss_protocol::bulk::{BROKEN, HOLE, LogStream};
 use crewboss_protocol::limits::{BULK_CHUNK_BYTES_MAX, LONG_FILE_BYTES};
@@ -13,7 +14,7 @@ use git2::Repository;
 use serde::Serialize;
 
 use super::*;
-use crate::testing::{Mount, content, run, tree_of};
+use crate::testing::tree_of;
 
 /// The boss's end of a channel whose server runs in a thread.
 struct Boss {

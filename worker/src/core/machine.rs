@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
+use crewboss_host::layout::Layout;
+use crewboss_machine::life::job::{BootstrapJob, MachineJob};
 use crewboss_protocol::machine::DEFAULT_TOOLCHAIN;
 use crewboss_protocol::message::{BootstrapOrder, Hello, Hold, TaskOrder};
 use crewboss_protocol::{Environment, HostFacts, MachineUse, Name, Target};
 
 use crate::environment::Prepared;
-use crate::layout::Layout;
-use crate::runner::message::{BootstrapJob, MachineJob};
 
 /// From this priority on a guest gets all processors of the host.
 const BOOST_PRIORITY: u32 = 10_000;

@@ -22,6 +22,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crewboss_host::layout::Layout;
+use crewboss_host::sys::{self, Signals};
 use crewboss_protocol::codec::{self, Line, LineDecoder};
 use crewboss_protocol::limits::STANDSTILL;
 use crewboss_protocol::message::{Hello, Ready, WorkerErrorKind};
@@ -29,9 +31,7 @@ use crewboss_protocol::{FromWorker, PROTOCOL_VERSION, ToWorker, chain};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 
-use crate::layout::Layout;
 use crate::pulse::Pulse;
-use crate::sys::{self, Signals};
 use output::Output;
 use session::{CannotBegin, Session};
 use shell::Shell;

@@ -6,16 +6,16 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crewboss_host::layout::Layout;
+use crewboss_host::process::ProcessId;
+use crewboss_machine::books::sweep;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::Refusal;
 use crewboss_protocol::{SessionId, TaskRef, chain};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::environment::{EnvRequest, Prepared, Preparer};
-use crate::layout::Layout;
-use crate::machine::directory::Machines;
-use crate::machine::sweep;
-use crate::process::ProcessId;
 use crate::prune::Aside;
 use crate::sweep::end_abandoned;
 
@@ -257,7 +257,7 @@ impl Shared {
                 } else {
                     self.preparer.fail(&mut prepared)
                 };
-                let moved = crate::runner::artifacts::move_list(
+                let moved = crewboss_host::artifacts::move_list(
                     &prepared.dir.join("artifacts.list"),
                     &[(&out, &prepared.out), (&src, &prepared.src)],
                 );

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use crewboss_host::layout::Layout;
+use crewboss_host::owner::{Owner, sessions};
 use crewboss_protocol::{SessionId, SlotHolder};
 
-use crate::layout::Layout;
-use crate::owner::{Owner, sessions};
 use crate::slots::holders;
 
 /// How often it is looked who is in the way.
@@ -69,9 +69,9 @@ fn name(layout: &Layout, holder: &SlotHolder) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::owner::tests::owner_of;
-    use crate::process::ProcessId;
     use crate::slots::Slots;
+    use crewboss_host::process::ProcessId;
+    use crewboss_host::testing::owner_of;
 
     #[test]
     fn it_is_looked_now_and_then_as_long_as_one_waits() {

@@ -9,11 +9,12 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crewboss_ground::program;
+use crewboss_host::marked;
+use crewboss_host::process::ProcessId;
+use crewboss_machine::life::job::BootstrapJob;
 use crewboss_protocol::SessionId;
 
-use crate::family;
-use crate::process::ProcessId;
-use crate::runner::message::{BootstrapJob, Job, Spec, ToRunner};
+use crate::runner::message::{Job, Spec, ToRunner};
 
 /// What is read from a runner at once.
 const READ_BYTES: usize = 64 << 10;
@@ -42,7 +43,7 @@ impl Runner {
         own.set_write_timeout(Some(WRITE_WITHIN))?;
         let mut command = program("/proc/self/exe");
         command
-            .args(["runner", family::OPTION, session.as_str()])
+            .args(["runner", marked::OPTION, session.as_str()])
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null());
         let child = command.spawn()?;

@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use crewboss_ground::{Fault, Open};
+use crewboss_host::layout::Layout;
+use crewboss_host::owner::Owner;
+use crewboss_host::process::{ProcessId, boot_id};
+use crewboss_host::{cgroup, short};
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::clean::CleanReport;
 use crewboss_protocol::message::{Hello, WorkerErrorKind};
 
-use crate::cgroup;
-use crate::layout::Layout;
-use crate::machine::directory::Machines;
-use crate::owner::Owner;
-use crate::process::{ProcessId, boot_id};
 use crate::prune::{self, Aside};
-use crate::short;
 use crate::slots::lock_as_user;
 use crate::sweep::{remove_leftovers, sweep_dead};
 
@@ -34,7 +33,7 @@ pub struct CannotBegin {
 
 impl CannotBegin {
     fn at(layout: &Layout, error: &io::Error) -> Self {
-        let kind = if crate::storage::is_no_space(error) {
+        let kind = if crewboss_host::storage::is_no_space(error) {
             WorkerErrorKind::NoSpace
         } else {
             WorkerErrorKind::WorkDirectory

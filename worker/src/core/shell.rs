@@ -4,6 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
+use crewboss_host::layout::Layout;
+use crewboss_host::process::{kill_all_descendants, kill_orphans};
+use crewboss_host::storage::is_no_space;
+use crewboss_host::sys;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::machine::MachineState;
 use crewboss_protocol::message::{BootstrapOrder, Ending, Hello, TaskOrder};
 use crewboss_protocol::{
@@ -20,15 +25,10 @@ use super::session::Session;
 use super::state::{Action, Core, Event, Offer};
 use super::{Channel, machine, variables};
 use crate::environment::{EnvRequest, Prepared, Preparer, WarmKey};
-use crate::layout::Layout;
-use crate::machine::directory::Machines;
-use crate::process::{kill_all_descendants, kill_orphans};
 use crate::runner::message::{FromRunner, Job};
 use crate::sender;
 use crate::slots::{LOOK, Share, Slots};
 use crate::source;
-use crate::storage::is_no_space;
-use crate::sys;
 
 /// How often sources that are waited for are looked for, besides being told of them.
 const SOURCES_EVERY: Duration = Duration::from_secs(2);

@@ -26,7 +26,7 @@ pub fn spec(target: &Target, facts: &HostFacts, hello: &Hello) -> Spec {
         ("SHELL", "/bin/sh".to_owned()),
         ("CREWBOSS_JOBS", jobs.to_string()),
         ("CREWBOSS_TARGET", target.name.to_string()),
-        (crate::sweep::MARK, hello.session.to_string()),
+        (crewboss_host::marked::MARK, hello.session.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
@@ -41,7 +41,7 @@ pub fn spec(target: &Target, facts: &HostFacts, hello: &Hello) -> Spec {
         }
     }
     // The mark must stay what it is: clean-up finds processes by it.
-    let own = target.variables.iter().filter(|(name, _)| *name != crate::sweep::MARK);
+    let own = target.variables.iter().filter(|(name, _)| *name != crewboss_host::marked::MARK);
     variables.extend(own.map(|(name, value)| (name.clone(), value.clone())));
     let standstill = Duration::from_millis(hello.standstill_ms);
     Spec {

@@ -3,12 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crewboss_host::storage::is_no_space;
 use crewboss_protocol::TreeId;
 use crewboss_protocol::message::Refusal;
 
-use crate::machine::exchange::SourceArchiveError;
 use crate::source::SourceError;
-use crate::storage::is_no_space;
+use crate::source::archive::SourceArchiveError;
 
 /// Why an environment cannot be made or removed.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use crate::storage::remove_tree;
+use crewboss_host::storage::remove_tree;
 
 /// Destroyed together: takes about as long as making one.
 const BATCH: usize = 64;

@@ -25,15 +25,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crewboss_host::layout::Layout;
+use crewboss_host::storage::{Way, remove_tree};
 use crewboss_protocol::{Environment, TreeId};
 
 pub use error::EnvError;
 pub use warm::WarmKey;
 
-use crate::layout::Layout;
-use crate::machine::exchange::source_tar;
 use crate::source::Sources;
-use crate::storage::{Way, remove_tree};
+use crate::source::archive::source_tar;
 use fingerprint::Fingerprint;
 use graves::Graves;
 use spare::Spares;

@@ -10,10 +10,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crewboss_host::storage::remove_tree;
 use crewboss_protocol::TreeId;
 
 use super::fingerprint::Fingerprint;
-use crate::storage::remove_tree;
 
 /// The directories that every attempt has beside its source.
 pub(super) const INNER: [&str; 3] = ["out", "home", "tmp"];

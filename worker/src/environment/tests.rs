@@ -1,9 +1,11 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use crewboss_host::storage::btrfs;
+use crewboss_host::testing::{Mount, content};
+
 use super::*;
 use crate::source::SourceError;
-use crate::storage::btrfs;
-use crate::testing::{Mount, content, store};
+use crate::testing::store;
 
 const FILES: &[(&str, u32, &str)] = &[
     ("Makefile", 0o100644, "all:\n"),

@@ -20,14 +20,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crewboss_ground::{Directory, open_directory};
+use crewboss_ground::{Held, Open, Replace, read_record};
+use crewboss_host::layout::Layout;
+use crewboss_host::storage::{Way, remove_tree};
 use crewboss_protocol::TreeId;
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::EnvError;
-use crate::layout::Layout;
 use crate::source::{self, Objects};
-use crate::storage::{Way, remove_tree};
-use crewboss_ground::{Held, Open, Replace, read_record};
 
 /// Longest note that is read.
 const NOTE_BYTES_MAX: u64 = 4 << 10;

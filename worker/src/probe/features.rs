@@ -7,10 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crewboss_ground::{output, program};
+use crewboss_host::storage::Way;
 use crewboss_protocol::Feature;
 
 use super::cache::Cache;
-use crate::storage::Way;
 
 /// The features of this host. Kept until the next boot, or until the work directory lies elsewhere.
 pub(super) fn find(work: &Path, cache: &mut Cache) -> io::Result<BTreeSet<Feature>> {

@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crewboss_host::layout::Layout;
 use crewboss_protocol::Load;
-
-use crate::layout::Layout;
 
 /// What the host is doing. Whatever cannot be read is 0 or missing.
 pub fn load(layout: &Layout) -> Load {
@@ -37,7 +36,7 @@ fn memory() -> Option<sysinfo::System> {
 }
 
 fn disk_free(work: &Path) -> u64 {
-    crate::storage::free_bytes(work).unwrap_or(0)
+    crewboss_host::storage::free_bytes(work).unwrap_or(0)
 }
 
 fn load_percent() -> u32 {

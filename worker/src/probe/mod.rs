@@ -13,6 +13,10 @@ use std::io;
 use std::path::PathBuf;
 
 use crewboss_ground::Open;
+use crewboss_host::layout::Layout;
+use crewboss_machine::guest::memory::slot_share;
+use crewboss_machine::images::directory::Machines;
+use crewboss_machine::qemu::accelerator;
 use crewboss_protocol::host::SlotHolder;
 use crewboss_protocol::message::Hello;
 use crewboss_protocol::{HostFacts, TreeId, chain};
@@ -20,10 +24,6 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 
 pub use load::load;
 
-use crate::layout::Layout;
-use crate::machine::directory::Machines;
-use crate::machine::memory::slot_share;
-use crate::machine::{self, accelerator};
 use crate::source;
 use crate::source::objects::{self, Objects};
 use cache::Cache;
@@ -88,7 +88,10 @@ pub fn probe(layout: &Layout, hello: &Hello) -> Result<HostFacts, ProbeError> {
     let slots = hello.slots.map_or(threads, |cap| cap.min(threads)).clamp(1, SLOTS_MAX);
     let guest_memory = slot_share(memory, slots);
     let (machines, held) = match Machines::resolve(layout, hello.machines.as_deref()) {
-        Ok(machines) => (machine::probe::machines(&machines, guest_memory), machine::probe::held(&machines)),
+        Ok(machines) => (
+            crewboss_machine::books::probe::machines(&machines, guest_memory),
+            crewboss_machine::books::probe::held(&machines),
+        ),
         Err(_) => (Vec::new(), Vec::new()),
     };
     Ok(HostFacts {

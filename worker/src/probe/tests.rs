@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crewboss_host::testing::{Mount, run};
+
 use super::*;
-use crate::testing::{Mount, run};
 
 fn hello(toolchains: &[(&str, &Path)]) -> Hello {
     let toolchains: BTreeMap<_, _> = toolchains
@@ -31,7 +32,7 @@ fn hello(toolchains: &[(&str, &Path)]) -> Hello {
 }
 
 fn script(path: &Path, text: &str) {
-    crate::testing::write_script(path, &format!("#!/bin/sh\n{text}\n"));
+    crewboss_host::testing::write_script(path, &format!("#!/bin/sh\n{text}\n"));
 }
 
 #[test]

@@ -6,29 +6,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crewboss_host::artifacts::{Found, Wanted, find};
+use crewboss_host::process::kill_all_descendants;
+use crewboss_host::program::command::{NOT_FOUND, command, is_of_the_host, look_up, not_started};
+use crewboss_host::program::run::{Ended, Stopped, Stream, program as start, run};
+use crewboss_host::short::lead;
+use crewboss_host::text::{millis, shortened};
+use crewboss_machine::guest::Listener;
 use crewboss_protocol::limits::TEXT_BYTES_MAX;
 use crewboss_protocol::message::{Cause, Done};
-use crewboss_protocol::target::{Command as StageCommand, Stage};
+use crewboss_protocol::target::Stage;
 use crewboss_protocol::{FromWorker, Millis, Outcome, Phase, PhaseClock, StageExit, StageResult};
 
-use super::artifacts::{Found, Wanted, find};
 use super::link::Link;
 use super::message::{Job, Spec};
 use super::output::{Output, is_too_long};
-use super::stage::{Ended, Stopped, Stream, program as start, run};
 use super::uploads;
-use crate::process::kill_all_descendants;
-use crate::short::lead;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// `size` reads headers only; what takes longer hangs.
 const SIZE_WITHIN: Duration = Duration::from_secs(60);
-
-/// Runs the lines of stages.
-const SHELL: &str = "/bin/sh";
-
-/// What a shell says when a command is not there.
-pub(crate) const NOT_FOUND: StageExit = StageExit::Code(127);
 
 /// What a runner keeps from job to job.
 #[derive(Debug, Default)]
@@ -65,7 +62,7 @@ pub fn run_job(job: &Job, spec: &Spec, link: &mut Link, kept: &mut Kept) -> Done
     let place = way.unwrap_or(&job.dir);
     let mut attempt = Attempt { job, spec, output, stages, clock, rss_kib: 0, message, place, begun };
     let mut outcome = attempt.run_stages(link, kept);
-    link.flush_live(job.at, Instant::now(), true);
+    link.flush(job.at, Instant::now(), true);
     let (mut artifacts, mut sizes) = (Found::default(), String::new());
     if matches!(outcome, Outcome::Success | Outcome::Failure) {
         attempt.begin_collecting(link);
@@ -300,85 +297,6 @@ impl Attempt<'_> {
             message: shortened(self.message),
         }
     }
-}
-
-/// At most as much of a text as a message may hold.
-pub(crate) fn shortened(mut text: String) -> String {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
-}
-
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Why a program was not started, with its name. Of a script without its interpreter the system
-/// says that it is not there.
-fn not_started(command: &StageCommand, error: &io::Error) -> String {
-    let program = match command {
-        StageCommand::Shell(_) => SHELL,
-        StageCommand::Words(words) => words.first().map_or("", String::as_str),
-    };
-    if error.kind() == io::ErrorKind::NotFound && Path::new(program).exists() {
-        return format!("{program} is there, but not the interpreter or loader that it names: {error}");
-    }
-    format!("{program}: {error}")
-}
-
-/// Whether the host, and not the task, is to blame that a program could not be started.
-fn is_of_the_host(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull
-    ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
-/// The command of a stage, with an absolute program, since looking through `PATH` would take the
-/// slow way of starting.
-pub(crate) fn command(
-    command: &StageCommand,
-    programs: &mut BTreeMap<String, PathBuf>,
-    variables: &[(String, String)],
-) -> Result<Command, String> {
-    match command {
-        StageCommand::Shell(line) => {
-            let mut command = start(SHELL);
-            command.args(["-e", "-c", line]);
-            Ok(command)
-        }
-        StageCommand::Words(words) => {
-            let (program, arguments) = words.split_first().ok_or_else(String::new)?;
-            let mut command = start(look_up(program, programs, variables).ok_or_else(|| program.clone())?);
-            command.args(arguments);
-            Ok(command)
-        }
-    }
-}
-
-pub(crate) fn look_up(
-    program: &str,
-    programs: &mut BTreeMap<String, PathBuf>,
-    variables: &[(String, String)],
-) -> Option<PathBuf> {
-    if program.contains('/') {
-        return Some(PathBuf::from(program));
-    }
-    let path =
-        variables.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
-    let key = format!("{path}\0{program}");
-    if let Some(known) = programs.get(&key) {
-        return Some(known.clone());
-    }
-    let directories = path.split(':').filter(|directory| directory.starts_with('/'));
-    let found = directories
-        .map(|directory| Path::new(directory).join(program))
-        .find(|file| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())?;
-    programs.insert(key, found.clone());
-    Some(found)
 }
 
 fn size_command(spec: &Spec, kept: &mut Kept) -> Option<Command> {

@@ -3,17 +3,19 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crewboss_host::doing::Doing;
+use crewboss_host::program::Control;
+use crewboss_machine::guest::Listener;
 use crewboss_protocol::limits::{LIVE_CHUNK_BYTES_MAX, STANDSTILL};
 use crewboss_protocol::message::{BootstrapEnd, Done};
-use crewboss_protocol::{FromWorker, Outcome, TaskRef, codec};
+use crewboss_protocol::{FromWorker, Outcome, Phase, TaskRef, codec};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::SendFlags;
 
 use super::message::ToRunner;
-use crate::doing::Doing;
 
 /// A live piece is sent at most this often: as smooth as an eye can tell, cheap for a build that
 /// prints line by line.
@@ -68,31 +70,6 @@ impl Link {
         self.standstill = standstill;
     }
 
-    /// Tells the worker proper that we go on until then at most, and after it do one thing that
-    /// nobody hears of. It need not be told of the stages of a task on the host itself: it knows
-    /// their limit.
-    pub fn promise(&mut self, until: Instant) {
-        if self.promised.is_some_and(|promised| promised >= until + self.standstill / 2) {
-            return;
-        }
-        let promised = until + self.standstill;
-        self.promised = Some(promised);
-        let within = promised.saturating_duration_since(Instant::now());
-        self.output.clear();
-        self.output.extend_from_slice(format!("W{}\n", within.as_millis()).as_bytes());
-        self.write();
-    }
-
-    /// The descriptor, to be polled.
-    pub fn fd(&self) -> &File {
-        &self.socket
-    }
-
-    /// Whether the worker proper is gone.
-    pub fn is_closed(&self) -> bool {
-        self.closed
-    }
-
     /// The next message, waiting for it. `None` once the worker proper is gone.
     pub fn receive(&mut self) -> Option<ToRunner> {
         loop {
@@ -106,18 +83,6 @@ impl Link {
         }
     }
 
-    /// Reads once; waits if there is nothing.
-    pub fn fill(&mut self) {
-        let mut buffer = [0; 16 << 10];
-        match self.socket.read(&mut buffer) {
-            Ok(len) if len > 0 && self.input.len() + len <= LINE_MAX => {
-                self.input.extend_from_slice(&buffer[..len]);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            _ => self.closed = true,
-        }
-    }
-
     /// The next message that has been read already.
     pub fn take(&mut self) -> Option<ToRunner> {
         let end = self.input.iter().position(|byte| *byte == b'\n')?;
@@ -127,14 +92,6 @@ impl Link {
         // any more.
         self.closed |= message.is_none();
         message
-    }
-
-    /// Sends a message that must reach the boss.
-    pub fn forward(&mut self, message: &FromWorker) {
-        self.output.clear();
-        self.output.push(b'F');
-        codec::encode(message, &mut self.output);
-        self.write();
     }
 
     /// Sends the result of a job.
@@ -166,23 +123,15 @@ impl Link {
         }
     }
 
-    /// Output for the live view; it goes out at the next [`Self::flush_live`] whose time has come.
-    pub fn live(&mut self, bytes: &[u8]) {
-        let room = LIVE_CHUNK_BYTES_MAX - self.live.pending.len();
-        let kept = bytes.len().min(room);
-        self.live.pending.extend_from_slice(&bytes[..kept]);
-        self.live.lost += (bytes.len() - kept) as u64;
-    }
-
     /// How long until the live view wants to be flushed; `None` if there is nothing for it.
-    pub fn live_due(&self, now: Instant) -> Option<Duration> {
+    fn live_due(&self, now: Instant) -> Option<Duration> {
         let wants = !self.live.pending.is_empty();
         wants.then(|| self.live.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now)))
     }
 
     /// Sends the live output that has come together, if its time has come or `force`. Never waits
     /// for a slow boss.
-    pub fn flush_live(&mut self, at: TaskRef, now: Instant, force: bool) {
+    pub fn flush(&mut self, at: TaskRef, now: Instant, force: bool) {
         match self.live_due(now) {
             Some(wait) if force || wait.is_zero() => {}
             _ => return,
@@ -212,7 +161,7 @@ impl Link {
 
     fn has_room(&self) -> bool {
         let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
-        crate::sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0)
+        crewboss_host::sys::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0)
     }
 
     fn send_live(&mut self) {
@@ -227,6 +176,72 @@ impl Link {
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(_) => self.closed = true,
         }
+    }
+}
+
+impl Control for Link {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        (!self.closed).then(|| self.socket.as_fd())
+    }
+
+    fn fill(&mut self) {
+        let mut buffer = [0; 16 << 10];
+        match self.socket.read(&mut buffer) {
+            Ok(len) if len > 0 && self.input.len() + len <= LINE_MAX => {
+                self.input.extend_from_slice(&buffer[..len]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => self.closed = true,
+        }
+    }
+
+    fn is_cancelled(&mut self, at: TaskRef) -> bool {
+        let mut wanted = false;
+        while let Some(message) = self.take() {
+            // Nothing else is said while a job runs.
+            wanted |= matches!(message, ToRunner::Cancel { at: other } if other == at);
+        }
+        wanted || self.closed
+    }
+
+    fn flush_live(&mut self, at: TaskRef, now: Instant) -> Option<Duration> {
+        self.flush(at, now, false);
+        self.live_due(now)
+    }
+}
+
+impl Listener for Link {
+    /// Tells the worker proper that we go on until then at most, and after it do one thing that
+    /// nobody hears of. It need not be told of the stages of a task on the host itself: it knows
+    /// their limit.
+    fn promise(&mut self, until: Instant) {
+        if self.promised.is_some_and(|promised| promised >= until + self.standstill / 2) {
+            return;
+        }
+        let promised = until + self.standstill;
+        self.promised = Some(promised);
+        let within = promised.saturating_duration_since(Instant::now());
+        self.output.clear();
+        self.output.extend_from_slice(format!("W{}\n", within.as_millis()).as_bytes());
+        self.write();
+    }
+
+    fn note(&mut self, phase: &Phase) {
+        self.doing.note(phase);
+    }
+
+    fn forward(&mut self, message: &FromWorker) {
+        self.output.clear();
+        self.output.push(b'F');
+        codec::encode(message, &mut self.output);
+        self.write();
+    }
+
+    fn live(&mut self, bytes: &[u8]) {
+        let room = LIVE_CHUNK_BYTES_MAX - self.live.pending.len();
+        let kept = bytes.len().min(room);
+        self.live.pending.extend_from_slice(&bytes[..kept]);
+        self.live.lost += (bytes.len() - kept) as u64;
     }
 }
 
@@ -248,12 +263,16 @@ fn incomplete_utf8(bytes: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crewboss_host::program::run::{Stopped, program, run};
+    use crewboss_machine::guest::watch::Watch;
+    use crewboss_protocol::Phases;
+    use std::process::Command;
 
     /// A runner's end that has read a `Cancel` together with what came before it; and the other
     /// end.
-    pub(crate) fn with_a_cancel_in_its_buffer(at: TaskRef) -> (Link, File) {
+    fn with_a_cancel_in_its_buffer(at: TaskRef) -> (Link, File) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut theirs = File::from(OwnedFd::from(theirs));
         let cancel = |at| format!("{}\n", serde_json::to_string(&ToRunner::Cancel { at }).unwrap());
@@ -262,6 +281,35 @@ pub(crate) mod tests {
         let mut link = Link::new(ours.into());
         assert!(matches!(link.receive(), Some(ToRunner::Cancel { at: other }) if other != at));
         (link, theirs)
+    }
+
+    #[test]
+    fn a_cancel_that_was_read_with_its_job_ends_it() {
+        let at: TaskRef = "1.1".parse().unwrap();
+        // In a process of its own: stages end all that comes from their process.
+        if std::env::var_os("CREWBOSS_TEST_STAGE").is_none() {
+            let mut own = Command::new(std::env::current_exe().unwrap());
+            own.args(["--exact", "runner::link::tests::a_cancel_that_was_read_with_its_job_ends_it"]);
+            crewboss_host::testing::run(own.env("CREWBOSS_TEST_STAGE", "1"));
+            return;
+        }
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        let mut sleep = program("sleep");
+        sleep.arg("1000");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let ended = run(sleep, at, deadline, &mut link, &mut Vec::new(), &mut |_, _, _| Ok(())).unwrap();
+        assert!(matches!(ended.stopped, Some(Stopped::Cancelled)), "{ended:?}");
+    }
+
+    #[test]
+    fn a_cancel_that_was_read_with_its_job_is_heard() {
+        let at: TaskRef = "1.1".parse().unwrap();
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        let begin = Instant::now();
+        assert!(!Watch::new(&mut link, at, Phases::default()).pause(Duration::from_secs(20)));
+        assert!(begin.elapsed() < Duration::from_secs(10), "it was heard by and by only");
+        let (mut link, _worker) = with_a_cancel_in_its_buffer(at);
+        assert!(Watch::new(&mut link, at, Phases::default()).is_cancelled());
     }
 
     #[test]

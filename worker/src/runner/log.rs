@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_log_that_fills_the_disk_says_what_is_there_of_it() {
-        let mount = crate::testing::Mount::tmpfs(1);
+        let mount = crewboss_host::testing::Mount::tmpfs(1);
         let path = mount.path().join("log");
         let mut log = Log::new(path.clone());
         let piece = vec![b'x'; INLINE_LOG_BYTES_MAX];

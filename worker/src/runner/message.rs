@@ -7,11 +7,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crewboss_protocol::machine::{Accelerator, MachineUse};
-use crewboss_protocol::message::{BootstrapOrder, Hold, Pause, TaskLimits};
-use crewboss_protocol::{
-    HostName, Name, Outcome, Phases, RunId, SessionId, Target, TaskRef, Toolchain, TreeId,
-};
+use crewboss_machine::life::job::{BootstrapJob, MachineJob};
+use crewboss_protocol::message::TaskLimits;
+use crewboss_protocol::{Outcome, Phases, Target, TaskRef, Toolchain, TreeId};
+
 use serde::{Deserialize, Serialize};
 
 /// To a runner.
@@ -81,59 +80,6 @@ pub struct Job {
     /// What it takes to run it in a guest, if it is to run in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Box<MachineJob>>,
-}
-
-/// One bootstrap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootstrapJob {
-    /// What the boss wants.
-    pub order: BootstrapOrder,
-    /// What it takes to run its guest; there is no source.
-    pub machine: MachineJob,
-}
-
-/// What a runner needs to know for a guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineJob {
-    /// The machine directory of the host.
-    pub directory: PathBuf,
-    /// The work directory of the host.
-    pub work: PathBuf,
-    /// The session, which owns the guest.
-    pub session: SessionId,
-    /// The machines.
-    pub machines: MachineUse,
-    /// The toolchain inside the build machine.
-    pub toolchain: Name,
-    /// What guests run with.
-    pub accelerator: Accelerator,
-    /// Memory for all guests of the task together, in bytes.
-    pub memory: u64,
-    /// Processors of each guest, at most.
-    pub processors: u32,
-    /// The source as an archive.
-    pub source: PathBuf,
-    /// When the guest is kept afterwards.
-    pub hold: Hold,
-    /// Where it waits for a person.
-    pub pause: Option<Pause>,
-    /// Who started the boss.
-    pub boss: String,
-    /// The boss's run.
-    pub run: RunId,
-    /// What the boss calls this host.
-    pub host: HostName,
-    /// The boss's priority.
-    pub priority: u32,
-}
-
-/// One artifact in `artifacts.list`, a file of JSON lines in the attempt's directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArtifactLine {
-    /// Its name in the result.
-    pub path: crewboss_protocol::RelPath,
-    /// Where it lies on the host.
-    pub file: PathBuf,
 }
 
 /// A line from a runner, as far as the worker proper looks at it. `line` is a whole line for the

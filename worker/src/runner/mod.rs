@@ -4,30 +4,28 @@
 //! starts, and however it hides, is a descendant of the runner and of nothing else. When the worker
 //! proper is gone (the socket closes) the runner ends its task and itself.
 
-pub mod artifacts;
+mod guest;
 pub mod job;
 pub mod link;
 pub mod log;
 pub mod message;
 pub mod output;
-pub mod pattern;
-pub mod stage;
 pub mod uploads;
-mod walk;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+
+use crewboss_host::doing::What;
+use crewboss_host::layout::Layout;
+use crewboss_host::process::kill_all_descendants;
+use crewboss_host::sys;
 
 use job::{Kept, run_job};
 use link::Link;
 use message::{Spec, ToRunner};
 
-use crate::doing::What;
-use crate::layout::Layout;
-use crate::machine::ahead::bootstrap;
-use crate::machine::task::run_in_guest;
-use crate::process::kill_all_descendants;
-use crate::sys;
+use guest::ahead::bootstrap;
+use guest::run_in_guest;
 
 /// `crewboss runner`, which only the worker proper starts: its standard input is a socket to that.
 pub fn main() -> ExitCode {

@@ -4,12 +4,12 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
+use crewboss_host::program::run::Stream;
+use crewboss_machine::guest::Listener;
 use crewboss_protocol::message::{LogEnd, TaskLimits};
 use crewboss_protocol::{FromWorker, TaskRef};
 
-use super::link::Link;
 use super::log::{Log, WarningScan};
-use super::stage::Stream;
 
 /// Where the output of an attempt goes.
 #[derive(Debug)]
@@ -60,10 +60,10 @@ impl Output {
     ///
     /// # Errors
     /// If it cannot be stored.
-    pub fn take(&mut self, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    pub fn take(&mut self, link: &mut dyn Listener, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         self.store(link, stream, bytes)?;
         link.live(bytes);
-        link.flush_live(self.at, Instant::now(), false);
+        link.flush_live(self.at, Instant::now());
         Ok(())
     }
 
@@ -71,7 +71,7 @@ impl Output {
     ///
     /// # Errors
     /// If it cannot be stored.
-    pub fn store(&mut self, link: &mut Link, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    pub fn store(&mut self, link: &mut dyn Listener, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         self.stored += bytes.len() as u64;
         if self.stored > self.limits.log_bytes {
             return Err(io::Error::other(TooLong(self.limits.refuse_log())));
@@ -98,7 +98,7 @@ impl Output {
     }
 
     /// A line of our own in both logs.
-    pub fn say(&mut self, link: &mut Link, text: &str) {
+    pub fn say(&mut self, link: &mut dyn Listener, text: &str) {
         let line = format!("crewboss: {text}\n");
         if let Err(error) = self.take(link, Stream::Err, line.as_bytes()) {
             self.lost = Some(error);

@@ -12,11 +12,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use crewboss_ground::{Directory, Open, Replace};
+use crewboss_host::artifacts::{Found, is_of_host};
 use crewboss_protocol::Name;
 use crewboss_protocol::limits::{ARTIFACTS_MAX, UPLOADS_MAX};
 use sha2::{Digest as _, Sha256};
-
-use super::artifacts::{Found, is_of_host};
 
 /// Directories in each other that are looked through.
 const DEPTH_MAX: usize = 256;
@@ -322,7 +321,7 @@ fn header(kind: u8, name: &[u8], link: &[u8], mode: u64, size: u64) -> [u8; BLOC
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::as_stranger;
+    use crewboss_host::testing::as_stranger;
     use rustix::io::Errno;
     use std::os::unix::fs::symlink;
     use std::process::Command;

@@ -194,13 +194,13 @@ mod tests {
 
     #[test]
     fn what_a_build_put_in_the_place_of_ours_is_replaced_or_named() {
-        use crate::layout::Layout;
         use crate::source::{Sources, has, list};
+        use crewboss_host::layout::Layout;
         use std::fs;
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let tree = crate::testing::store(&layout, &[("a", 0o100_644, "text")]);
-        let sources = Sources::new(layout.clone(), crate::storage::Way::Plain).unwrap();
+        let sources = Sources::new(layout.clone(), crewboss_host::storage::Way::Plain).unwrap();
         let place = layout.source(tree);
         for put in
             [|place: &Path| fs::write(place, "x"), |place: &Path| std::os::unix::fs::symlink("/", place)]
@@ -209,7 +209,7 @@ mod tests {
             assert!(!has(&layout, tree) && list(&layout).is_empty());
             sources.check_out(tree, None).unwrap();
             assert_eq!(fs::read(place.join("a")).unwrap(), b"text");
-            crate::storage::remove_tree(&place).unwrap();
+            crewboss_host::storage::remove_tree(&place).unwrap();
         }
         let config = layout.objects().join("config");
         fs::remove_file(&config).unwrap();

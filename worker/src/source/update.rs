@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crewboss_host::storage::remove_at;
 use crewboss_protocol::tree::DEPTH_MAX;
 use git2::{ObjectType, Odb, Oid};
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, symlinkat, unlinkat};
@@ -15,7 +16,6 @@ use rustix::io::Errno;
 
 use super::SourceError;
 use super::objects::{Entries, Entry, EntryKind, long_file, read, read_tree};
-use crate::storage::remove_at;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -9,31 +9,23 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use crewboss_ground::{Directory, Held, Open, is_younger};
+use crewboss_host::layout::Layout;
+use crewboss_host::marked::{self, END_WITHIN, kill_marked, wait_until};
+use crewboss_host::owner::{Owner, sessions};
+use crewboss_host::process::{KILL_WITHIN, ProcessId};
+use crewboss_host::storage::remove_tree;
+use crewboss_host::{cgroup, short};
+use crewboss_machine::books::sweep::HeldGuests;
+use crewboss_machine::images::directory::Machines;
 use crewboss_protocol::clean::{CleanReport, LeftAlone, WhyLeft};
 use crewboss_protocol::message::Hello;
 use crewboss_protocol::{SessionId, codec};
 use rustix::process::Signal;
 
-use crate::cgroup;
-use crate::family;
-use crate::layout::Layout;
-use crate::machine;
-use crate::machine::directory::Machines;
-use crate::machine::sweep::HeldGuests;
-use crate::owner::{Owner, sessions};
-use crate::process::{KILL_WITHIN, ProcessId};
-use crate::short;
 use crate::slots::lock_alone;
-use crate::storage::remove_tree;
-use crewboss_ground::{Directory, Held, Open, is_younger};
-
-pub use crate::family::MARK;
-
-/// How long a worker that was asked to end may take before it is killed. Its own limit for stopping
-/// is below this.
-pub(crate) const END_WITHIN: Duration = Duration::from_secs(6);
 
 /// A session without a readable owner record is swept only when it is older than this: it may be
 /// about to write it.
@@ -41,9 +33,6 @@ const YOUNG: Duration = Duration::from_secs(60);
 
 /// The root directory of every btrfs subvolume has this inode number.
 const SUBVOLUME_INODE: u64 = 256;
-
-/// Between two looks at a worker that is ending.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// How thoroughly a host is cleaned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -95,7 +84,7 @@ pub fn clean(layout: &Layout, machines: &Machines, force: bool) -> CleanReport {
     }
     remove_stale_waiters(layout, &mut report);
     let held = if force { HeldGuests::EndAll } else { HeldGuests::End };
-    machine::sweep::sweep(machines, held, &mut report);
+    crewboss_machine::books::sweep::sweep(machines, held, &mut report);
     report
 }
 
@@ -114,7 +103,7 @@ pub fn sweep_dead(layout: &Layout, machines: &Machines, new: &Hello) -> CleanRep
         }
     }
     remove_stale_waiters(layout, &mut report);
-    machine::sweep::sweep(machines, HeldGuests::Keep, &mut report);
+    crewboss_machine::books::sweep::sweep(machines, HeldGuests::Keep, &mut report);
     report
 }
 
@@ -218,19 +207,8 @@ fn end(owner: &Owner, report: &mut CleanReport) {
     }
     let living: Vec<ProcessId> =
         owner.living().into_iter().filter(|process| process.is_own()).cloned().collect();
-    report.processes += u32::try_from(family::kill(&living)).unwrap_or(u32::MAX);
+    report.processes += u32::try_from(marked::kill(&living)).unwrap_or(u32::MAX);
     wait_until(KILL_WITHIN, || owner.living().is_empty());
-}
-
-pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + limit;
-    while !done() {
-        if Instant::now() > end {
-            return false;
-        }
-        std::thread::sleep(LOOK);
-    }
-    true
 }
 
 fn remove_dead(layout: &Layout, session: &SessionId, owner: Option<&Owner>, report: &mut CleanReport) {
@@ -273,7 +251,7 @@ pub fn remove_leftovers(
     if let Some(machines) = owner.and_then(|owner| owner.machines.as_deref()) {
         let machines = Machines::new(machines);
         match machines.check() {
-            Ok(()) => machine::sweep::sweep_session(&machines, session, report),
+            Ok(()) => crewboss_machine::books::sweep::sweep_session(&machines, session, report),
             Err(error) => report.errors.push(error.to_string()),
         }
     }
@@ -334,24 +312,6 @@ fn count_subvolumes(directory: &Path) -> u32 {
     u32::try_from(found).unwrap_or(u32::MAX)
 }
 
-/// Kills every process that says that it belongs to the session, again and again, since they may
-/// fork.
-pub(crate) fn kill_marked(session: &SessionId, report: &mut CleanReport) -> bool {
-    let mut killed = std::collections::BTreeSet::new();
-    let gone = wait_until(KILL_WITHIN, || {
-        let living: Vec<ProcessId> =
-            family::of_session(session).into_iter().filter(ProcessId::is_alive).collect();
-        for process in &living {
-            if process.signal(Signal::KILL) {
-                killed.insert((process.pid, process.start));
-            }
-        }
-        living.is_empty()
-    });
-    report.processes += u32::try_from(killed.len()).unwrap_or(u32::MAX);
-    gone
-}
-
 /// Waiters' files that nobody holds a lock on any more.
 pub(crate) fn remove_stale_waiters(layout: &Layout, report: &mut CleanReport) {
     let Ok(entries) = std::fs::read_dir(layout.locks()) else { return };
@@ -371,9 +331,10 @@ pub(crate) fn remove_stale_waiters(layout: &Layout, report: &mut CleanReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::owner::tests::owner_of;
-    use crate::process::{boot_id, with_variable};
-    use crate::testing::hello;
+    use crewboss_host::marked::MARK;
+    use crewboss_host::process::{boot_id, with_variable};
+    use crewboss_host::testing::hello;
+    use crewboss_host::testing::owner_of;
     use std::process::Command;
 
     fn dead_process() -> ProcessId {

@@ -3,13 +3,13 @@
 use std::fs;
 use std::io;
 
+use crewboss_host::layout::Layout;
+use crewboss_host::owner::sessions;
+use crewboss_host::storage::remove_tree;
 use crewboss_protocol::clean::CleanReport;
 
 use super::remove_but_record;
-use crate::layout::Layout;
-use crate::owner::sessions;
 use crate::slots::lock_alone;
-use crate::storage::remove_tree;
 
 /// So many names of what stays are told.
 const KEPT_MAX: usize = 20;
@@ -17,7 +17,7 @@ const KEPT_MAX: usize = 20;
 /// Removes everything of ours below the work directory, and that directory if nothing else is in
 /// it. Machines stay, since somebody made them. Nothing is removed as long as a worker lives or a
 /// guest is kept.
-pub fn purge(layout: &Layout, report: &mut CleanReport) {
+pub(crate) fn purge(layout: &Layout, report: &mut CleanReport) {
     let work = layout.work().display();
     if !report.left.is_empty() || !report.held_left.is_empty() {
         report.errors.push(format!("{work} is in use, so it was not removed"));
@@ -60,12 +60,12 @@ fn purge_alone(layout: &Layout, report: &mut CleanReport) -> io::Result<bool> {
 mod tests {
     use super::super::clean;
     use super::*;
-    use crate::machine::directory::Machines;
-    use crate::owner::Owner;
-    use crate::owner::tests::owner_of;
-    use crate::process::ProcessId;
     use crate::slots::lock_as_user;
-    use crate::testing::{Mount, Swap};
+    use crewboss_host::owner::Owner;
+    use crewboss_host::process::ProcessId;
+    use crewboss_host::testing::owner_of;
+    use crewboss_host::testing::{Mount, Swap};
+    use crewboss_machine::images::directory::Machines;
 
     fn used() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().unwrap();

@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crewboss_host::process::KILL_WITHIN;
 use crewboss_protocol::limits::KILL_GRACE;
 use crewboss_protocol::{Environment, Outcome, Target};
 
 use super::STOP_WITHIN;
-use crate::process::KILL_WITHIN;
 
 /// What a runner may take longer than it has promised: to end its task, and for want of a
 /// processor.
