@@ -1,8 +1,8 @@
 //! One run: plan, sessions, handing out, results.
 //!
 //! [`core`] decides; [`dispatch`] passes on what happens and carries out what was decided;
-//! [`session`] keeps one host going; [`push`] and [`fetch`] move bulk data beside it; [`drive`](run)
-//! waits for all of them and for the clock.
+//! [`session`] keeps one host going; [`push`] and [`fetch`] move bulk data beside it;
+//! [`drive`](run) waits for all of them and for the clock.
 
 mod awake;
 mod collect;
