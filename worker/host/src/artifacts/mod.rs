@@ -341,7 +341,7 @@ mod tests {
         assert!(problem("../secret").contains("`..`"));
         assert!(problem("*.txt").contains("control character"));
         assert!(problem("*.bin").contains("not UTF-8"));
-        assert!(problem("dir").contains("not a file"));
+        assert!(problem("dir").contains("is a directory"));
         assert!(problem("**/secret").contains("nothing matches"));
         assert!(problem("[").contains("cannot name files of a task: unclosed"));
     }
