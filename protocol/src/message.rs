@@ -518,6 +518,29 @@ pub struct Done {
     pub message: String,
 }
 
+impl Done {
+    /// The end of an attempt of which nothing else is known: nothing ran, or nothing is left of it.
+    pub fn bare(at: TaskRef, outcome: Outcome, message: String) -> Self {
+        Self {
+            at,
+            outcome,
+            stages: Vec::new(),
+            phases: Phases::default(),
+            rss_kib_max: 0,
+            log: LogEnd::default(),
+            err: LogEnd::default(),
+            sizes: String::new(),
+            artifacts: ArtifactCount::default(),
+            toolchain: None,
+            warm: false,
+            machine: None,
+            held: None,
+            cause: Cause::default(),
+            message,
+        }
+    }
+}
+
 /// A log whose end has been written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEnd {

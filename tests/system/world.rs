@@ -10,10 +10,10 @@ use crewboss_boss::run::results::Event as ResultEvent;
 use crewboss_boss::run::{Collected, Commit, Plan, Seen, UploadsEnd};
 use crewboss_boss::scheduler::{HostIndex, Input, Offer};
 use crewboss_protocol::host::Load;
-use crewboss_protocol::message::{Cause, Done, Ending, LogEnd, Refusal, TaskLimits};
+use crewboss_protocol::message::{Done, Ending, LogEnd, Refusal, TaskLimits};
 use crewboss_protocol::target::{Command, Stage};
 use crewboss_protocol::{
-    Environment, FromWorker, Millis, Outcome, Phase, Phases, StageExit, StageResult, Target, TaskId, TaskRef,
+    Environment, FromWorker, Millis, Outcome, Phase, StageExit, StageResult, Target, TaskId, TaskRef,
     ToWorker, TreeId,
 };
 use crewboss_worker::core::state::{Core as WorkerCore, Event, Offer as WorkerOffer};
@@ -849,21 +849,5 @@ impl World {
 }
 
 fn done(at: TaskRef, outcome: Outcome, text: Option<String>, bytes: u64) -> Box<Done> {
-    Box::new(Done {
-        at,
-        outcome,
-        stages: Vec::new(),
-        phases: Phases::default(),
-        rss_kib_max: 0,
-        log: LogEnd { bytes, text },
-        err: LogEnd::default(),
-        sizes: String::new(),
-        artifacts: Default::default(),
-        toolchain: None,
-        warm: false,
-        machine: None,
-        held: None,
-        cause: Cause::default(),
-        message: String::new(),
-    })
+    Box::new(Done { log: LogEnd { bytes, text }, ..Done::bare(at, outcome, String::new()) })
 }

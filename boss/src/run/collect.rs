@@ -1,7 +1,7 @@
 //! From a worker's `done` to a stored result.
 
 use crewboss_ground::Open;
-use crewboss_protocol::message::{ArtifactCount, Cause, Done, LogEnd};
+use crewboss_protocol::message::{ArtifactCount, Done, LogEnd};
 use crewboss_protocol::{
     HostName, Millis, Name, Outcome, PhaseClock, Phases, RunId, StageExit, StageResult, TaskId, TaskRef,
 };
@@ -235,23 +235,7 @@ pub fn witness(done: &mut Done, seen: PhaseClock, now: Millis) {
 
 /// The result of a task that no attempt could complete.
 pub fn given_up(at: TaskRef, message: String) -> Box<Done> {
-    Box::new(Done {
-        at,
-        outcome: Outcome::Infrastructure,
-        stages: Vec::new(),
-        phases: Phases::default(),
-        rss_kib_max: 0,
-        log: LogEnd::default(),
-        err: LogEnd::default(),
-        sizes: String::new(),
-        artifacts: Default::default(),
-        toolchain: None,
-        warm: false,
-        machine: None,
-        held: None,
-        cause: Cause::default(),
-        message,
-    })
+    Box::new(Done::bare(at, Outcome::Infrastructure, message))
 }
 
 /// The event for a task whose recorded result stands.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crewboss_protocol::limits::{KILL_GRACE, QUEUED_TASKS_MAX};
 use crewboss_protocol::message::{
-    BootstrapEnd, BootstrapOrder, Cause, Done, Ending, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
+    BootstrapEnd, BootstrapOrder, Done, Ending, LogEnd, Refusal, TaskOrder, WorkerErrorKind,
 };
 use crewboss_protocol::{
     Environment, FromWorker, Millis, Name, Outcome, Phase, PhaseClock, Phases, Target, TaskRef, ToWorker,
@@ -772,23 +772,7 @@ fn first_phase(target: Option<&Target>) -> Phase {
 /// The result of an attempt of which nothing is left but how it ended.
 fn without_running(at: TaskRef, outcome: Outcome, message: String) -> Done {
     let nothing = LogEnd { bytes: 0, text: Some(String::new()) };
-    Done {
-        at,
-        outcome,
-        stages: Vec::new(),
-        phases: Phases::default(),
-        rss_kib_max: 0,
-        log: nothing.clone(),
-        err: nothing,
-        sizes: String::new(),
-        artifacts: Default::default(),
-        toolchain: None,
-        warm: false,
-        machine: None,
-        held: None,
-        cause: Cause::default(),
-        message,
-    }
+    Done { log: nothing.clone(), err: nothing, ..Done::bare(at, outcome, message) }
 }
 
 /// The same, as a message.
